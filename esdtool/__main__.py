@@ -1,0 +1,49 @@
+"""`esdtool` and `python -m esdtool`: run the command line and turn errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 fine, 1 cannot read or run, 2 usage, 3 nothing to analyse, 130 interrupted."""
+    from esdtool.cli import app
+    from esdtool.errors import EsdtoolError
+
+    try:
+        code = app(prog_name="esdtool", standalone_mode=False)
+    except EsdtoolError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _interrupted()
+    except BrokenPipeError:
+        # The reader of our stdout (`head`) has gone; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if type(error).__name__ == "Abort":
+            _interrupted()
+        if not hasattr(error, "format_message"):  # typer's own usage errors have it, whichever click is beneath
+            raise
+        context = getattr(error, "ctx", None)
+        hint = f" (see '{context.command_path} --help')" if context is not None else ""
+        _fail(error.format_message() + hint, getattr(error, "exit_code", 2))
+    sys.exit(code or 0)
+
+
+def _fail(message: str, code: int) -> None:
+    """One line on stderr, whatever the message contains."""
+    print("esdtool: error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+def _interrupted() -> None:
+    """End at once: worker threads may be minutes deep in LAPACK, and nothing is half-written."""
+    print("\nesdtool: interrupted", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""What every checkpoint reader offers: a catalogue of tensors and lazy access to each.
+
+A reader is opened once and then used from several threads. Opening reads headers
+only; `Checkpoint.read` brings one tensor into memory at a time, so that memory does
+not grow with the size of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPE_BYTES = {
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "float8_e4m3fnuz": 1,
+    "float8_e5m2fnuz": 1,
+    "float8_e8m0fnu": 1,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
+    "bool": 1,
+    "complex64": 8,
+    "complex128": 16,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """One stored tensor, known from a header without reading its data."""
+
+    name: str
+    """Name in the file, e.g. `model.layers.0.self_attn.q_proj.weight`."""
+    shape: tuple[int, ...]
+    """Dimensions as stored."""
+    dtype: str
+    """Storage type as torch spells it, without the `torch.` prefix, e.g. `bfloat16`."""
+    file: str
+    """File that holds the data, relative to the checkpoint; empty for tensors in memory."""
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the data as stored."""
+        return self.numel * DTYPE_BYTES.get(self.dtype, 4)
+
+
+@dataclass(kw_only=True)
+class Checkpoint(ABC):
+    """A read-only, lazy view of a checkpoint's tensors."""
+
+    location: str
+    """What the user named: a path or a Hub id."""
+    tensors: Mapping[str, TensorInfo]
+    """Every stored tensor by name."""
+    files: tuple[str, ...] = ()
+    """The weight files in use, relative to the checkpoint, sorted."""
+    revision: str | None = None
+    """Commit of a Hub checkpoint, if known."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The model's `config.json`; empty where there is none."""
+    notes: tuple[str, ...] = ()
+    """Remarks that the user should see, one line each (e.g. which of two formats was taken)."""
+
+    @property
+    def model_type(self) -> str | None:
+        """`model_type` of the configuration, e.g. `llama`."""
+        value = self.config.get("model_type")
+        return value if isinstance(value, str) else None
+
+    @abstractmethod
+    def read(self, name: str) -> torch.Tensor:
+        """Read one tensor, on the CPU and in its storage dtype. Safe to call from several threads.
+
+        Raises:
+            CheckpointError: if the data cannot be read; the message names file and tensor.
+        """

@@ -1,0 +1,38 @@
+"""The command line: one thin file per subcommand. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from esdtool._version import __version__
+from esdtool.cli.analyze import analyze
+from esdtool.cli.schema import schema
+
+app = typer.Typer(
+    name="esdtool",
+    help="Spectral analysis of language model weights, and module-wise weight decay from it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"esdtool {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Spectral analysis of language model weights, and module-wise weight decay from it."""
+
+
+app.command()(analyze)
+app.command()(schema)

@@ -1,0 +1,146 @@
+"""`esdtool analyze`: a checkpoint to its spectra and alphas."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from esdtool.options import FITS, FixFingerBound, SpectrumName
+
+if TYPE_CHECKING:
+    from esdtool.analysis import Analysis
+    from esdtool.engine import Plan
+
+SortKey = Literal["order", "name", "role", "layer", "alpha", "ks", "stable-rank", "lambda-max"]
+
+
+def analyze(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="A .safetensors, .bin, .pt or .pth file, a Hugging Face or torch.distributed.checkpoint directory, "
+            "or a Hub id org/name\\[@revision].",
+            show_default=False,
+        ),
+    ],
+    fit: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Estimator of alpha: {', '.join(FITS)}; repeatable, the first one counts. Default: hill.",
+            show_default=False,
+            autocompletion=lambda: list(FITS),
+        ),
+    ] = None,
+    k_fraction: Annotated[float, typer.Option(help="Fraction of the eigenvalues in the tail of 'hill'.")] = 0.5,
+    min_eigs: Annotated[int, typer.Option(help="Do not score modules with fewer eigenvalues.")] = 50,
+    spectrum: Annotated[SpectrumName, typer.Option(help="Path to the eigenvalues.")] = "auto",
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Use float32 where its error bound admits it: alphas within 1e-4.")
+    ] = False,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="Analyse only parameters that match this regular expression; repeatable.", metavar="REGEX"),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave out parameters that match this regular expression; repeatable.", metavar="REGEX"),
+    ] = None,
+    json_path: Annotated[
+        str | None, typer.Option("--json", help="Write the analysis as JSON; - for stdout.", metavar="PATH")
+    ] = None,
+    csv_path: Annotated[
+        str | None, typer.Option("--csv", help="Write one CSV line per module; - for stdout.", metavar="PATH")
+    ] = None,
+    esd_path: Annotated[
+        str | None, typer.Option("--esd", help="Save every module's eigenvalues (.safetensors).", metavar="PATH")
+    ] = None,
+    sort: Annotated[SortKey, typer.Option(help="Order of the table; 'order' is the model's own.")] = "order",
+    top: Annotated[int | None, typer.Option(help="Show only the first N rows of the table.", min=1)] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print neither tables nor progress.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read headers only: modules, shapes, estimated time and memory.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", help="Modules at a time. Default: one per core.", min=1)
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub checkpoint.")] = None,
+    fix_finger_bound: Annotated[
+        FixFingerBound, typer.Option(help="'legacy' reproduces numbers published with the original code.")
+    ] = "linear",
+    farms_rows: Annotated[int, typer.Option(help="Rows of a 'farms' window.")] = 100,
+    farms_ratio: Annotated[float, typer.Option(help="Columns over rows of a 'farms' window.")] = 2.0,
+    farms_windows: Annotated[int, typer.Option(help="'farms' windows per dimension.")] = 10,
+) -> None:
+    """Compute the spectrum and the power-law alpha of every weight module of a checkpoint.
+
+    A small alpha means a heavy tail. The table shows beside it the alpha that an untrained matrix of the same shape
+    would have.
+    """
+    from esdtool.cli.output import check_outputs, note, progress_bar, write_esds, write_text
+    from esdtool.errors import NothingToAnalyzeError, OutputError
+    from esdtool.options import ScoreOptions
+
+    options = ScoreOptions(
+        fit=tuple(fit or ["hill"]),
+        k_fraction=k_fraction,
+        min_eigs=min_eigs,
+        spectrum=spectrum,
+        fast=fast,
+        fix_finger_bound=fix_finger_bound,
+        farms_rows=farms_rows,
+        farms_ratio=farms_ratio,
+        farms_windows=farms_windows,
+    )
+    stdout_is_data = check_outputs(json_path, csv_path, esd_path)
+
+    from esdtool.engine import make_plan, run
+    from esdtool.latest import remember
+
+    plan = make_plan(
+        checkpoint,
+        options,
+        include=include or (),
+        exclude=exclude or (),
+        device=device,
+        jobs=jobs,
+        revision=revision,
+    )
+    for remark in plan.checkpoint.notes:
+        note(remark, quiet=quiet)
+    if dry_run:
+        _show_plan(plan)
+        return
+    with progress_bar(plan.cost, quiet=quiet) as advance:
+        analysis = run(plan, on_progress=advance)
+
+    if json_path is not None:
+        write_text(json_path, analysis.to_json())
+    if csv_path is not None:
+        write_text(csv_path, analysis.to_csv())
+    if esd_path is not None:
+        write_esds(esd_path, analysis)
+    try:
+        remember(analysis)
+    except OutputError as error:
+        note(f"the analysis is not remembered for 'esdtool assign': {error}", quiet=quiet)
+    if not quiet and not stdout_is_data:
+        _show(analysis, sort=sort, top=top)
+    if not analysis.scored:
+        raise NothingToAnalyzeError(
+            f"{checkpoint}: none of the {len(analysis.modules)} weight modules could be scored: "
+            f"{analysis.modules[0].name}: {analysis.modules[0].status}"
+        )
+
+
+def _show(analysis: Analysis, *, sort: SortKey, top: int | None) -> None:
+    from esdtool.report.terminal import print_analysis
+
+    print_analysis(analysis, sort=sort, top=top)
+
+
+def _show_plan(plan: Plan) -> None:
+    from esdtool.report.terminal import print_plan
+
+    print_plan(plan)

@@ -1,0 +1,67 @@
+"""The Marchenko-Pastur law: the spectrum of a random matrix, as the untrained null.
+
+For W [m, n], m >= n, of independent elements with variance s2, the eigenvalues of W^T W over
+m s2 fill the interval [(1 - sqrt q)^2, (1 + sqrt q)^2], q = n / m, with density
+
+    sqrt((b - x)(x - a)) / (2 pi q x)
+
+(Marchenko and Pastur 1967). An alpha fitted to its quantiles is what the shape of a matrix
+alone gives, with no random draw; the distance of a trained module from it is learning.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+Vector = npt.NDArray[np.float64]
+
+_GRID = 16385
+
+
+def mp_edges(rows: int, columns: int) -> tuple[float, float]:
+    """Support of the eigenvalues of W^T W for elements of variance 1: (sqrt(long) -+ sqrt(short))^2.
+
+    >>> mp_edges(400, 100)
+    (100.0, 900.0)
+    """
+    long, short = math.sqrt(max(rows, columns)), math.sqrt(min(rows, columns))
+    return (long - short) ** 2, (long + short) ** 2
+
+
+@lru_cache(maxsize=64)
+def mp_quantiles(rows: int, columns: int, count: int | None = None) -> Vector:
+    """Expected eigenvalues of W^T W for a random [rows, columns] matrix with elements of variance 1, ascending.
+
+    They are the quantiles of the Marchenko-Pastur law at (i + 1/2) / count.
+
+    Args:
+        rows: rows of the matrix.
+        columns: columns of the matrix.
+        count: number of quantiles; default min(rows, columns). A pool of several matrices has more.
+
+    Returns:
+        [count] float64, not writable (the result is cached).
+    """
+    count = min(rows, columns) if count is None else count
+    low, high = mp_edges(rows, columns)
+    # With x = middle - half cos(theta) the density has no singularity, not even at q = 1, where x reaches 0.
+    theta = np.linspace(0.0, math.pi, _GRID)
+    half, middle = (high - low) / 2, (high + low) / 2
+    x = middle - half * np.cos(theta)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        density = np.sin(theta) ** 2 / x
+    density[0] = 2 / half if low == 0 else 0.0  # the limit of sin^2 / x at x -> 0
+    # Simpson's rule on each pair of cells, through scipy's own cumulative form.
+    from scipy.integrate import cumulative_simpson
+
+    cumulative = cumulative_simpson(density, x=theta, initial=0.0)
+    cumulative /= cumulative[-1]
+    levels = (np.arange(count) + 0.5) / count
+    angles = np.interp(levels, cumulative, theta)
+    quantiles = middle - half * np.cos(angles)
+    quantiles.flags.writeable = False
+    return quantiles

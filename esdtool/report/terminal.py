@@ -1,0 +1,203 @@
+"""Tables on stdout, with rich: the modules, alpha by role and by depth, what was skipped, and the conclusion."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from esdtool.analysis import Analysis, ModuleResult
+from esdtool.report.verdict import closing_words, verdict
+
+if TYPE_CHECKING:
+    from esdtool.engine import Plan
+
+_PIPE_WIDTH = 240
+"""Columns when stdout is a file or a pipe: nothing is cut."""
+
+_COLOURS = {
+    "heavy-tailed": "green",
+    "like random": "yellow",
+    "lighter than random": "yellow",
+    "over-trained": "red",
+    "under-trained": "yellow",
+}
+
+_SORT: dict[str, Callable[[ModuleResult], Any]] = {
+    "name": lambda module: module.name,
+    "role": lambda module: module.role,
+    "layer": lambda module: -1 if module.layer is None else module.layer,
+    "alpha": lambda module: module.alpha,
+    "ks": lambda module: module.ks_distance,
+    "stable-rank": lambda module: module.stable_rank,
+    "lambda-max": lambda module: module.lambda_max,
+}
+
+
+def stdout_console() -> Console:
+    """A console on stdout that never truncates what goes into a file or a pipe."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
+
+
+def print_analysis(analysis: Analysis, *, sort: str = "order", top: int | None = None) -> None:
+    """Everything a person wants to see of an analysis."""
+    console = stdout_console()
+    console.print(_modules(analysis, sort=sort, top=top))
+    if analysis.summary.by_role:
+        console.print(_roles(analysis))
+    if len(analysis.summary.by_layer) > 1:
+        console.print(_layers(analysis))
+    if analysis.skipped:
+        console.print(_skipped((tensor.reason, tensor.name) for tensor in analysis.skipped))
+    console.print(Text(closing_words(analysis)))
+
+
+def print_plan(plan: Plan) -> None:
+    """What `--dry-run` shows: modules, and what they will cost."""
+    from esdtool.calibration import estimate_seconds
+
+    console = stdout_console()
+    table = Table(title=escape(f"{plan.checkpoint.location}: {len(plan.selection.modules)} weight modules"))
+    for heading in ("module", "role", "layer", "shape", "dtype", "eigenvalues"):
+        table.add_column(heading, justify="left" if heading in ("module", "role", "dtype") else "right")
+    for module in plan.selection.modules:
+        table.add_row(
+            escape(module.name),
+            module.role,
+            _layer(module.layer),
+            _shape(module.shape),
+            module.dtype,
+            str(module.num_eigs),
+        )
+    console.print(table)
+    if plan.selection.skipped:
+        console.print(_skipped((tensor.reason, tensor.name) for tensor in plan.selection.skipped))
+    seconds = estimate_seconds(plan)
+    console.print(
+        f"Estimated: {_duration(seconds)} on {plan.device} with {plan.jobs} at a time, "
+        f"{plan.peak_bytes / 2**20:,.0f} MiB for the matrices in flight."
+    )
+
+
+def _modules(analysis: Analysis, *, sort: str, top: int | None) -> Table:
+    fit = analysis.settings.fit
+    modules = list(analysis.modules)
+    if sort != "order":
+        key = _SORT[sort]
+        # Modules without a number come last in any order.
+        modules.sort(key=lambda module: (key(module) is None, key(module) if key(module) is not None else 0))
+    shown = modules if top is None else modules[:top]
+    title = f"{analysis.source.checkpoint}: alpha by {fit[0]}"
+    if len(shown) < len(modules):
+        title += f", {len(shown)} of {len(modules)} modules"
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("module", overflow="fold", min_width=12)
+    table.add_column("role", no_wrap=True)
+    table.add_column("layer", justify="right")
+    table.add_column("shape", justify="right", no_wrap=True)
+    table.add_column("alpha", justify="right", no_wrap=True)
+    table.add_column("+-", justify="right", no_wrap=True)
+    for other in fit[1:]:
+        table.add_column(other, justify="right", no_wrap=True)
+    for heading in ("null", "KS", "stable rank", "lambda_max"):
+        table.add_column(heading, justify="right", no_wrap=heading != "stable rank")
+    table.add_column("verdict")
+    for module in shown:
+        words = verdict(module, fit[0])
+        table.add_row(
+            escape(module.name),
+            module.role,
+            _layer(module.layer),
+            _shape(module.shape),
+            _number(module.alpha, ".3f"),
+            _number(module.alpha_stderr, ".2f"),
+            *(_number(module.alphas.get(other), ".3f") for other in fit[1:]),
+            _number(module.mp_alpha, ".2f"),
+            _number(module.ks_distance, ".3f"),
+            _number(module.stable_rank, ".1f"),
+            _number(module.lambda_max, ".4g"),
+            Text(words, style=_COLOURS.get(words, "red" if not module.ok else "")),
+        )
+    return table
+
+
+def _roles(analysis: Analysis) -> Table:
+    table = Table(title="alpha by role", title_justify="left")
+    table.add_column("role")
+    for heading in ("modules", "mean", "spread", "min", "max", "null"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    low, high = _bar_range([row.mean_alpha for row in analysis.summary.by_role])
+    for row in analysis.summary.by_role:
+        table.add_row(
+            row.role,
+            str(row.count),
+            f"{row.mean_alpha:.3f}",
+            f"{row.std_alpha:.3f}",
+            f"{row.min_alpha:.3f}",
+            f"{row.max_alpha:.3f}",
+            _number(row.mean_mp_alpha, ".3f"),
+            _bar(row.mean_alpha, low, high),
+        )
+    return table
+
+
+def _layers(analysis: Analysis) -> Table:
+    table = Table(title="alpha by depth", title_justify="left")
+    table.add_column("layer", justify="right")
+    table.add_column("modules", justify="right")
+    table.add_column("mean", justify="right")
+    table.add_column("")
+    low, high = _bar_range([row.mean_alpha for row in analysis.summary.by_layer])
+    for row in analysis.summary.by_layer:
+        table.add_row(str(row.layer), str(row.count), f"{row.mean_alpha:.3f}", _bar(row.mean_alpha, low, high))
+    return table
+
+
+def _skipped(tensors: Iterable[tuple[str, str]]) -> Table:
+    """Every skipped tensor, those that differ only in a layer or expert index on one line."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for reason, name in tensors:
+        groups.setdefault((reason, re.sub(r"(?<![^.])\d+(?![^.])", "*", name)), []).append(name)
+    table = Table(title=f"skipped: {sum(len(names) for names in groups.values())} tensors", title_justify="left")
+    table.add_column("tensors", justify="right")
+    table.add_column("name", overflow="fold")
+    table.add_column("reason")
+    for (reason, pattern), names in groups.items():
+        table.add_row(str(len(names)), escape(pattern if len(names) > 1 else names[0]), escape(reason))
+    return table
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)
+
+
+def _layer(layer: int | None) -> str:
+    return "-" if layer is None else str(layer)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(str(size) for size in shape)
+
+
+def _bar_range(values: list[float]) -> tuple[float, float]:
+    """Ends of the bars: from a little below the smallest, so that differences show, to the largest."""
+    low, high = min(values), max(values)
+    return low - 0.15 * (high - low) - 1e-12, high
+
+
+def _bar(value: float, low: float, high: float, width: int = 24) -> str:
+    filled = 1 if high <= low else max(1, round(width * (value - low) / (high - low)))
+    return "█" * filled
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 1 else "under a second"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,24 @@
+"""Write the shipped JSON Schemas anew from the code: `python -m esdtool.schemas`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from esdtool.analysis import Analysis
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """Each schema by its name."""
+    return {"analysis": Analysis.model_json_schema(mode="serialization")}
+
+
+def rendered(schema: dict[str, Any]) -> str:
+    """The text of the shipped file."""
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    for name, schema in schemas().items():
+        Path(__file__).with_name(f"{name}.schema.json").write_text(rendered(schema), encoding="utf-8")

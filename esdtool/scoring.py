@@ -1,0 +1,237 @@
+"""One module's matrices to its alpha: the estimators on the cheapest spectrum that is accurate enough.
+
+The paths of `esdtool.spectrum` form a ladder, gram-float32 (only if `fast`), gram-float64,
+svd-float64. Each fit says which eigenvalues it rests on; if the path's own error bound there
+is too large, the next path is taken. `analyze`, `train` and `AlphaDecay` all come through here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from esdtool.farms import farms_shape, farms_windows
+from esdtool.likelihood import LikelihoodRatio, powerlaw_fit
+from esdtool.marchenko_pastur import mp_quantiles
+from esdtool.modules.base import WeightModule
+from esdtool.options import ScoreOptions, SpectrumPath
+from esdtool.spectrum import Spectrum, compute_spectrum, max_abs
+from esdtool.tail import TailFit, Vector, fix_finger_fit, hill, hill_index, ks_fit
+
+_TOLERANCE: dict[SpectrumPath, float] = {"gram-float32": 1e-4, "gram-float64": 1e-7, "svd-float64": 1e-7}
+"""Largest relative error of alpha for which a path is accepted while there is a better one."""
+
+_WORST = 1e-3
+"""Largest accepted error on the last path of the ladder."""
+
+_CONSTANT = 1e-6
+"""Mean ln(lambda / xmin) of a constant tail: float32 arithmetic leaves about this much on an orthogonal matrix."""
+
+_BELOW_GRAM = "the tail starts below the resolution of the Gram path; allow --spectrum auto or svd"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixScore:
+    """The spectrum and the tails of one module."""
+
+    status: str
+    """`ok`, or what is wrong, in words."""
+    alpha: float | None = None
+    """Alpha by the first fit; None unless the status is `ok`."""
+    fits: dict[str, TailFit | None] = field(default_factory=dict)
+    """Each fit by its name; None where that estimator found no tail."""
+    comparisons: dict[str, LikelihoodRatio] | None = None
+    """Likelihood-ratio tests of the estimator `powerlaw`."""
+    spectrum: Spectrum | None = None
+    """The eigenvalues; None where there are none to speak of (NaN, all zero)."""
+
+
+class _Unresolved(Exception):  # noqa: N818 - a signal between functions here, not an error
+    """A fit rests on eigenvalues that the path does not resolve; the ladder has a better one."""
+
+
+class _NoTail(Exception):  # noqa: N818 - likewise
+    """A fit does not exist for this spectrum; the message is the status."""
+
+
+def score_matrices(
+    matrices: Sequence[torch.Tensor],
+    options: ScoreOptions,
+    *,
+    device: torch.device | None = None,
+    storage_dtype: torch.dtype | None = None,
+) -> MatrixScore:
+    """Alpha of one module.
+
+    Args:
+        matrices: tensors [rows, columns] of one shape whose eigenvalues are pooled, floating point.
+        options: estimators and precision.
+        device: where to compute; default the matrices' own.
+        storage_dtype: dtype the weights were stored in, if they were converted since.
+
+    Returns:
+        A score, never an exception for bad weights: the status says what is wrong with them.
+    """
+    rows, columns = matrices[0].shape
+    num_eigs = min(rows, columns) * len(matrices)
+    peak = max((max_abs(matrix) for matrix in matrices), key=lambda value: math.inf if math.isnan(value) else value)
+    if not math.isfinite(peak):
+        return MatrixScore(status="not finite: contains NaN or infinity")
+    if peak == 0:
+        return MatrixScore(status="all elements are zero")
+    if num_eigs < options.min_eigs:
+        return MatrixScore(status=f"too few eigenvalues: {num_eigs} < {options.min_eigs}")
+
+    source = _Source(matrices=matrices, device=device, storage_dtype=storage_dtype)
+    for path in options.ladder:
+        try:
+            return _score_on(source, path, options)
+        except _Unresolved:
+            continue
+    raise AssertionError("the last path of the ladder always gives a result")
+
+
+def null_alpha(name: str, shape: tuple[int, int], num_matrices: int, options: ScoreOptions) -> float | None:
+    """The alpha that an untrained matrix of this shape has: the estimator on Marchenko-Pastur quantiles.
+
+    The estimator `powerlaw` has the null of `ks`, whose fit it shares.
+    """
+    return _null_alpha(name, shape, num_matrices, options)
+
+
+def cost(module: WeightModule) -> float:
+    """Predicted work of a module's spectrum in flops: n^2 m for the Gram matrix and 4/3 n^3 for its reduction."""
+    short, long = sorted(module.matrix_shape)
+    return module.num_matrices * (short**2 * long + 4 / 3 * short**3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """The matrices of one module and where to work on them."""
+
+    matrices: Sequence[torch.Tensor]
+    device: torch.device | None
+    storage_dtype: torch.dtype | None
+
+
+def _score_on(source: _Source, path: SpectrumPath, options: ScoreOptions) -> MatrixScore:
+    """All fits on one path; raises `_Unresolved` if a better path is needed and allowed."""
+    spectrum = compute_spectrum(source.matrices, path, device=source.device, storage_dtype=source.storage_dtype)
+    last = path == options.ladder[-1]
+    fits: dict[str, TailFit | None] = {}
+    problems: list[str] = []
+    comparisons: dict[str, LikelihoodRatio] | None = None
+    for name in options.fit:
+        try:
+            if name == "hill":
+                fits[name] = _hill(spectrum, options, last=last)
+            elif name == "farms":
+                fits[name] = _farms(source, options)
+            elif name == "powerlaw":
+                fits[name], comparisons = _scan(spectrum, powerlaw_fit, last=last)
+            else:
+                fits[name], _ = _scan(spectrum, _without_comparison(name, options), last=last)
+        except _NoTail as problem:
+            fits[name] = None
+            problems.append(f"{name}: {problem}" if len(options.fit) > 1 else str(problem))
+    first = fits[options.fit[0]]
+    if first is None:
+        return MatrixScore(status=problems[0], fits=fits, spectrum=spectrum)
+    return MatrixScore(status="ok", alpha=first.alpha, fits=fits, comparisons=comparisons, spectrum=spectrum)
+
+
+def _hill(spectrum: Spectrum, options: ScoreOptions, *, last: bool) -> TailFit:
+    """The Hill fit, if the path resolves the eigenvalue at xmin."""
+    eigenvalues = spectrum.eigenvalues
+    try:
+        fit = hill(eigenvalues, k_fraction=options.k_fraction)
+    except ValueError:
+        fit = None
+    xmin = float(eigenvalues[hill_index(eigenvalues.size, options.k_fraction)])
+    if xmin <= spectrum.resolution and spectrum.resolution > spectrum.storage_floor and spectrum.path != "svd-float64":
+        if not last:
+            raise _Unresolved
+        raise _NoTail(_BELOW_GRAM)
+    floor = max(spectrum.storage_floor, spectrum.resolution)
+    if fit is None or xmin <= floor:
+        raise _NoTail(
+            "rank-deficient: the tail starts at the rounding floor of the stored weights "
+            f"({int((eigenvalues > floor).sum())} of {eigenvalues.size} eigenvalues are above it)"
+        )
+    return _accepted(fit, spectrum, last=last)
+
+
+Fitter = Callable[[Vector], tuple[TailFit, dict[str, LikelihoodRatio] | None]]
+
+
+def _without_comparison(name: str, options: ScoreOptions) -> Fitter:
+    """Our own scanning estimators in the form of `powerlaw_fit`."""
+    if name == "fix-finger":
+        return lambda eigenvalues: (fix_finger_fit(eigenvalues, bound=options.fix_finger_bound), None)
+    return lambda eigenvalues: (ks_fit(eigenvalues), None)
+
+
+def _scan(spectrum: Spectrum, fitter: Fitter, *, last: bool) -> tuple[TailFit, dict[str, LikelihoodRatio] | None]:
+    """A fit that scans xmin over all eigenvalues above the floor."""
+    if spectrum.path == "gram-float32" and not last and spectrum.relative_error(float(spectrum.eigenvalues[0])) > 1e-4:
+        # The scan would try eigenvalues that float32 does not resolve, and could neither take nor rule them out.
+        raise _Unresolved
+    usable = np.where(spectrum.eigenvalues > spectrum.storage_floor, spectrum.eigenvalues, 0.0)
+    try:
+        fit, comparisons = fitter(usable)
+    except ValueError as error:
+        raise _NoTail(str(error)) from error
+    return _accepted(fit, spectrum, last=last), comparisons
+
+
+def _accepted(fit: TailFit, spectrum: Spectrum, *, last: bool) -> TailFit:
+    """The fit itself, if its alpha exists and is known well enough."""
+    if fit.mean_log_spread <= _CONSTANT:
+        raise _NoTail("constant spectrum: the eigenvalues in the tail are equal up to rounding, alpha is infinite")
+    sensitivity = max(1.0, (fit.alpha - 1) ** 2 / fit.alpha)
+    error = spectrum.relative_error(fit.xmin) * sensitivity
+    if error > _TOLERANCE[spectrum.path]:
+        if not last:
+            raise _Unresolved
+        if error > _WORST:
+            raise _NoTail(_BELOW_GRAM)
+    return fit
+
+
+def _farms(source: _Source, options: ScoreOptions) -> TailFit:
+    """Hill on the pooled ESD of the FARMS windows, which climb a ladder of their own."""
+    windows = farms_windows(
+        source.matrices, rows=options.farms_rows, ratio=options.farms_ratio, windows=options.farms_windows
+    )
+    inner = replace(options, fit=("hill",))
+    score = score_matrices(windows, inner, device=source.device, storage_dtype=source.storage_dtype)
+    fit = score.fits.get("hill")
+    if fit is None:
+        raise _NoTail(score.status)
+    return fit
+
+
+@lru_cache(maxsize=256)
+def _null_alpha(name: str, shape: tuple[int, int], num_matrices: int, options: ScoreOptions) -> float | None:
+    if name == "farms":
+        window = farms_shape(shape, rows=options.farms_rows, ratio=options.farms_ratio)
+        matrix = torch.empty(shape, device="meta")
+        count = len(
+            farms_windows([matrix], rows=options.farms_rows, ratio=options.farms_ratio, windows=options.farms_windows)
+        )
+        quantiles = mp_quantiles(*window, count * num_matrices * min(window))
+    else:
+        quantiles = mp_quantiles(*shape, min(shape) * num_matrices)
+    try:
+        if name in ("hill", "farms"):
+            return hill(quantiles, k_fraction=options.k_fraction).alpha
+        if name == "fix-finger":
+            return fix_finger_fit(quantiles, bound=options.fix_finger_bound).alpha
+        return ks_fit(quantiles).alpha
+    except ValueError:
+        return None
