@@ -1,0 +1,9 @@
+"""Tensor names to weight modules: role, layer, and what is left out with its reason."""
+
+from __future__ import annotations
+
+from esdtool.modules.base import Selection, SkippedTensor, WeightModule
+from esdtool.modules.names import canonical_name
+from esdtool.modules.selection import select_modules
+
+__all__ = ["Selection", "SkippedTensor", "WeightModule", "canonical_name", "select_modules"]

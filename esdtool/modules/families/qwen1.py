@@ -1,0 +1,15 @@
+"""The first Qwen (and Qwen-VL's language model): `w2` is gated by SiLU, `w1` is the other half of the MLP."""
+
+from __future__ import annotations
+
+from esdtool.modules.rules import Family, score
+
+FAMILY = Family(
+    name="qwen1",
+    model_types=frozenset({"qwen"}),
+    marker="h.#.mlp.w2",
+    rules=(
+        score("mlp.w1", "up_proj"),
+        score("mlp.w2", "gate_proj"),
+    ),
+)
