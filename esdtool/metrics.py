@@ -106,7 +106,7 @@ def num_trace_log(eigenvalues: Vector) -> int:
     selects should start near xmin where a layer is ideally trained.
 
     >>> num_trace_log(np.array([0.5, 0.5, 2.0, 1.0]))
-    4
+    3
 
     Args:
         eigenvalues: [n], not negative.

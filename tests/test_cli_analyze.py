@@ -1,0 +1,229 @@
+"""`esdtool analyze` as a user types it: streams, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+
+def one_line_error(result: subprocess.CompletedProcess[str], code: int) -> str:
+    """The error of a failed command: exactly one line on stderr, nothing on stdout, no traceback."""
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    (line,) = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert result.stderr.splitlines()[-1] == line
+    assert "Traceback" not in result.stderr
+    assert line.startswith("esdtool: error: ")
+    return line
+
+
+def test_table_summary_and_conclusion(esdtool_cli, llama_dir: Path) -> None:
+    result = esdtool_cli("analyze", llama_dir)
+    assert (result.returncode, result.stderr) == (0, "")
+    for words in (
+        "model.layers.1.mlp.down_proj",
+        "172x64",
+        "alpha by role",
+        "alpha by depth",
+        "skipped: 5 tensors",
+        "model.layers.*.input_layernorm.weight",
+        "embedding",
+        "Mean alpha",
+        "Heaviest tails:",
+    ):
+        assert words in result.stdout
+
+
+def test_several_fits_sorting_and_top(esdtool_cli, llama_dir: Path) -> None:
+    result = esdtool_cli("analyze", llama_dir, "--fit", "hill", "--fit", "ks", "--sort", "alpha", "--top", 3)
+    assert result.returncode == 0
+    table = result.stdout.split("alpha by role")[0]
+    assert "3 of 14 modules" in table
+    rows = [line for line in table.splitlines() if "model.layers" in line]
+    alphas = [float(line.split("│")[5]) for line in rows]
+    assert len(alphas) == 3
+    assert alphas == sorted(alphas)
+
+
+def test_json_to_stdout_is_nothing_but_json(esdtool_cli, llama_dir: Path) -> None:
+    result = esdtool_cli("analyze", llama_dir, "--json", "-")
+    document = json.loads(result.stdout)
+    assert len(document["modules"]) == 14
+    again = esdtool_cli("analyze", llama_dir, "--json", "-", "--jobs", 1)
+    assert again.stdout == result.stdout
+
+
+def test_outputs(esdtool_cli, llama_dir: Path, tmp_path: Path) -> None:
+    targets = {name: tmp_path / f"out.{name}" for name in ("json", "csv", "esd")}
+    options = [part for name, path in targets.items() for part in (f"--{name}", path)]
+    result = esdtool_cli("analyze", llama_dir, "--quiet", *options)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    weights = load_file(llama_dir / "model.safetensors")
+    for name, eigenvalues in load_file(targets["esd"]).items():
+        singular = np.linalg.svd(weights[f"{name}.weight"].double().numpy(), compute_uv=False)
+        np.testing.assert_allclose(eigenvalues.numpy(), np.sort(singular**2), rtol=1e-9)
+    assert targets["csv"].read_text().count("\n") == 15
+    assert json.loads(targets["json"].read_text())["summary"]["num_scored"] == 14
+
+
+def test_the_latest_analysis_is_remembered(esdtool_cli, llama_dir: Path, own_cache: Path) -> None:
+    esdtool_cli("analyze", llama_dir, "--json", "-")
+    remembered = json.loads((own_cache / "latest-analysis.json").read_text())
+    assert remembered["source"]["checkpoint"] == str(llama_dir)
+
+
+def test_an_unwritable_cache_is_only_a_remark(esdtool_cli, llama_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    environment = {**os.environ, "ESDTOOL_CACHE_DIR": str(tmp_path / "file" / "cache")}
+    result = esdtool_cli("analyze", llama_dir, env=environment)
+    assert result.returncode == 0
+    assert "not remembered" in result.stderr
+
+
+def test_dry_run_reads_headers_only(esdtool_cli, llama_dir: Path) -> None:
+    path = llama_dir / "model.safetensors"
+    whole = esdtool_cli("analyze", llama_dir, "--dry-run")
+    assert whole.returncode == 0
+    assert "14 weight modules" in whole.stdout
+    assert "Estimated:" in whole.stdout
+    assert "MiB" in whole.stdout
+    # Ruin the data but not the header: a dry run does not notice.
+    raw = bytearray(path.read_bytes())
+    raw[-64 * 64 :] = b"\xff" * (64 * 64)
+    path.write_bytes(raw)
+    assert (
+        esdtool_cli("analyze", llama_dir, "--dry-run").stdout.split("Estimated")[0]
+        == whole.stdout.split("Estimated")[0]
+    )
+
+
+def test_include_and_exclude(esdtool_cli, llama_dir: Path) -> None:
+    result = esdtool_cli("analyze", llama_dir, "--include", "layers.0", "--exclude", "mlp", "--json", "-")
+    roles = [module["role"] for module in json.loads(result.stdout)["modules"]]
+    assert roles == ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def test_nan_in_one_tensor_leaves_the_rest(esdtool_cli, llama_dir: Path) -> None:
+    weights = load_file(llama_dir / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(weights, llama_dir / "model.safetensors")
+    result = esdtool_cli("analyze", llama_dir, "--json", "-")
+    assert result.returncode == 0
+    status = {module["name"]: module["status"] for module in json.loads(result.stdout)["modules"]}
+    assert "NaN" in status.pop("model.layers.0.mlp.up_proj")
+    assert set(status.values()) == {"ok"}
+    assert "13 modules" in esdtool_cli("analyze", llama_dir).stdout
+
+
+def test_bad_input_is_one_line(esdtool_cli, tmp_path: Path, llama_dir: Path) -> None:
+    empty = tmp_path / "empty.safetensors"
+    empty.write_bytes(b"")
+    norms = tmp_path / "norms.safetensors"
+    save_file({"norm.weight": torch.ones(9)}, norms)
+    tiny = tmp_path / "tiny.safetensors"
+    save_file({"linear.weight": torch.ones(3, 4)}, tiny)
+    cases = [
+        (["analyze", tmp_path / "missing"], 1, "missing"),
+        (["analyze", empty], 1, "empty.safetensors"),
+        (["analyze", norms], 3, "no weight matrix"),
+        (["analyze", tiny], 3, "too few eigenvalues"),
+        (["analyze", llama_dir, "--fit", "hil"], 2, "unknown fit 'hil'"),
+        (["analyze", llama_dir, "--spectrum", "qr"], 2, "--spectrum"),
+        (["analyze", llama_dir, "--top", "0"], 2, "--top"),
+        (["analyze", llama_dir, "--nonsense"], 2, "--nonsense"),
+        (["analyze"], 2, "checkpoint"),
+        (["analyze", llama_dir, "--include", "no_such"], 2, "no_such"),
+        (["analyze", llama_dir, "--include", "("], 2, "("),
+        (["analyze", llama_dir, "--json", "-", "--csv", "-"], 2, "stdout"),
+        (["analyze", llama_dir, "--device", "quantum"], 2, "quantum"),
+        (["schema", "nonsense"], 2, "nonsense"),
+    ]
+    if not torch.cuda.is_available():
+        cases.append((["analyze", llama_dir, "--device", "cuda"], 1, "--device cpu"))
+    for arguments, code, words in cases:
+        result = esdtool_cli(*arguments, "--quiet") if code == 3 else esdtool_cli(*arguments)
+        assert words in one_line_error(result, code)
+
+
+def test_an_unwritable_target_is_refused_before_the_work(esdtool_cli, llama_dir: Path, tmp_path: Path) -> None:
+    assert "does not exist" in one_line_error(
+        esdtool_cli("analyze", llama_dir, "--json", tmp_path / "no" / "out.json"), 1
+    )
+    assert "is a directory" in one_line_error(esdtool_cli("analyze", llama_dir, "--json", tmp_path), 1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_stdout_is_one_line(llama_dir: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "esdtool", "analyze", str(llama_dir), "--json", "-"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "No space left" in result.stderr
+
+
+def test_a_closed_pipe_is_no_error_message(llama_dir: Path) -> None:
+    command = f"{sys.executable} -m esdtool analyze {llama_dir} --json - | head -c 10"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert result.stdout.startswith("{")
+    assert result.stderr == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
+    path = tmp_path / "big.safetensors"
+    save_file({f"layers.{i}.linear.weight": torch.randn(1500, 1500) for i in range(12)}, path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "esdtool", "analyze", str(path), "--json", str(tmp_path / "out.json")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(3.0)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.strip() == "esdtool: interrupted"
+    assert stdout == ""
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_version_help_and_schema(esdtool_cli) -> None:
+    assert esdtool_cli("--version").stdout.startswith("esdtool 0.")
+    assert "analyze" in esdtool_cli("--help").stdout
+    assert json.loads(esdtool_cli("schema", "analysis").stdout)["title"] == "Analysis"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """The promise of a fast --help, as the imports that would break it rather than as a time."""
+    code = (
+        "import sys, contextlib, io\n"
+        "from esdtool.cli import app\n"
+        "for command in ([], ['analyze']):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()):\n"
+        "        app([*command, '--help'], standalone_mode=False)\n"
+        "heavy = {'torch', 'numpy', 'scipy', 'matplotlib', 'pydantic', 'transformers', 'safetensors', 'powerlaw'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_python_m_and_import_are_clean() -> None:
+    code = "import esdtool; esdtool.analyze; esdtool.hill; assert 'analyze' in dir(esdtool)"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True)
