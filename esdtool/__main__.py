@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+_INTERRUPTED = 130
+
 
 def main() -> None:
     """Entry point. Exit codes: 0 fine, 1 cannot read or run, 2 usage, 3 nothing to analyse, 130 interrupted."""
@@ -18,9 +20,12 @@ def main() -> None:
     except KeyboardInterrupt:
         _interrupted()
     except BrokenPipeError:
-        # The reader of our stdout (`head`) has gone; keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_stdout()  # its reader (`head`, say) has gone, and knows
         sys.exit(1)
+    except OSError as error:
+        # Our own files raise OutputError: what is left is a full or closed stdout.
+        _abandon_stdout()
+        _fail(f"{error.filename or 'output'}: {error.strerror or error}", 1)
     except Exception as error:
         if type(error).__name__ == "Abort":
             _interrupted()
@@ -29,6 +34,8 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         hint = f" (see '{context.command_path} --help')" if context is not None else ""
         _fail(error.format_message() + hint, getattr(error, "exit_code", 2))
+    if code == _INTERRUPTED:  # how some versions of typer report Ctrl-C
+        _interrupted()
     sys.exit(code or 0)
 
 
@@ -38,11 +45,16 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
+def _abandon_stdout() -> None:
+    """Keep the interpreter from writing what is left in the buffer of a stdout that takes no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _interrupted() -> None:
     """End at once: worker threads may be minutes deep in LAPACK, and nothing is half-written."""
     print("\nesdtool: interrupted", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    os._exit(130)
+    os._exit(_INTERRUPTED)
 
 
 if __name__ == "__main__":

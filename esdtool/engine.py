@@ -257,8 +257,7 @@ def _results(plan: Plan) -> Iterator[tuple[WeightModule, ModuleResult, Vector | 
 def _score(plan: Plan, module: WeightModule) -> tuple[ModuleResult, Vector | None]:
     """Read one module and score it; runs in a worker thread."""
     tensor = plan.checkpoint.read(module.parameter)
-    storage_dtype = tensor.dtype
-    score = score_matrices(module.matrices(tensor), plan.options, device=plan.device, storage_dtype=storage_dtype)
+    score = score_matrices(module.matrices(tensor), plan.options, device=plan.device, scale=module.eigenvalue_scale)
     return module_result(module, score, plan.options), None if score.spectrum is None else score.spectrum.eigenvalues
 
 

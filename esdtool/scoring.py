@@ -65,6 +65,7 @@ def score_matrices(
     *,
     device: torch.device | None = None,
     storage_dtype: torch.dtype | None = None,
+    scale: float = 1.0,
 ) -> MatrixScore:
     """Alpha of one module.
 
@@ -73,6 +74,7 @@ def score_matrices(
         options: estimators and precision.
         device: where to compute; default the matrices' own.
         storage_dtype: dtype the weights were stored in, if they were converted since.
+        scale: factor of the eigenvalues (`WeightModule.eigenvalue_scale`); alpha does not depend on it.
 
     Returns:
         A score, never an exception for bad weights: the status says what is wrong with them.
@@ -87,7 +89,7 @@ def score_matrices(
     if num_eigs < options.min_eigs:
         return MatrixScore(status=f"too few eigenvalues: {num_eigs} < {options.min_eigs}")
 
-    source = _Source(matrices=matrices, device=device, storage_dtype=storage_dtype)
+    source = _Source(matrices=matrices, device=device, storage_dtype=storage_dtype, scale=scale)
     for path in options.ladder:
         try:
             return _score_on(source, path, options)
@@ -117,11 +119,14 @@ class _Source:
     matrices: Sequence[torch.Tensor]
     device: torch.device | None
     storage_dtype: torch.dtype | None
+    scale: float
 
 
 def _score_on(source: _Source, path: SpectrumPath, options: ScoreOptions) -> MatrixScore:
     """All fits on one path; raises `_Unresolved` if a better path is needed and allowed."""
-    spectrum = compute_spectrum(source.matrices, path, device=source.device, storage_dtype=source.storage_dtype)
+    spectrum = compute_spectrum(
+        source.matrices, path, device=source.device, storage_dtype=source.storage_dtype, scale=source.scale
+    )
     last = path == options.ladder[-1]
     fits: dict[str, TailFit | None] = {}
     problems: list[str] = []
@@ -209,7 +214,7 @@ def _farms(source: _Source, options: ScoreOptions) -> TailFit:
         source.matrices, rows=options.farms_rows, ratio=options.farms_ratio, windows=options.farms_windows
     )
     inner = replace(options, fit=("hill",))
-    score = score_matrices(windows, inner, device=source.device, storage_dtype=source.storage_dtype)
+    score = score_matrices(windows, inner, device=source.device, storage_dtype=source.storage_dtype, scale=source.scale)
     fit = score.fits.get("hill")
     if fit is None:
         raise _NoTail(score.status)

@@ -75,6 +75,7 @@ def compute_spectrum(
     *,
     device: torch.device | None = None,
     storage_dtype: torch.dtype | None = None,
+    scale: float = 1.0,
 ) -> Spectrum:
     """The pooled ESD of `matrices` by one path.
 
@@ -84,6 +85,7 @@ def compute_spectrum(
         device: where to compute; default the matrices' own device. A solver that fails on an accelerator is
             repeated on the CPU.
         storage_dtype: dtype the weights were stored in, if they have been converted since; default their own.
+        scale: factor of the eigenvalues.
 
     Returns:
         All `min(rows, columns) * len(matrices)` eigenvalues.
@@ -103,6 +105,7 @@ def compute_spectrum(
     eigenvalues = np.sort(np.concatenate(groups).astype(np.float64))
     if exponent:
         eigenvalues = np.ldexp(eigenvalues, 2 * exponent)
+    eigenvalues *= scale
     resolution = _zero_floor(path, min(rows, columns)) * float(eigenvalues[-1])
     eigenvalues[eigenvalues <= resolution] = 0.0
     mean_square = float(eigenvalues.sum()) / (rows * columns * len(matrices))

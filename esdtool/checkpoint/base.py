@@ -7,11 +7,14 @@ not grow with the size of the checkpoint.
 
 from __future__ import annotations
 
+import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from esdtool.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +80,8 @@ class Checkpoint(ABC):
     revision: str | None = None
     """Commit of a Hub checkpoint, if known."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """The model's `config.json`; empty where there is none."""
+    """The model's `config.json` (for a directory that holds only an adapter: `adapter_config.json`); empty where
+    there is none."""
     notes: tuple[str, ...] = ()
     """Remarks that the user should see, one line each (e.g. which of two formats was taken)."""
 
@@ -87,9 +91,24 @@ class Checkpoint(ABC):
         value = self.config.get("model_type")
         return value if isinstance(value, str) else None
 
+    def info(self, name: str) -> TensorInfo:
+        """The catalogue entry of one tensor.
+
+        Raises:
+            CheckpointError: if there is no tensor of that name; the message offers the nearest one.
+        """
+        try:
+            return self.tensors[name]
+        except KeyError:
+            near = difflib.get_close_matches(name, self.tensors, n=1)
+            hint = f"; the nearest name is {near[0]!r}" if near else ""
+            raise CheckpointError(f"{self.location}: no tensor {name!r} among {len(self.tensors)}{hint}") from None
+
     @abstractmethod
     def read(self, name: str) -> torch.Tensor:
         """Read one tensor, on the CPU and in its storage dtype. Safe to call from several threads.
+
+        The result may share memory with the checkpoint: do not write to it.
 
         Raises:
             CheckpointError: if the data cannot be read; the message names file and tensor.

@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
+NORM_OR_BIAS = "1-D (norm or bias)"
+"""Why most tensors of a model are skipped."""
+
+CONVOLUTION_SCALE = 0.5
+"""Factor of a convolution's eigenvalues (sqrt(0.5) for its weights): the convention of TempBalance and AlphaDecay."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeightModule:
@@ -44,17 +50,21 @@ class WeightModule:
         """Eigenvalues in the pooled ESD."""
         return min(self.matrix_shape) * self.num_matrices
 
+    @property
+    def eigenvalue_scale(self) -> float:
+        """Factor of the eigenvalues: 1, or `CONVOLUTION_SCALE`."""
+        return CONVOLUTION_SCALE if self.kind == "conv" else 1.0
+
     def matrices(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """The 2-D matrices of this module, as views of `tensor` (shape `self.shape`).
 
-        A convolution gives one matrix [out, in] per kernel position, each scaled by
-        sqrt(0.5): the convention of TempBalance and AlphaDecay. (A convolution with a
-        1 x 1 kernel is a plain matrix in disguise, but keeps the same scale.)
+        A convolution gives one matrix [out, in] per kernel position, 1 x 1 kernels included; the eigenvalues of all
+        of them together, times `eigenvalue_scale`, are its ESD.
         """
         if self.kind == "linear":
             return [tensor]
         stacked = tensor.reshape(*self.matrix_shape, -1)
-        return [stacked[:, :, position] * math.sqrt(0.5) for position in range(stacked.shape[2])]
+        return [stacked[:, :, position] for position in range(stacked.shape[2])]
 
 
 @dataclass(frozen=True, kw_only=True)

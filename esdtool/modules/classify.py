@@ -9,6 +9,7 @@ from typing import Any
 
 from esdtool.checkpoint.base import TensorInfo
 from esdtool.modules import general
+from esdtool.modules.base import NORM_OR_BIAS
 from esdtool.modules.families import load_families
 from esdtool.modules.names import Segments, canonical_name, module_path
 from esdtool.modules.rules import Fused, Rule, Score, Skip, Stacked, Verdict, compile_pattern, matches
@@ -92,7 +93,7 @@ class Classifier:
         elif not tensor.shape:
             reason = "scalar"
         elif len(tensor.shape) == 1:
-            reason = "1-D (norm or bias)"
+            reason = NORM_OR_BIAS
         elif tensor.numel == 0:
             reason = "empty tensor"
         elif len(tensor.shape) > 2 and tensor.numel == max(tensor.shape):

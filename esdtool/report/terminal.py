@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esdtool.analysis import Analysis, ModuleResult
+from esdtool.modules.base import NORM_OR_BIAS
 from esdtool.report.verdict import closing_words, verdict
 
 if TYPE_CHECKING:
@@ -161,16 +162,18 @@ def _layers(analysis: Analysis) -> Table:
 
 
 def _skipped(tensors: Iterable[tuple[str, str]]) -> Table:
-    """Every skipped tensor, those that differ only in a layer or expert index on one line."""
+    """Every skipped tensor and why. Those that differ only in an index share a line, as do all norms and biases."""
     groups: dict[tuple[str, str], list[str]] = {}
     for reason, name in tensors:
-        groups.setdefault((reason, re.sub(r"(?<![^.])\d+(?![^.])", "*", name)), []).append(name)
+        pattern = "" if reason == NORM_OR_BIAS else re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+        groups.setdefault((reason, pattern), []).append(name)
     table = Table(title=f"skipped: {sum(len(names) for names in groups.values())} tensors", title_justify="left")
     table.add_column("tensors", justify="right")
     table.add_column("name", overflow="fold")
     table.add_column("reason")
-    for (reason, pattern), names in groups.items():
-        table.add_row(str(len(names)), escape(pattern if len(names) > 1 else names[0]), escape(reason))
+    for (reason, pattern), names in sorted(groups.items(), key=lambda group: group[0][0] == NORM_OR_BIAS):
+        shown = names[0] if len(names) == 1 else pattern or "(--json lists them)"
+        table.add_row(str(len(names)), escape(shown), escape(reason))
     return table
 
 

@@ -1,0 +1,73 @@
+"""Readers: a path, a Hub id or a live model as a catalogue of lazy tensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from esdtool.checkpoint.base import Checkpoint, TensorInfo
+from esdtool.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint", "from_state_dict", "from_model"]
+
+
+def open_checkpoint(location: str | Path, *, revision: str | None = None) -> Checkpoint:
+    """Open a checkpoint; only headers are read.
+
+    In this order: an existing folder, an existing file, a Hub id `org/name[@revision]`
+    (extra `hub`). So a path that exists is never taken for a Hub id.
+
+    Args:
+        location: a .safetensors file; a .bin, .pt, .pth or .ckpt file of torch.save (never
+            runs code); an .index.json; a Hugging Face or torch.distributed.checkpoint folder; or a Hub id.
+        revision: branch, tag or commit; for a Hub id only.
+
+    Raises:
+        CheckpointError: if there is nothing to read, or it is broken or unsafe; the message names the file.
+        MissingExtraError: for a Hub id without `huggingface_hub`.
+        UsageError: if `revision` is given with a path, or twice.
+    """
+    from esdtool.checkpoint.hub import open_hub, parse_hub_id
+    from esdtool.checkpoint.local import open_directory, open_file
+
+    text = os.fspath(location)
+    path = Path(location).expanduser()
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise CheckpointError(f"{text}: cannot read: {error.strerror}") from error
+    if exists:
+        if revision is not None:
+            raise UsageError(f"{text}: a path has no revision {revision!r}; that is for Hub ids")
+        if path.is_dir():
+            return open_directory(path)
+        if not path.is_file():
+            raise CheckpointError(f"{text}: neither a file nor a folder")
+        return open_file(path)
+    if path.is_symlink():
+        raise CheckpointError(f"{text}: a link to {str(path.readlink())!r}, which does not exist")
+    hub_id = parse_hub_id(text, revision)
+    if hub_id is None:
+        raise CheckpointError(f"{text}: no such file or directory")
+    return open_hub(hub_id, location=text)
+
+
+def from_state_dict(
+    mapping: Mapping[str, Any], *, config: Mapping[str, Any] | None = None, location: str = "memory"
+) -> Checkpoint:
+    """A state dict in memory as a checkpoint; see `esdtool.checkpoint.memory.from_state_dict`."""
+    from esdtool.checkpoint.memory import from_state_dict as implementation
+
+    return implementation(mapping, config=config, location=location)
+
+
+def from_model(model: nn.Module) -> Checkpoint:
+    """A live model as a checkpoint; see `esdtool.checkpoint.memory.from_model`."""
+    from esdtool.checkpoint.memory import from_model as implementation
+
+    return implementation(model)

@@ -1,0 +1,163 @@
+"""A checkpoint on the Hugging Face Hub: fetch its configuration, its index and the shards that hold weights.
+
+`huggingface_hub` does the work and honours HF_HOME, HF_TOKEN and HF_HUB_OFFLINE.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+from esdtool.checkpoint.base import Checkpoint
+from esdtool.checkpoint.heads import one_line
+from esdtool.checkpoint.jsonfiles import read_index
+from esdtool.checkpoint.layout import KNOWN_NAMES, WEIGHT_SUFFIXES, choose_weights
+from esdtool.checkpoint.local import open_choice
+from esdtool.errors import CheckpointError, MissingExtraError, UsageError
+
+_HUB_ID = re.compile(r"(?P<repo>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>[^\s@]+))?", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubId:
+    """A repository on the Hub and which of its revisions."""
+
+    repo: str
+    revision: str | None
+
+    def __str__(self) -> str:
+        return f"{self.repo}@{self.revision}" if self.revision else self.repo
+
+
+def parse_hub_id(text: str, revision: str | None = None) -> HubId | None:
+    """`org/name` or `org/name@revision`; None for what can only be a path.
+
+    >>> parse_hub_id("meta/llama@v2")
+    HubId(repo='meta/llama', revision='v2')
+    >>> parse_hub_id("runs/best.pt") is None
+    True
+
+    Raises:
+        UsageError: if `revision` contradicts the one in the text.
+    """
+    match = _HUB_ID.fullmatch(text)
+    if match is None or match["repo"].lower().endswith((*WEIGHT_SUFFIXES, ".json", ".gguf")):
+        return None
+    if revision and match["revision"] and revision != match["revision"]:
+        raise UsageError(f"{text}: names revision {match['revision']!r}, but {revision!r} is asked for; give one")
+    return HubId(repo=match["repo"], revision=match["revision"] or revision)
+
+
+def open_hub(hub_id: HubId, *, location: str) -> Checkpoint:
+    """Download what is needed of a repository (unless cached) and open it.
+
+    Raises:
+        MissingExtraError: if `huggingface_hub` is not installed.
+        CheckpointError: if the repository or revision does not exist, is gated, or cannot be reached.
+    """
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise MissingExtraError(f"{location}: no such file or directory; reading it as a Hub id", "hub") from error
+
+    try:
+        details = huggingface_hub.model_info(hub_id.repo, revision=hub_id.revision)
+    # Whichever HTTP library is underneath, its errors come in several families.
+    except Exception as error:
+        snapshot = None if _is_verdict(error) else _cached_snapshot(hub_id)
+        if snapshot is None:
+            _fail(error, hub_id, location)
+        checkpoint = _open_snapshot(hub_id, snapshot.name, [entry.name for entry in snapshot.iterdir()], location)
+        note = f"{location}: the Hub was not asked ({type(error).__name__}); the cached commit {snapshot.name} is read"
+        return replace(checkpoint, notes=(note, *checkpoint.notes))
+    commit = details.sha or hub_id.revision or "main"
+    return _open_snapshot(hub_id, commit, [file.rfilename for file in details.siblings or ()], location)
+
+
+def _open_snapshot(hub_id: HubId, commit: str, names: list[str], location: str) -> Checkpoint:
+    """Fetch the chosen files of one commit into the cache and open them there."""
+    choice = choose_weights([name for name in names if "/" not in name], location=location)
+    if choice.kind == "dcp":
+        raise CheckpointError(
+            f"{location}: holds only a torch.distributed.checkpoint, which is not read from the Hub; "
+            "download it and name its folder"
+        )
+    # The first file goes by the user's own revision, so that the cache learns which commit it means and
+    # answers offline; the rest by commit, so that all are of one.
+    weights = _fetch(hub_id.repo, choice.file, hub_id.revision, hub_id, location)
+    if weights.parent.name != commit:
+        weights = _fetch(hub_id.repo, choice.file, commit, hub_id, location)
+    if choice.config in names:
+        _fetch(hub_id.repo, choice.config, commit, hub_id, location)
+    if choice.kind == "index":
+        for shard in read_index(weights).shards:
+            _fetch(hub_id.repo, shard, commit, hub_id, location)
+    return open_choice(weights.parent, choice, location=location, revision=commit)
+
+
+def _fetch(repo: str, name: str, revision: str | None, hub_id: HubId, location: str) -> Path:
+    """Path in the cache of one file of the repository."""
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision))
+    except Exception as error:
+        _fail(error, hub_id, location, name)
+
+
+def _cached_snapshot(hub_id: HubId) -> Path | None:
+    """Folder in the cache of the revision, if any of its files was fetched before."""
+    import huggingface_hub
+
+    for name in ("config.json", "adapter_config.json", *KNOWN_NAMES):
+        found = huggingface_hub.try_to_load_from_cache(hub_id.repo, name, revision=hub_id.revision)
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
+
+
+def _is_verdict(error: Exception) -> bool:
+    """Whether the Hub itself has said no, so that the cache must not answer in its stead."""
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    return isinstance(error, HFValidationError | RepositoryNotFoundError | RevisionNotFoundError)
+
+
+def _fail(error: Exception, hub_id: HubId, location: str, name: str = "") -> NoReturn:
+    """Raise the library's error as one line that says what to do."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    what = f"{location}: {name}" if name else location
+    if isinstance(error, GatedRepoError):
+        message = f"{what}: access to this repository is gated; accept its terms on the Hub and set HF_TOKEN"
+    elif isinstance(error, RepositoryNotFoundError):
+        message = (
+            f"{what}: no such file or directory, and no such repository on the Hub (if it is private, set HF_TOKEN)"
+        )
+    elif isinstance(error, RevisionNotFoundError):
+        message = f"{what}: the repository {hub_id.repo} has no revision {hub_id.revision!r}"
+    elif isinstance(error, HFValidationError):
+        message = f"{what}: no such file or directory, and not a valid Hub id"
+    elif isinstance(error, OfflineModeIsEnabled):
+        message = (
+            f"{what}: no such file or directory, and not in the Hub cache while HF_HUB_OFFLINE is set; "
+            "download it first"
+        )
+    elif isinstance(error, LocalEntryNotFoundError):
+        message = f"{what}: not in the Hub cache, and the Hub cannot be reached; download it first"
+    elif isinstance(error, EntryNotFoundError):
+        message = f"{what}: the repository {hub_id.repo} has no such file"
+    else:
+        wanted = "" if name else "no such file or directory, and "
+        message = f"{what}: {wanted}the Hub cannot be reached: {type(error).__name__}: {one_line(error)}"
+    raise CheckpointError(message) from error

@@ -1,0 +1,155 @@
+"""Which of a folder's files hold the weights. Names alone: works on a listing of a folder or of a Hub repository."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from esdtool.errors import CheckpointError
+
+SAFETENSORS_SUFFIX = ".safetensors"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+WEIGHT_SUFFIXES = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
+INDEX_SUFFIX = ".index.json"
+DCP_METADATA = ".metadata"
+UNREAD_SUFFIXES = (".gguf", ".ggml", ".onnx", ".h5", ".msgpack", ".npz", ".tflite", ".mlmodel", ".nemo")
+
+_GROUPS: dict[str, tuple[str, ...]] = {
+    stem: (
+        f"{stem}.safetensors",
+        f"{stem}.safetensors{INDEX_SUFFIX}",
+        f"{pickled}.bin",
+        f"{pickled}.bin{INDEX_SUFFIX}",
+    )
+    for stem, pickled in (
+        ("model", "pytorch_model"),
+        ("diffusion_pytorch_model", "diffusion_pytorch_model"),
+        ("adapter_model", "adapter_model"),
+    )
+}
+"""The names of one model's weights, the preferred first: safetensors before pickles, one file before shards."""
+
+KNOWN_NAMES: tuple[str, ...] = tuple(name for names in _GROUPS.values() for name in names)
+"""Every file name that stands for a whole set of weights."""
+
+_SHARD = re.compile(
+    r"(?P<stem>.+?)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})(?P<suffix>\.safetensors|\.bin)", re.IGNORECASE
+)
+_STATE = re.compile(
+    # What trainers leave beside the weights: transformers, accelerate, DeepSpeed.
+    r"training_args\.bin|optimizer(_\d+)?\.(bin|pt|pth)|optimizer_state.*\.(bin|pt|pth)|(lr_)?scheduler(_\d+)?\.(bin|pt|pth)"
+    r"|sampler(_\d+)?\.bin|(grad_)?scaler(_\d+)?\.(bin|pt|pth)|rng_state(_\d+)?\.(pth|pt)|random_states.*"
+    r"|.*optim_states\.pt|trainer_state\.(bin|pt)|dl_state_dict(_\d+)?\.bin",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightChoice:
+    """What to open in a folder."""
+
+    kind: Literal["single", "index", "dcp"]
+    """One weight file, an index of shards, or a torch.distributed.checkpoint folder."""
+    file: str
+    """Name of the weight file, of the index, or `.metadata`."""
+    config: str
+    """Name of the configuration that belongs to it; it may be missing."""
+    notes: tuple[str, ...] = ()
+    """Which weight files of the folder are not read."""
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether a file's name says that it may hold weights, rather than a trainer's state.
+
+    >>> [is_weight_file(name) for name in ("model.safetensors", "training_args.bin", "config.json")]
+    [True, False, False]
+    """
+    return name.lower().endswith(WEIGHT_SUFFIXES) and not _STATE.fullmatch(name)
+
+
+def has_known_name(name: str) -> bool:
+    """Whether a single file is named as in a Hugging Face folder, so that `config.json` beside it is its own.
+
+    >>> [has_known_name(name) for name in ("pytorch_model.bin", "model-00001-of-00002.safetensors", "best.pt")]
+    [True, True, False]
+    """
+    shard = _SHARD.fullmatch(name)
+    return f"{shard['stem']}{shard['suffix']}" in KNOWN_NAMES if shard else name in KNOWN_NAMES
+
+
+def config_name(weights: str) -> str:
+    """Name of the configuration that goes with a weight file."""
+    return "adapter_config.json" if weights.startswith("adapter_model.") else "config.json"
+
+
+def choose_weights(names: Iterable[str], *, location: str) -> WeightChoice:
+    """Choose the weights among the files at the top of a folder.
+
+    A known name wins over torch.distributed.checkpoint, and that over a file of any other
+    name, which must be the only one. What is passed over is named in `notes`.
+
+    Args:
+        names: file names, without folders.
+        location: the folder, for messages.
+
+    >>> choose_weights(["config.json", "model.safetensors", "pytorch_model.bin"], location="x").notes
+    ('x: model.safetensors is read; not read: pytorch_model.bin',)
+
+    Raises:
+        CheckpointError: if there are no weights, or several that do not belong together.
+    """
+    names = sorted(names)
+    groups = [present for group in _GROUPS.values() if (present := [name for name in group if name in names])]
+    if len(groups) > 1:
+        choices = ", ".join(group[0] for group in groups)
+        raise CheckpointError(f"{location}: weights of different things: {choices}; name one of these files")
+    weights = [name for name in names if is_weight_file(name)]
+    if groups:
+        chosen = groups[0][0]
+        shards = [name for name in weights if _SHARD.fullmatch(name) and has_known_name(name)]
+        # The shards of an index that is read are no leftovers, nor need the other format's be listed one by one.
+        others = [*groups[0][1:], *(name for name in weights if name not in KNOWN_NAMES and name not in shards)]
+        others += [DCP_METADATA] if DCP_METADATA in names else []
+        return _choice(chosen, others, location)
+    if DCP_METADATA in names:
+        return _choice(DCP_METADATA, weights, location)
+    if not weights:
+        raise CheckpointError(f"{location}: no weights{_looked_for(names)}")
+    if len(weights) > 1:
+        raise CheckpointError(
+            f"{location}: {len(weights)} weight files and no index that joins them: {_listed(weights)}; "
+            "name one of them, or restore the .index.json"
+        )
+    shard = _SHARD.fullmatch(weights[0])
+    if shard and int(shard["count"]) > 1:
+        raise CheckpointError(
+            f"{location}: {weights[0]} is one of {int(shard['count'])} shards and there is no index; "
+            "restore the others and the .index.json, or name this file to read it alone"
+        )
+    return _choice(weights[0], (), location)
+
+
+def _choice(chosen: str, others: Iterable[str], location: str) -> WeightChoice:
+    kind: Literal["single", "index", "dcp"] = (
+        "dcp" if chosen == DCP_METADATA else "index" if chosen.endswith(INDEX_SUFFIX) else "single"
+    )
+    others = list(others)
+    notes = (f"{location}: {chosen} is read; not read: {_listed(others)}",) if others else ()
+    return WeightChoice(kind=kind, file=chosen, config=config_name(chosen), notes=notes)
+
+
+def _looked_for(names: Iterable[str]) -> str:
+    known = ", ".join(names[0] for names in _GROUPS.values())
+    text = (
+        f": looked for {known}, pytorch_model.bin, their .index.json, {DCP_METADATA} (torch.distributed.checkpoint), "
+        f"and any other {', '.join(WEIGHT_SUFFIXES)} file"
+    )
+    unread = [name for name in names if name.lower().endswith(UNREAD_SUFFIXES)]
+    return text + (f"; found {_listed(unread)}, of a format that is not read" if unread else "")
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    """The names with commas; the rest of a long list as a number."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,177 @@
+"""Checkpoints on disk: one file, a Hugging Face folder, or shards joined by an index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from esdtool.checkpoint.base import Checkpoint, TensorInfo
+from esdtool.checkpoint.jsonfiles import read_config, read_index
+from esdtool.checkpoint.layout import (
+    DCP_METADATA,
+    INDEX_SUFFIX,
+    PICKLE_SUFFIXES,
+    SAFETENSORS_SUFFIX,
+    UNREAD_SUFFIXES,
+    WEIGHT_SUFFIXES,
+    WeightChoice,
+    choose_weights,
+    config_name,
+    has_known_name,
+    is_weight_file,
+)
+from esdtool.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class WeightFile(Protocol):
+    """One file with tensors."""
+
+    notes: tuple[str, ...]
+    tensors: dict[str, TensorInfo]
+
+    def read(self, name: str) -> torch.Tensor:
+        """Read one tensor."""
+        ...
+
+
+@dataclass(kw_only=True)
+class FileCheckpoint(Checkpoint):
+    """Tensors that lie in one or more weight files."""
+
+    sources: Mapping[str, WeightFile] = field(repr=False)
+    """The file of each tensor."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """Read one tensor from its file."""
+        self.info(name)
+        return self.sources[name].read(name)
+
+
+def open_file(path: Path) -> Checkpoint:
+    """Open one weight file, an index, or the `.metadata` of a torch.distributed.checkpoint folder."""
+    if path.name.endswith(INDEX_SUFFIX):
+        choice = WeightChoice(kind="index", file=path.name, config=config_name(path.name))
+        return open_choice(path.parent, choice, location=str(path))
+    if path.name == DCP_METADATA:
+        return open_choice(
+            path.parent, WeightChoice(kind="dcp", file=path.name, config="config.json"), location=str(path)
+        )
+    source = _open_weights(path, path.name)
+    config = read_config(path.parent / config_name(path.name)) if has_known_name(path.name) else {}
+    return FileCheckpoint(
+        location=str(path),
+        tensors=source.tensors,
+        files=(path.name,),
+        config=config,
+        notes=source.notes,
+        sources=dict.fromkeys(source.tensors, source),
+    )
+
+
+def open_directory(folder: Path) -> Checkpoint:
+    """Open the weights in a folder.
+
+    Raises:
+        CheckpointError: if it cannot be listed, or has no weights or several that do not belong together.
+    """
+    try:
+        names = [entry.name for entry in folder.iterdir() if not entry.is_dir()]
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot list: {error.strerror}") from error
+    try:
+        choice = choose_weights(names, location=str(folder))
+    except CheckpointError as error:
+        below = _subfolders_with_weights(folder)
+        if below:
+            raise CheckpointError(f"{error}; there are weights in its subfolders {', '.join(below)}") from error
+        raise
+    return open_choice(folder, choice, location=str(folder))
+
+
+def open_choice(folder: Path, choice: WeightChoice, *, location: str, revision: str | None = None) -> Checkpoint:
+    """Open what was chosen in a folder, e.g. in a snapshot of a Hub repository."""
+    if choice.kind == "dcp":
+        from esdtool.checkpoint.dcp import open_distributed
+
+        config = read_config(folder / choice.config)
+        return open_distributed(folder, location=location, config=config, notes=choice.notes)
+    if choice.kind == "index":
+        sources, tensors, notes = _open_shards(folder, folder / choice.file)
+    else:
+        source = _open_weights(folder / choice.file, choice.file)
+        sources, tensors, notes = dict.fromkeys(source.tensors, source), source.tensors, list(source.notes)
+    return FileCheckpoint(
+        location=location,
+        tensors=tensors,
+        files=tuple(sorted({info.file for info in tensors.values()} or {choice.file})),
+        revision=revision,
+        config=read_config(folder / choice.config),
+        notes=(*choice.notes, *notes),
+        sources=sources,
+    )
+
+
+def _open_weights(path: Path, label: str) -> WeightFile:
+    """Open one weight file by its suffix."""
+    name = path.name.lower()
+    if name.endswith(SAFETENSORS_SUFFIX):
+        from esdtool.checkpoint.safetensors_file import SafetensorsFile
+
+        return SafetensorsFile(path, label)
+    if name.endswith(PICKLE_SUFFIXES):
+        from esdtool.checkpoint.pickle_file import PickleFile
+
+        return PickleFile(path, label)
+    known = f"known are {', '.join(WEIGHT_SUFFIXES)} and *{INDEX_SUFFIX}"
+    if name.endswith(UNREAD_SUFFIXES):
+        raise CheckpointError(f"{path}: {path.suffix.lower()} files are not read; {known}")
+    raise CheckpointError(f"{path}: unknown format {path.suffix!r}; {known}")
+
+
+def _open_shards(folder: Path, index_path: Path) -> tuple[dict[str, WeightFile], dict[str, TensorInfo], list[str]]:
+    """Open every shard of an index: (file of each tensor, catalogue, notes). Follows `weight_map`, no wildcard."""
+    index = read_index(index_path)
+    missing = [shard for shard in index.shards if not (folder / shard).exists()]
+    if missing:
+        raise CheckpointError(
+            f"{index_path}: {_count(missing, 'shard')} of {len(index.shards)} not in the folder: {_first(missing)}; "
+            "download or copy the checkpoint again"
+        )
+    shards = {shard: _open_weights(folder / shard, shard) for shard in index.shards}
+    for name, shard in index.weight_map.items():
+        if name not in shards[shard].tensors:
+            raise CheckpointError(
+                f"{index_path}: tensor {name!r} should be in {shard}, but is not; index and shards do not fit together"
+            )
+    notes = [note for shard in shards.values() for note in shard.notes]
+    extra = sorted({name for shard in shards.values() for name in shard.tensors} - set(index.weight_map))
+    if extra:
+        notes.append(f"{index_path}: left out {_count(extra, 'tensor')} that the index does not list: {_first(extra)}")
+    sources = {name: shards[shard] for name, shard in index.weight_map.items()}
+    return sources, {name: source.tensors[name] for name, source in sources.items()}, notes
+
+
+def _subfolders_with_weights(folder: Path) -> list[str]:
+    """Names of direct subfolders that `open_directory` may take."""
+    found = []
+    for sub in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
+        try:
+            names = [entry.name for entry in sub.iterdir()]
+        except OSError:
+            continue
+        if any(is_weight_file(name) or name == DCP_METADATA for name in names):
+            found.append(sub.name)
+    return found
+
+
+def _count(items: Sequence[str], noun: str) -> str:
+    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
+
+
+def _first(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

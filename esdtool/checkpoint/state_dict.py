@@ -1,0 +1,178 @@
+"""Finding the model's tensors in whatever a trainer saved: bare, under a key, or beside an optimizer's state.
+
+The functions work on any tree of mappings and lists, so that they serve pickles, state
+dicts in memory and the catalogue of a torch.distributed.checkpoint folder alike.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar, cast
+
+from esdtool.errors import CheckpointError
+
+
+class HasShape(Protocol):
+    """A tensor, or what stands for one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions."""
+        ...
+
+
+T = TypeVar("T", bound=HasShape)
+
+_MODEL_KEYS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "module",
+    "weights",
+    "params",
+    "net",
+    "network",
+    "app",
+)
+"""Keys under which trainers keep the model, the most telling first."""
+_AVERAGE_KEYS = ("ema", "model_ema", "ema_model", "ema_state_dict", "ema_params", "shadow_params")
+"""Keys of averaged copies: taken only where there is no other model."""
+_TRAINER_KEY = re.compile(
+    r"optims?|optimi[sz]ers?|(model_)?optim(izer)?_(state|states|state_dict|dict)|.*_(optim|optimizer|optimizer_states?)"
+    r"|(lr_)?schedulers?(_state|_states|_state_dict)?|(grad_)?scaler(_state|_state_dict)?|amp"
+    r"|.*rng_states?.*|random_states?|callbacks|loops|dataloader|train_state|hyper_parameters|args|config",
+    re.IGNORECASE,
+)
+_OPTIMIZER_PREFIX = re.compile(r"(optims?|optimi[sz]ers?)\.", re.IGNORECASE)
+_DEEPEST = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTensors(Generic[T]):
+    """The model's part of a saved tree."""
+
+    tensors: Mapping[str, T]
+    """Flat: nested names are joined by dots."""
+    notes: tuple[str, ...]
+    """Under which key they lay and what was left out, each starting with the file's name."""
+
+
+def model_tensors(tree: object, is_tensor: Callable[[object], bool], *, file: str) -> ModelTensors[T]:
+    """Pick the model's tensors out of a saved tree and flatten their names.
+
+    At the top, a key that trainers use for the model (`model`, `state_dict`, ...), or else the
+    only branch with tensors, is entered. Optimizer states are left out. Otherwise the
+    whole tree is the model.
+
+    Args:
+        tree: mappings and lists, with tensors at the leaves.
+        is_tensor: tells a tensor from any other leaf.
+        file: name for messages.
+
+    Raises:
+        CheckpointError: if there is no tensor, or two have the same flattened name.
+    """
+    entered: list[str] = []
+    left_out: list[str] = []
+    node = tree
+    while isinstance(node, Mapping) and len(entered) < _DEEPEST:
+        key, others = _branch(node, is_tensor, top=not entered)
+        left_out += [".".join([*entered, other]) for other in others]
+        if key is None:
+            dropped = set(others)
+            node = {name: value for name, value in node.items() if str(name) not in dropped}
+            break
+        entered.append(str(key))
+        node = node[key]
+
+    if is_tensor(tree):
+        raise CheckpointError(f"{file}: holds one bare tensor without a name; save it as {{name: tensor}}")
+    tensors: dict[str, T] = {}
+    for path, leaf in _leaves(node, is_tensor):
+        name = ".".join(path)
+        if name in tensors:
+            raise CheckpointError(f"{file}: two tensors have the name {name!r} once nested names are joined")
+        tensors[name] = cast(T, leaf)
+    if not tensors:
+        only = f" of a model, only {', '.join(map(repr, left_out))}" if left_out else ""
+        raise CheckpointError(f"{file}: holds no tensors{only}; is it the checkpoint's weight file?")
+    notes = []
+    if entered:
+        notes.append(f"{file}: the tensors under the key {'.'.join(entered)!r} are read")
+    if left_out:
+        shown = ", ".join(map(repr, left_out[:8])) + (f" and {len(left_out) - 8} more" if len(left_out) > 8 else "")
+        notes.append(f"{file}: left out: {shown}")
+    return ModelTensors(tensors=tensors, notes=tuple(notes))
+
+
+def _branch(
+    node: Mapping[object, object], is_tensor: Callable[[object], bool], *, top: bool
+) -> tuple[object | None, list[str]]:
+    """The key to enter, or None to stop here; and the keys with tensors that are left out by that."""
+    direct = {key: value for key, value in node.items() if is_tensor(value)}
+    branches = {key: value for key, value in node.items() if key not in direct and _holds_tensors(value, is_tensor)}
+    trainer = [key for key in branches if _is_trainers(key, branches[key])]
+    trainer += [key for key in direct if _OPTIMIZER_PREFIX.match(str(key))]
+    models = [key for key in branches if key not in trainer]
+    weights = [key for key, value in direct.items() if key not in trainer and _numel(value) > 1]
+
+    chosen: object | None = next((key for key in _MODEL_KEYS if key in models), None)
+    if chosen is None and not weights:
+        average = next((key for key in _AVERAGE_KEYS if key in models), None)
+        chosen = average if average is not None else models[0] if top and len(models) == 1 else None
+    if not top and (len(models) > 1 or weights):
+        # Below the top a key that sounds like a wrapper may be a module's name: enter it only if nothing else is there.
+        chosen = None
+    others = [key for key in (*direct, *branches) if key != chosen] if chosen is not None else trainer
+    return chosen, [str(key) for key in others]
+
+
+def _is_trainers(key: object, value: object) -> bool:
+    """Whether a branch is the state of an optimizer or another part of the trainer."""
+    if isinstance(value, Mapping) and {"state", "param_groups"} <= set(value):
+        return True
+    return _TRAINER_KEY.fullmatch(str(key)) is not None
+
+
+def _numel(tensor: object) -> int:
+    shape: tuple[int, ...] = getattr(tensor, "shape", ())
+    return math.prod(shape)
+
+
+def _children(node: object) -> Iterator[tuple[str, object]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield str(key), value
+    elif isinstance(node, list | tuple):
+        for position, value in enumerate(node):
+            yield str(position), value
+
+
+def _holds_tensors(node: object, is_tensor: Callable[[object], bool]) -> bool:
+    # No recursion, and each container once: a file may nest them without end, or in a circle.
+    stack, seen = [node], set[int]()
+    while stack:
+        current = stack.pop()
+        if is_tensor(current):
+            return True
+        if id(current) not in seen:
+            seen.add(id(current))
+            stack.extend(child for _, child in _children(current))
+    return False
+
+
+def _leaves(
+    node: object, is_tensor: Callable[[object], bool], path: tuple[str, ...] = (), above: frozenset[int] = frozenset()
+) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Every tensor below a mapping or list with its path."""
+    if id(node) in above or len(path) > _DEEPEST:
+        return
+    for key, child in _children(node):
+        if is_tensor(child):
+            yield (*path, key), child
+        else:
+            yield from _leaves(child, is_tensor, (*path, key), above | {id(node)})
