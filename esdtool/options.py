@@ -13,6 +13,13 @@ FixFingerBound = Literal["linear", "legacy"]
 FitName = Literal["hill", "ks", "fix-finger", "farms", "powerlaw"]
 FITS: tuple[str, ...] = get_args(FitName)
 
+OptimizerName = Literal["adamw", "adam"]
+AssignName = Literal["linear", "sqrt", "log2", "sigmoid", "uniform"]
+ScoreName = Literal["alpha", "stable_rank", "frobenius_norm", "spectral_norm", "alpha_weighted"]
+Granularity = Literal["module", "layer", "role"]
+Unlisted = Literal["keep", "no-decay", "base"]
+AssignmentFormat = Literal["json", "csv", "torch-groups"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions:

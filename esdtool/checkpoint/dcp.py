@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch.distributed.checkpoint import filesystem as dcp_filesystem
@@ -66,11 +66,11 @@ class DistributedCheckpoint(Checkpoint):
         """Read one tensor, joined from all the files that hold a part of it."""
         self.info(name)
         entry = self.entries[name]
-        tensor = torch.empty(entry.shape, dtype=entry.dtype)
         # `dcp.load` would do the same, but warns each time that there is no process group.
         planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         reader = FileSystemReader(self.folder)
         try:
+            tensor = torch.empty(entry.shape, dtype=entry.dtype)
             planner.set_up_planner({entry.key: tensor}, self.metadata, is_coordinator=True)
             reader.set_up_storage_reader(self.metadata, is_coordinator=True)
             plan = reader.prepare_local_plan(planner.create_local_plan())
@@ -92,9 +92,8 @@ def open_distributed(
         CheckpointError: if the metadata is unsafe or damaged, or a file or a part of a tensor is missing.
     """
     path = folder / DCP_METADATA
-    metadata = _read_metadata(path)
-    found: ModelTensors[_Entry] = model_tensors(_tree(metadata), lambda value: isinstance(value, _Entry), file=location)
-    files = _files_by_key(metadata, path)
+    metadata, tree, files = _read_metadata(path)
+    found: ModelTensors[_Entry] = model_tensors(tree, lambda value: isinstance(value, _Entry), file=location)
     for name, entry in found.tensors.items():
         # torch would leave the rest of such a tensor uninitialised.
         if entry.saved < math.prod(entry.shape):
@@ -133,6 +132,10 @@ def open_distributed(
 class _Unpickler(pickle.Unpickler):
     """Builds DCP's own records and nothing else: torch reads `.metadata` with an unguarded pickle."""
 
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        super().__init__(file)
+        self.path = path
+
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch.distributed.checkpoint.metadata" and name in _METADATA_CLASSES:
             return getattr(dcp_metadata, name)
@@ -147,24 +150,25 @@ class _Unpickler(pickle.Unpickler):
         if module in ("pathlib", "pathlib._local") and name in ("PosixPath", "WindowsPath"):
             # A path of the other platform cannot be built, and none is needed.
             return getattr(pathlib, f"Pure{name}")
-        raise CheckpointError(f"refused: its pickle calls code ({module}.{name}), which is never run")
+        raise CheckpointError(f"{self.path}: refused: its pickle calls code ({module}.{name}), which is never run")
 
 
-def _read_metadata(path: Path) -> Metadata:
+def _read_metadata(path: Path) -> tuple[Metadata, dict[str, Any], dict[str, set[str]]]:
+    """(`.metadata`, the tree of its entries, the data files of each key)."""
     read_head(path)
     try:
         with path.open("rb") as file:
-            metadata = _Unpickler(file).load()
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+            metadata = _Unpickler(file, path).load()
+        if not isinstance(metadata, Metadata):
+            raise CheckpointError(f"{path}: not the metadata of torch.distributed.checkpoint")
+        return metadata, _tree(metadata), _files_by_key(metadata, path)
+    except CheckpointError:
+        raise
     # The parser meets arbitrary bytes here and fails in as many ways.
     except Exception as error:
         raise CheckpointError(
             f"{path}: not the metadata of torch.distributed.checkpoint, or damaged: {one_line(error)}"
         ) from error
-    if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, Mapping):
-        raise CheckpointError(f"{path}: not the metadata of torch.distributed.checkpoint")
-    return metadata
 
 
 def _tree(metadata: Metadata) -> dict[str, Any]:

@@ -69,10 +69,13 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except zipfile.BadZipFile as error:
         raise CheckpointError(
             f"{path}: truncated: a zip archive without its directory at the end; download or copy it again"
         ) from error
+    # Arbitrary bytes in the directory: bad text, sizes beyond the file, unknown versions, ...
+    except Exception as error:
+        raise CheckpointError(f"{path}: damaged zip archive: {one_line(error)}; download or copy it again") from error
     records = {name.partition("/")[2] for name in names}
     if "constants.pkl" in records:
         raise CheckpointError(f"{path}: refused: a TorchScript archive holds code; {_SAFE_COPY}")

@@ -83,12 +83,15 @@ def model_tensors(tree: object, is_tensor: Callable[[object], bool], *, file: st
         key, others = _branch(node, is_tensor, top=not entered)
         left_out += [".".join([*entered, other]) for other in others]
         if key is None:
-            dropped = set(others)
-            node = {name: value for name, value in node.items() if str(name) not in dropped}
+            if others:
+                dropped = set(others)
+                node = {name: value for name, value in node.items() if str(name) not in dropped}
             break
         entered.append(str(key))
         node = node[key]
 
+    if len(entered) == _DEEPEST:
+        raise CheckpointError(f"{file}: keys nested more than {_DEEPEST} deep; a structure that contains itself?")
     if is_tensor(tree):
         raise CheckpointError(f"{file}: holds one bare tensor without a name; save it as {{name: tensor}}")
     tensors: dict[str, T] = {}

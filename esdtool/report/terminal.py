@@ -46,9 +46,11 @@ def stdout_console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
 
 
-def print_analysis(analysis: Analysis, *, sort: str = "order", top: int | None = None) -> None:
-    """Everything a person wants to see of an analysis."""
-    console = stdout_console()
+def print_analysis(
+    analysis: Analysis, *, sort: str = "order", top: int | None = None, console: Console | None = None
+) -> None:
+    """Everything a person wants to see of an analysis, on stdout unless a console is given."""
+    console = console or stdout_console()
     console.print(_modules(analysis, sort=sort, top=top))
     if analysis.summary.by_role:
         console.print(_roles(analysis))

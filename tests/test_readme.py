@@ -1,0 +1,63 @@
+"""What the README shows works: its commands on the bundled checkpoint, its Python, its links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BUNDLED = "examples/checkpoints/stdlib-llama"
+
+# What a reader replaces by their own paths. Longest first.
+PLACEHOLDERS = {
+    "path/to/hf-model": BUNDLED,
+    "model.safetensors": f"{BUNDLED}/model.safetensors",
+    "CKPT": BUNDLED,
+}
+# Installing is .ci/run's part; these need the network, a file that the README only names, or a tool that may be absent.
+ELSEWHERE = ("pip ", "org/name", "pytorch_model.bin", "checkpoint-dcp", "jq ")
+
+
+def commands() -> list[str]:
+    found = []
+    for block in re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL):
+        for line in block.splitlines():
+            command = line.split("   #")[0].strip()
+            if command and not any(word in line for word in ELSEWHERE):
+                found.append(command)
+    return found
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands(command: str, tmp_path: Path) -> None:
+    for placeholder, path in PLACEHOLDERS.items():
+        command = re.sub(rf"(?<![\w/-]){re.escape(placeholder)}(?![\w])", str(ROOT / path), command)
+    words = shlex.split(command)
+    assert words[0] == "esdtool"
+    result = subprocess.run(
+        [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout or "--json" in words
+
+
+def test_python() -> None:
+    class Model:
+        lm_head = torch.nn.Linear(64, 100)
+
+    for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+        source = block.replace("path/to/hf-model", str(ROOT / BUNDLED))
+        exec(compile(source, "README.md", "exec"), {"model": Model})
+
+
+def test_links() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
