@@ -151,6 +151,8 @@ def make_plan(
             + _reasons(selection)
         )
     available = _cores() if chosen.type == "cpu" else 1
+    if checkpoint.collective_reads:
+        jobs = 1  # one thread, one order
     return Plan(
         checkpoint=checkpoint,
         selection=selection,

@@ -195,19 +195,22 @@ def _eigenvalues_cpu(matrix: torch.Tensor, path: SpectrumPath) -> npt.NDArray[An
     """Eigenvalues [n] of one matrix on the CPU, not sorted out yet."""
     if path == "svd-float64":
         return _svd_eigenvalues(matrix).numpy()
-    dtype = torch.float32 if path == "gram-float32" else torch.float64
+    try:
+        return symmetric_eigenvalues(_gram_cpu(matrix, torch.float32 if path == "gram-float32" else torch.float64))
+    except np.linalg.LinAlgError:
+        # The symmetric solvers practically never fail on finite input; the SVD is the independent way out.
+        return _svd_eigenvalues(matrix).numpy()
+
+
+def _gram_cpu(matrix: torch.Tensor, dtype: torch.dtype) -> npt.NDArray[Any]:
+    """Gram matrix [n, n] on the short side, in a function of its own: its blocks are gone when the solver runs."""
     gram: npt.NDArray[Any] | None = None
     for block in _short_side_blocks(matrix):
         # numpy recognises A @ A.T as a symmetric rank-k product: half the flops, and OpenBLAS is faster than MKL here.
         part = block.to(dtype).numpy()
-        product = part @ part.T
-        gram = product if gram is None else np.add(gram, product, out=gram)
+        gram = part @ part.T if gram is None else np.add(gram, part @ part.T, out=gram)
     assert gram is not None
-    try:
-        return symmetric_eigenvalues(gram)
-    except np.linalg.LinAlgError:
-        # The symmetric solvers practically never fail on finite input; the SVD is the independent way out.
-        return _svd_eigenvalues(matrix).numpy()
+    return gram
 
 
 def _eigenvalues_device(stack: torch.Tensor, path: SpectrumPath, device: torch.device) -> npt.NDArray[Any]:

@@ -43,6 +43,10 @@ DTYPE_BYTES = {
 }
 
 
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Name segments that DataParallel, torch.compile, FSDP1 and activation checkpointing insert."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo:
     """One stored tensor, known from a header without reading its data."""
@@ -84,6 +88,8 @@ class Checkpoint(ABC):
     there is none."""
     notes: tuple[str, ...] = ()
     """Remarks that the user should see, one line each (e.g. which of two formats was taken)."""
+    collective_reads: bool = False
+    """Whether all ranks must read the same tensors in the same order (a live model sharded over them)."""
 
     @property
     def model_type(self) -> str | None:
@@ -106,9 +112,10 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def read(self, name: str) -> torch.Tensor:
-        """Read one tensor, on the CPU and in its storage dtype. Safe to call from several threads.
+        """Read one tensor in its storage dtype, on the CPU unless a live model has it elsewhere.
 
-        The result may share memory with the checkpoint: do not write to it.
+        Safe to call from several threads, unless `collective_reads`. The result may share memory with the checkpoint:
+        do not write to it.
 
         Raises:
             CheckpointError: if the data cannot be read; the message names file and tensor.

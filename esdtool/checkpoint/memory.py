@@ -9,13 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from esdtool.checkpoint.base import Checkpoint
+from esdtool.checkpoint.base import WRAPPERS, Checkpoint
 from esdtool.checkpoint.pickle_file import tensor_info
 from esdtool.checkpoint.state_dict import ModelTensors, model_tensors
 from esdtool.errors import CheckpointError
-
-_WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""Segments that DataParallel, torch.compile, FSDP and activation checkpointing insert."""
 
 
 @dataclass(kw_only=True)
@@ -37,7 +34,7 @@ class MemoryCheckpoint(Checkpoint):
             tensor = tensor.full_tensor()
         if tensor.layout != torch.strided:
             tensor = tensor.to_dense()
-        return tensor.cpu()
+        return tensor
 
 
 def from_state_dict(
@@ -91,6 +88,7 @@ def _checkpoint(
         tensors={name: tensor_info(name, tensor, "") for name, tensor in tensors.items()},
         config=config,
         notes=notes,
+        collective_reads=any(hasattr(tensor, "full_tensor") for tensor in tensors.values()),
         values=tensors,
     )
 
@@ -111,7 +109,7 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _without_wrappers(name: str) -> str:
-    return ".".join(segment for segment in name.split(".") if segment not in _WRAPPERS) or name
+    return ".".join(segment for segment in name.split(".") if segment not in WRAPPERS) or name
 
 
 def _check_whole(name: str, tensor: torch.Tensor) -> None:
@@ -133,5 +131,5 @@ def _config(model: nn.Module) -> dict[str, Any]:
             config = config.to_dict()
         if isinstance(config, Mapping):
             return dict(config)
-        inner = next((wrapped for name in _WRAPPERS if (wrapped := inner._modules.get(name)) is not None), None)
+        inner = next((wrapped for name in WRAPPERS if (wrapped := inner._modules.get(name)) is not None), None)
     return {}

@@ -8,8 +8,7 @@ from __future__ import annotations
 import functools
 import re
 
-WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""Segments that DataParallel, torch.compile, FSDP and activation checkpointing insert."""
+from esdtool.checkpoint.base import WRAPPERS
 
 ADAPTER_SHELLS = frozenset({"base_layer", "original_module"})
 """Segments with which PEFT wraps a module that it leaves unchanged."""
