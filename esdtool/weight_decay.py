@@ -27,6 +27,9 @@ PUBLISHED_RATIOS: Final[dict[str, tuple[float, float]]] = {"adamw": (0.67, 5.0),
 _EPS = 1e-8
 _SIGMOID_SLOPE = 4.0
 
+_EQUAL = 1e-9
+"""Relative difference of scores that is rounding, and must not be stretched to the whole range of ratios."""
+
 
 def decay_ratios(
     scores: Sequence[float],
@@ -40,7 +43,8 @@ def decay_ratios(
 
     With scores a_1 .. a_n, and s1, s2 the two ratios:
 
-    - `linear` (AlphaDecay, the method): s1 + (a_i - min a) / (max a - min a) (s2 - s1); all equal: 1 each.
+    - `linear` (AlphaDecay, the method): s1 + (a_i - min a) / (max a - min a) (s2 - s1); all equal (to within
+      1e-9, which is less than the accuracy of an alpha): 1 each.
     - `sqrt`, `log2` (AlphaDecay, ablation of the assignment function): n f(a_i) / sum_j f(a_j); the mean is 1.
     - `sigmoid` (AdaDecay, arXiv 1907.08931, module-wise as AlphaDecay compares with it): inside each layer
       z_i = (a_i - mean) / (std + 1e-8), std of the population, then 2 / (1 + exp(-4 z_i)).
@@ -236,7 +240,7 @@ def assign(
     modules, left_out = _choose(analysis, tuple(include), tuple(exclude))
     scores, notes = [], []
     for module in modules:
-        value, note = _score_of(module, score, fit)
+        value, note = _score_of(module, score, _alpha(module, fit, analysis))
         scores.append(value)
         notes.append(note)
     if all(value is None for value in scores):
@@ -276,7 +280,7 @@ def assign(
             name: Entry(
                 weight_decay=weight_decay * ratio,
                 ratio=ratio,
-                alpha=module.alphas.get(fit),
+                alpha=_alpha(module, fit, analysis),
                 score=None if score == "alpha" else value,
                 role=module.role,
                 layer=module.layer,
@@ -299,6 +303,9 @@ def in_blocks(layers: Iterable[int | None]) -> list[bool]:
     return inside if any(inside) else [True] * len(inside)
 
 
+BASE_DECAY: Final = "base decay"
+"""How the note of a module that could not be scored begins; the reason follows after a colon."""
+
 OUTSIDE_BLOCKS: Final = "outside the numbered blocks; include it by name to assign it"
 """Why a module is left out by default."""
 
@@ -311,9 +318,12 @@ def _check_ratios(low: float, high: float) -> None:
 
 
 def _linear(scores: Sequence[float], low: float, high: float) -> list[float]:
-    if not scores or min(scores) == max(scores):
+    if not scores:
+        return []
+    smallest, largest = min(scores), max(scores)
+    spread = largest - smallest
+    if spread <= _EQUAL * max(abs(smallest), abs(largest)):
         return [1.0] * len(scores)
-    smallest, spread = min(scores), max(scores) - min(scores)
     positions = [(score - smallest) / spread for score in scores]
     # Written so that both ends are exact.
     return [(1.0 - position) * low + position * high for position in positions]
@@ -352,7 +362,11 @@ def _group_means(values: Sequence[float], groups: Sequence[Hashable]) -> list[fl
     members: dict[Hashable, list[float]] = defaultdict(list)
     for value, group in zip(values, groups, strict=True):
         members[group].append(value)
-    means = {group: math.fsum(found) / len(found) for group, found in members.items()}
+    # Relative to the first, so that the mean of equal numbers is that number to the last bit.
+    means = {
+        group: found[0] + math.fsum(value - found[0] for value in found) / len(found)
+        for group, found in members.items()
+    }
     return [means[group] for group in groups]
 
 
@@ -382,19 +396,23 @@ def _fit_in(analysis: Analysis, fit: str | None) -> str:
     return fit
 
 
-def _score_of(module: ModuleResult, score: ScoreName, fit: str) -> tuple[float | None, str | None]:
+def _alpha(module: ModuleResult, fit: str, analysis: Analysis) -> float | None:
+    return module.alpha if fit == analysis.settings.fit[0] else module.alphas.get(fit)
+
+
+def _score_of(module: ModuleResult, score: ScoreName, alpha: float | None) -> tuple[float | None, str | None]:
     """(score, None), or (None, why there is none)."""
     if not module.ok:
-        return None, f"base decay: {module.status}"
-    alpha = module.alphas.get(fit)
-    if score == "alpha_weighted":
+        return None, f"{BASE_DECAY}: {module.status}"
+    value: float | None
+    if score == "alpha":
+        value = alpha
+    elif score == "alpha_weighted":
         exponent = module.log_spectral_norm
         value = None if alpha is None or exponent is None else alpha * exponent
     else:
-        value = alpha if score == "alpha" else getattr(module, score)
-    if value is None:
-        return None, f"base decay: no tail found by {fit}" if alpha is None else f"base decay: no {score}"
-    return value, None
+        value = getattr(module, score)
+    return value, None if value is not None else f"{BASE_DECAY}: no {score} by this estimator"
 
 
 def _choose(

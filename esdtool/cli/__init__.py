@@ -8,6 +8,7 @@ import typer
 
 from esdtool._version import __version__
 from esdtool.cli.analyze import analyze
+from esdtool.cli.assign import assign
 from esdtool.cli.schema import schema
 
 app = typer.Typer(
@@ -35,4 +36,5 @@ def _root(
 
 
 app.command()(analyze)
+app.command()(assign)
 app.command()(schema)

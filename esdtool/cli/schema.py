@@ -7,11 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
-SchemaName = Literal["analysis"]
+SchemaName = Literal["analysis", "wd"]
 
 
 def schema(
-    name: Annotated[SchemaName, typer.Argument(help="Which file: the analysis of `esdtool analyze --json`.")],
+    name: Annotated[
+        SchemaName,
+        typer.Argument(
+            help="Which file: an analysis (`analyze --json`) or a weight-decay assignment (`assign --out`)."
+        ),
+    ],
 ) -> None:
     """Print the JSON Schema of a file format."""
     typer.echo(files("esdtool.schemas").joinpath(f"{name}.schema.json").read_text(encoding="utf-8"), nl=False)

@@ -118,13 +118,13 @@ def _modules(analysis: Analysis, *, sort: str, top: int | None) -> Table:
             module.role,
             _layer(module.layer),
             _shape(module.shape),
-            _number(module.alpha, ".3f"),
-            _number(module.alpha_stderr, ".2f"),
-            *(_number(module.alphas.get(other), ".3f") for other in fit[1:]),
-            _number(module.mp_alpha, ".2f"),
-            _number(module.ks_distance, ".3f"),
-            _number(module.stable_rank, ".1f"),
-            _number(module.lambda_max, ".4g"),
+            format_number(module.alpha, ".3f"),
+            format_number(module.alpha_stderr, ".2f"),
+            *(format_number(module.alphas.get(other), ".3f") for other in fit[1:]),
+            format_number(module.mp_alpha, ".2f"),
+            format_number(module.ks_distance, ".3f"),
+            format_number(module.stable_rank, ".1f"),
+            format_number(module.lambda_max, ".4g"),
             Text(words, style=_COLOURS.get(words, "red" if not module.ok else "")),
         )
     return table
@@ -145,7 +145,7 @@ def _roles(analysis: Analysis) -> Table:
             f"{row.std_alpha:.3f}",
             f"{row.min_alpha:.3f}",
             f"{row.max_alpha:.3f}",
-            _number(row.mean_mp_alpha, ".3f"),
+            format_number(row.mean_mp_alpha, ".3f"),
             _bar(row.mean_alpha, low, high),
         )
     return table
@@ -179,7 +179,8 @@ def _skipped(tensors: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
-def _number(value: float | None, spec: str) -> str:
+def format_number(value: float | None, spec: str) -> str:
+    """A number, or a dash where there is none."""
     return "-" if value is None else format(value, spec)
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from esdtool.analysis import Analysis
+from esdtool.assignment import Assignment
 
 
 def schemas() -> dict[str, dict[str, Any]]:
     """Each schema by its name."""
-    return {"analysis": Analysis.model_json_schema(mode="serialization")}
+    return {"analysis": Analysis.model_json_schema(mode="serialization"), "wd": Assignment.json_schema()}
 
 
 def rendered(schema: dict[str, Any]) -> str:

@@ -1,0 +1,175 @@
+"""`esdtool assign`: alphas to a weight-decay assignment that any trainer reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from esdtool.options import (
+    FITS,
+    AssignmentFormat,
+    AssignName,
+    Granularity,
+    OptimizerName,
+    ScoreName,
+    Unlisted,
+)
+
+if TYPE_CHECKING:
+    from esdtool.analysis import Analysis
+    from esdtool.assignment import Assignment
+
+
+def assign(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A checkpoint, as for `esdtool analyze`, or an analysis JSON. Default: your latest analysis.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="Write the assignment here; - for stdout.", metavar="PATH")
+    ] = None,
+    weight_decay: Annotated[float, typer.Option(help="Base decay, what uniform weight decay would be.")] = 0.1,
+    optimizer: Annotated[
+        OptimizerName,
+        typer.Option(help="Sets the published ratios and says how the decay acts: adamw decoupled, adam as L2."),
+    ] = "adamw",
+    min_ratio: Annotated[
+        float | None, typer.Option(help="Smallest decay over the base. Default: 0.67.", show_default=False)
+    ] = None,
+    max_ratio: Annotated[
+        float | None,
+        typer.Option(help="Largest decay over the base. Default: 5 (adamw), 3 (adam).", show_default=False),
+    ] = None,
+    assign_by: Annotated[AssignName, typer.Option("--assign", help="Function from scores to decays.")] = "linear",
+    score: Annotated[ScoreName, typer.Option(help="What the decays follow.")] = "alpha",
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Estimator of alpha: {', '.join(FITS)}. Default: hill for a checkpoint, an analysis's own first.",
+            show_default=False,
+            autocompletion=lambda: list(FITS),
+        ),
+    ] = None,
+    granularity: Annotated[Granularity, typer.Option(help="One decay per module, per layer or per role.")] = "module",
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="Assign only parameters that match this regular expression; repeatable.", metavar="REGEX"),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave parameters that match this regular expression to the default; repeatable.", metavar="REGEX"
+        ),
+    ] = None,
+    unlisted: Annotated[
+        Unlisted,
+        typer.Option(help="Norms, biases, embeddings, heads: keep the trainer's choice, no decay, or the base."),
+    ] = "keep",
+    normalize: Annotated[
+        bool,
+        typer.Option("--normalize", help="Rescale so that the parameter-weighted mean decay equals the base."),
+    ] = False,
+    file_format: Annotated[AssignmentFormat, typer.Option("--format", help="Format of --out.")] = "json",
+    check: Annotated[
+        Path | None,
+        typer.Option(help="Check this assignment against --model instead: names, shapes, coverage.", metavar="WD.JSON"),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The checkpoint for --check.", metavar="CKPT")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print neither tables nor progress.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", help="Modules at a time. Default: one per core.", min=1)
+    ] = None,
+) -> None:
+    """Turn alphas into a module-wise weight-decay assignment: the heavier a module's tail, the weaker its decay."""
+    from esdtool.cli.output import check_outputs, note, write_text
+    from esdtool.errors import UsageError
+
+    if check is not None or model is not None:
+        if check is None or model is None:
+            raise UsageError("--check WD.JSON and --model CKPT go together")
+        _check(check, model, quiet=quiet)
+        return
+    stdout_is_data = check_outputs(out)
+
+    from esdtool.weight_decay import assign as assign_decays
+
+    analysis = _analysis(source, fit=fit, device=device, jobs=jobs, quiet=quiet)
+    assignment = assign_decays(
+        analysis,
+        weight_decay=weight_decay,
+        optimizer=optimizer,
+        min_ratio=min_ratio,
+        max_ratio=max_ratio,
+        assign=assign_by,
+        score=score,
+        fit=fit,
+        granularity=granularity,
+        include=include or (),
+        exclude=exclude or (),
+        unlisted=unlisted,
+        normalize=normalize,
+    )
+    if out is not None:
+        write_text(out, _rendered(assignment, file_format))
+    if not quiet and not stdout_is_data:
+        from esdtool.report.decays import print_assignment
+
+        print_assignment(assignment)
+    if out is None:
+        note("nothing was written: name a file with --out wd.json", quiet=quiet)
+
+
+def _analysis(source: str | None, *, fit: str | None, device: str, jobs: int | None, quiet: bool) -> Analysis:
+    """The analysis of a checkpoint, the one in a file, or the user's latest."""
+    from esdtool.analysis import Analysis
+    from esdtool.cli.output import note, progress_bar
+
+    if source is None:
+        from esdtool.latest import recall
+
+        analysis, when = recall()
+        note(f"using your latest analysis: {analysis.source.checkpoint}, of {when:%Y-%m-%d %H:%M}")
+        return analysis
+    if source.endswith(".json") and Path(source).is_file() and not source.endswith(".index.json"):
+        return Analysis.from_json(source)
+
+    from esdtool.engine import make_plan, run
+    from esdtool.options import ScoreOptions
+
+    plan = make_plan(source, ScoreOptions(fit=(fit or "hill",)), device=device, jobs=jobs)
+    for remark in plan.checkpoint.notes:
+        note(remark, quiet=quiet)
+    with progress_bar(plan.cost, quiet=quiet) as advance:
+        return run(plan, on_progress=advance)
+
+
+def _rendered(assignment: Assignment, file_format: AssignmentFormat) -> str:
+    if file_format == "csv":
+        return assignment.to_csv()
+    if file_format == "torch-groups":
+        return assignment.to_torch_groups()
+    return assignment.to_json()
+
+
+def _check(path: Path, model: str, *, quiet: bool) -> None:
+    """Compare a file with a checkpoint; problems are an error after they have been listed."""
+    from esdtool.assignment import check as check_assignment
+    from esdtool.assignment import load_assignment
+    from esdtool.checkpoint import open_checkpoint
+    from esdtool.errors import AssignmentError
+
+    assignment = load_assignment(path)
+    checkpoint = open_checkpoint(model)
+    report = check_assignment(assignment, checkpoint.tensors.values(), config=checkpoint.config)
+    if not quiet:
+        from esdtool.report.decays import print_check
+
+        print_check(report, path=str(path), model=model)
+    if not report.ok:
+        raise AssignmentError(f"{path}: does not fit {model}: {report.problem}")
