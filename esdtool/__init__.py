@@ -13,22 +13,51 @@ from esdtool._version import __version__
 
 if TYPE_CHECKING:
     from esdtool.analysis import Analysis
+    from esdtool.assignment import Assignment, load_assignment
     from esdtool.engine import analyze
     from esdtool.errors import EsdtoolError
+    from esdtool.modules.names import canonical_name
+    from esdtool.optim import AlphaDecay, apply, param_groups
     from esdtool.spectrum import esd
     from esdtool.tail import TailFit, hill, ks_fit
+    from esdtool.weight_decay import assign
 
 _HOME = {
+    "AlphaDecay": "optim",
     "Analysis": "analysis",
+    "Assignment": "assignment",
     "EsdtoolError": "errors",
     "TailFit": "tail",
     "analyze": "engine",
+    "apply": "optim",
+    "assign": "weight_decay",
+    "canonical_name": "modules.names",
     "esd": "spectrum",
     "hill": "tail",
     "ks_fit": "tail",
+    "load_assignment": "assignment",
+    "param_groups": "optim",
 }
 
-__all__ = ["Analysis", "EsdtoolError", "TailFit", "__version__", "analyze", "esd", "hill", "ks_fit"]
+__all__ = [
+    "__version__",
+    # Spectra and tails.
+    "analyze",
+    "Analysis",
+    "esd",
+    "hill",
+    "ks_fit",
+    "TailFit",
+    # Weight decays.
+    "assign",
+    "Assignment",
+    "load_assignment",
+    "param_groups",
+    "apply",
+    "AlphaDecay",
+    "canonical_name",
+    "EsdtoolError",
+]
 
 
 def __getattr__(name: str) -> Any:

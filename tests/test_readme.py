@@ -29,32 +29,43 @@ def commands() -> list[str]:
     found = []
     for block in re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL):
         for line in block.splitlines():
-            command = line.split("   #")[0].strip()
+            command = line.split("  #")[0].strip()
             if command and not any(word in line for word in ELSEWHERE):
                 found.append(command)
     return found
 
 
-@pytest.mark.parametrize("command", commands())
-def test_commands(command: str, tmp_path: Path) -> None:
+def run(command: str, folder: Path) -> None:
     for placeholder, path in PLACEHOLDERS.items():
         command = re.sub(rf"(?<![\w/-]){re.escape(placeholder)}(?![\w])", str(ROOT / path), command)
     words = shlex.split(command)
     assert words[0] == "esdtool"
     result = subprocess.run(
-        [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
+        [sys.executable, "-m", *words], cwd=folder, capture_output=True, text=True, timeout=600, check=False
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout or "--json" in words
 
 
-def test_python() -> None:
-    class Model:
-        lm_head = torch.nn.Linear(64, 100)
+def test_commands_in_the_order_of_the_page(tmp_path: Path) -> None:
+    found = commands()
+    assert len(found) > 5
+    for command in found:
+        run(command, tmp_path)
 
+
+def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks in order, as one session, in a folder that holds the wd.json of the commands above them."""
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.chdir(tmp_path)
+    run("esdtool assign path/to/hf-model --out wd.json", tmp_path)
+    names = {"model": AutoModelForCausalLM.from_pretrained(ROOT / BUNDLED, dtype=torch.float32)}
     for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
         source = block.replace("path/to/hf-model", str(ROOT / BUNDLED))
-        exec(compile(source, "README.md", "exec"), {"model": Model})
+        exec(compile(source, "README.md", "exec"), names)
+    assert len(names["optimizer"].param_groups) > 1
+    assert names["fit"].alpha > 1
 
 
 def test_links() -> None:
