@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
@@ -16,7 +17,7 @@ TARGET = ROOT / "docs" / "images" / "analyze.svg"
 
 
 def main() -> None:
-    console = Console(record=True, width=132, force_terminal=True, file=Path("/dev/null").open("w"))
+    console = Console(record=True, width=130, force_terminal=True, file=io.StringIO())
     analysis = esdtool.analyze(ROOT / CHECKPOINT)
     analysis = analysis.model_copy(update={"source": analysis.source.model_copy(update={"checkpoint": CHECKPOINT})})
     terminal.print_analysis(analysis, top=14, console=console)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esdtool.assignment import Assignment, CheckReport, Entry
-from esdtool.report.terminal import format_number, stdout_console
+from esdtool.report.terminal import format_number, new_table, stdout_console
 
 _BAR_WIDTH = 24
 _SHADES = ("grey35", "deep_sky_blue4", "deep_sky_blue3", "green3", "yellow3", "orange1", "orange_red1")
@@ -30,7 +30,7 @@ def print_assignment(assignment: Assignment, *, console: Console | None = None) 
 def print_check(report: CheckReport, *, path: str, model: str) -> None:
     """What `assign --check` found."""
     console = stdout_console()
-    table = Table(title=escape(f"{path} against {model}"), title_justify="left")
+    table = new_table(f"{path} against {model}")
     table.add_column("parameter", overflow="fold")
     table.add_column("finding")
     for name in report.unknown:
@@ -52,7 +52,7 @@ def _modules(assignment: Assignment) -> Table:
     title = f"weight decay, base {assignment.base_weight_decay:g}"
     if method is not None:
         title += f", {method.assign} in {method.score}" + (f" by {method.fit}" if method.fit else "")
-    table = Table(title=escape(title), title_justify="left")
+    table = new_table(title)
     table.add_column("parameter", overflow="fold", min_width=12)
     for heading in ("alpha", "ratio", "decay"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -83,7 +83,7 @@ def _picture(assignment: Assignment) -> Table | None:
         return None
     roles = list(dict.fromkeys(role for _, role in cells))
     largest = max(entry.weight_decay for entries in cells.values() for entry in entries)
-    table = Table(title="decay by layer and role", title_justify="left", box=None, padding=(0, 1))
+    table = new_table("decay by layer and role")
     table.add_column("layer", justify="right")
     for role in roles:
         table.add_column(escape(role), justify="right")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,6 +18,9 @@ from esdtool.report.verdict import closing_words, verdict
 
 if TYPE_CHECKING:
     from esdtool.engine import Plan
+
+_NARROW = 128
+"""Below so many columns the table keeps to the essentials."""
 
 _PIPE_WIDTH = 240
 """Columns when stdout is a file or a pipe: nothing is cut."""
@@ -40,6 +44,13 @@ _SORT: dict[str, Callable[[ModuleResult], Any]] = {
 }
 
 
+def new_table(title: str) -> Table:
+    """A table in the house style: no rules but the one below the headings, so that it pastes well and stays narrow."""
+    return Table(
+        title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+
+
 def stdout_console() -> Console:
     """A console on stdout that never truncates what goes into a file or a pipe."""
     console = Console(highlight=False)
@@ -51,7 +62,7 @@ def print_analysis(
 ) -> None:
     """Everything a person wants to see of an analysis, on stdout unless a console is given."""
     console = console or stdout_console()
-    console.print(_modules(analysis, sort=sort, top=top))
+    console.print(_modules(analysis, sort=sort, top=top, narrow=console.width < _NARROW))
     if analysis.summary.by_role:
         console.print(_roles(analysis))
     if len(analysis.summary.by_layer) > 1:
@@ -66,7 +77,7 @@ def print_plan(plan: Plan) -> None:
     from esdtool.calibration import estimate_seconds
 
     console = stdout_console()
-    table = Table(title=escape(f"{plan.checkpoint.location}: {len(plan.selection.modules)} weight modules"))
+    table = new_table(f"{plan.checkpoint.location}: {len(plan.selection.modules)} weight modules")
     for heading in ("module", "role", "layer", "shape", "dtype", "eigenvalues"):
         table.add_column(heading, justify="left" if heading in ("module", "role", "dtype") else "right")
     for module in plan.selection.modules:
@@ -88,7 +99,7 @@ def print_plan(plan: Plan) -> None:
     )
 
 
-def _modules(analysis: Analysis, *, sort: str, top: int | None) -> Table:
+def _modules(analysis: Analysis, *, sort: str, top: int | None, narrow: bool) -> Table:
     fit = analysis.settings.fit
     modules = list(analysis.modules)
     if sort != "order":
@@ -99,39 +110,56 @@ def _modules(analysis: Analysis, *, sort: str, top: int | None) -> Table:
     title = f"{analysis.source.checkpoint}: alpha by {fit[0]}"
     if len(shown) < len(modules):
         title += f", {len(shown)} of {len(modules)} modules"
-    table = Table(title=escape(title), title_justify="left")
-    table.add_column("module", overflow="fold", min_width=12)
-    table.add_column("role", no_wrap=True)
-    table.add_column("layer", justify="right")
-    table.add_column("shape", justify="right", no_wrap=True)
-    table.add_column("alpha", justify="right", no_wrap=True)
-    table.add_column("+-", justify="right", no_wrap=True)
-    for other in fit[1:]:
-        table.add_column(other, justify="right", no_wrap=True)
-    for heading in ("null", "KS", "stable rank", "lambda_max"):
-        table.add_column(heading, justify="right", no_wrap=heading != "stable rank")
-    table.add_column("verdict")
-    for module in shown:
-        words = verdict(module, fit[0])
-        table.add_row(
-            escape(module.name),
-            module.role,
-            _layer(module.layer),
-            _shape(module.shape),
-            format_number(module.alpha, ".3f"),
-            format_number(module.alpha_stderr, ".2f"),
-            *(format_number(module.alphas.get(other), ".3f") for other in fit[1:]),
-            format_number(module.mp_alpha, ".2f"),
-            format_number(module.ks_distance, ".3f"),
-            format_number(module.stable_rank, ".1f"),
-            format_number(module.lambda_max, ".4g"),
-            Text(words, style=_COLOURS.get(words, "red" if not module.ok else "")),
+    table = new_table(title)
+    columns = _columns(analysis, narrow=narrow)
+    for heading, _ in columns:
+        is_text = heading in ("module", "role", "verdict")
+        table.add_column(
+            heading,
+            justify="left" if is_text else "right",
+            no_wrap=heading not in ("module", "verdict"),
+            overflow="fold",
         )
+    for module in shown:
+        table.add_row(*(cell(module) for _, cell in columns))
     return table
 
 
+def _columns(analysis: Analysis, *, narrow: bool) -> list[tuple[str, Callable[[ModuleResult], str | Text]]]:
+    """Heading and cell of each column."""
+    fit = analysis.settings.fit
+
+    def words(module: ModuleResult) -> Text:
+        said = verdict(module, fit[0])
+        return Text(said, style=_COLOURS.get(said, "red" if not module.ok else ""))
+
+    def other(name: str) -> Callable[[ModuleResult], str]:
+        return lambda module: format_number(module.alphas.get(name), ".3f")
+
+    place: list[tuple[str, Callable[[ModuleResult], str | Text]]] = [
+        ("role", lambda module: module.role),
+        ("layer", lambda module: _layer(module.layer)),
+    ]
+    rest: list[tuple[str, Callable[[ModuleResult], str | Text]]] = [
+        ("KS", lambda module: format_number(module.ks_distance, ".3f")),
+        ("stable rank", lambda module: format_number(module.stable_rank, ".1f")),
+        ("lambda_max", lambda module: format_number(module.lambda_max, ".4g")),
+    ]
+    return [
+        ("module", lambda module: escape(module.name)),
+        *([] if narrow else place),
+        ("shape", lambda module: _shape(module.shape)),
+        ("alpha", lambda module: format_number(module.alpha, ".3f")),
+        ("+-", lambda module: format_number(module.alpha_stderr, ".2f")),
+        *((name, other(name)) for name in fit[1:]),
+        ("null", lambda module: format_number(module.mp_alpha, ".2f")),
+        *([] if narrow else rest),
+        ("verdict", words),
+    ]
+
+
 def _roles(analysis: Analysis) -> Table:
-    table = Table(title="alpha by role", title_justify="left")
+    table = new_table("alpha by role")
     table.add_column("role")
     for heading in ("modules", "mean", "spread", "min", "max", "null"):
         table.add_column(heading, justify="right")
@@ -152,7 +180,7 @@ def _roles(analysis: Analysis) -> Table:
 
 
 def _layers(analysis: Analysis) -> Table:
-    table = Table(title="alpha by depth", title_justify="left")
+    table = new_table("alpha by depth")
     table.add_column("layer", justify="right")
     table.add_column("modules", justify="right")
     table.add_column("mean", justify="right")
@@ -169,7 +197,7 @@ def _skipped(tensors: Iterable[tuple[str, str]]) -> Table:
     for reason, name in tensors:
         pattern = "" if reason == NORM_OR_BIAS else re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
         groups.setdefault((reason, pattern), []).append(name)
-    table = Table(title=f"skipped: {sum(len(names) for names in groups.values())} tensors", title_justify="left")
+    table = new_table(f"skipped: {sum(len(names) for names in groups.values())} tensors")
     table.add_column("tensors", justify="right")
     table.add_column("name", overflow="fold")
     table.add_column("reason")
@@ -198,7 +226,7 @@ def _bar_range(values: list[float]) -> tuple[float, float]:
     return low - 0.15 * (high - low) - 1e-12, high
 
 
-def _bar(value: float, low: float, high: float, width: int = 24) -> str:
+def _bar(value: float, low: float, high: float, width: int = 20) -> str:
     filled = 1 if high <= low else max(1, round(width * (value - low) / (high - low)))
     return "█" * filled
 
