@@ -1,0 +1,1 @@
+"""Pretraining with module-wise weight decay: `esdtool train`."""

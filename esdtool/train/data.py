@@ -1,0 +1,125 @@
+"""From the settings to batches: corpus, tokenizer and packing put together.
+
+The loop's view of the data:
+
+    data = open_data(config, rank=rank, world_size=world_size)
+    model = build_model(config, vocab_size=data.vocab_size, tokenizer=data.tokenizer)
+    for step in range(start, config.schedule.steps):
+        for micro_batch in data.train.micro_batches(step):      # this rank's part, equally many on each rank
+            ...                                                  # sum of losses / count_targets over all ranks
+    for micro_batch in data.validation.micro_batches():
+        ...                                                      # sum of losses / data.validation.num_targets
+    state = data.train.state_dict(step + 1)                      # plain values
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from esdtool.train.batches import Layout, TrainBatches, ValidationBatches
+from esdtool.train.corpus import Corpus, Stream, open_corpus
+from esdtool.train.local_batches import LocalBatches
+from esdtool.train.packing import Ids, pack
+from esdtool.train.settings import TrainConfig
+from esdtool.train.stream_batches import StreamBatches
+from esdtool.train.token_store import open_token_store
+from esdtool.train.tokenizer import Encoder, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Everything that a run reads."""
+
+    tokenizer: PreTrainedTokenizerFast
+    """Saved beside the model (`tokenizer.save_pretrained`)."""
+    vocab_size: int
+    """Smallest vocabulary of a model that holds every token of the rows."""
+    train: TrainBatches
+    """Batches by step."""
+    validation: ValidationBatches
+    """Held-out rows, the same for every run of the same text."""
+    train_tokens: int | None
+    """Tokens in one pass over the training text; None for a stream."""
+    train_rows: int | None
+    """Rows in one pass over the training text; None for a stream."""
+
+
+def open_data(config: TrainConfig, *, rank: int = 0, world_size: int = 1) -> Data:
+    """Open the corpus, load or train the tokenizer, tokenise what is local, and check that there is enough.
+
+    Every rank calls it; the first one to come does the work under a file lock in the
+    cache directory, the others wait and read.
+
+    Raises:
+        ConfigError: for text or tokenizers that cannot be had, and for a corpus shorter than one batch.
+        OutputError: if the cache cannot be written.
+    """
+    splits = open_corpus(config.data)
+    tokenizer = load_tokenizer(config, splits.train)
+    encoder = Encoder(tokenizer)
+    layout = Layout.from_config(config, pad=encoder.pad, rank=rank, world_size=world_size)
+    validation = open_validation(
+        splits.validation, encoder, layout, tokens=config.eval.tokens, micro_size=config.eval_micro_size
+    )
+    seed = config.run.seed
+    if isinstance(splits.train, Stream):
+        batches = StreamBatches(
+            splits.train,
+            encoder,
+            layout,
+            seed=seed,
+            block_size=config.data.shuffle_block,
+            prefetch=config.data.prefetch,
+        )
+        return Data(
+            tokenizer=tokenizer,
+            vocab_size=encoder.vocab_size,
+            train=batches,
+            validation=validation,
+            train_tokens=None,
+            train_rows=None,
+        )
+    store = open_token_store(splits.train, encoder)
+    local = LocalBatches(
+        store,
+        layout,
+        seed=seed,
+        corpus_fingerprint=splits.train.fingerprint,
+        tokenizer_fingerprint=encoder.fingerprint,
+        name=splits.train.name,
+    )
+    return Data(
+        tokenizer=tokenizer,
+        vocab_size=encoder.vocab_size,
+        train=local,
+        validation=validation,
+        train_tokens=len(store.tokens),
+        train_rows=local.num_rows,
+    )
+
+
+def open_validation(
+    corpus: Corpus, encoder: Encoder, layout: Layout, *, tokens: int, micro_size: int
+) -> ValidationBatches:
+    """The first `tokens` targets of a corpus as batches: for the run's own validation and for `esdtool eval`.
+
+    Raises:
+        ConfigError: if the corpus holds no text.
+    """
+    return ValidationBatches(
+        pack(_documents(corpus, encoder), layout.packing, layout.sequence_length),
+        layout,
+        tokens=tokens,
+        micro_size=micro_size,
+        name=corpus.name,
+    )
+
+
+def _documents(corpus: Corpus, encoder: Encoder) -> Iterator[Ids]:
+    """Token ids of every document. Tokenised as they are asked for: a budget seldom needs all of them."""
+    yield from encoder.encode_all(corpus.documents())
