@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
-SchemaName = Literal["analysis", "wd"]
+SchemaName = Literal["analysis", "wd", "train"]
 
 
 def schema(
     name: Annotated[
         SchemaName,
         typer.Argument(
-            help="Which file: an analysis (`analyze --json`) or a weight-decay assignment (`assign --out`)."
+            help="An analysis (`analyze --json`), a weight-decay assignment (`assign --out`), or a training config."
         ),
     ],
 ) -> None:

@@ -8,11 +8,16 @@ from typing import Any
 
 from esdtool.analysis import Analysis
 from esdtool.assignment import Assignment
+from esdtool.train.config import json_schema
 
 
 def schemas() -> dict[str, dict[str, Any]]:
     """Each schema by its name."""
-    return {"analysis": Analysis.model_json_schema(mode="serialization"), "wd": Assignment.json_schema()}
+    return {
+        "analysis": Analysis.model_json_schema(mode="serialization"),
+        "wd": Assignment.json_schema(),
+        "train": json_schema(),
+    }
 
 
 def rendered(schema: dict[str, Any]) -> str:
