@@ -159,7 +159,7 @@ class DecayRule:
         """
         scored = [index for index, score in enumerate(scores) if score is not None]
         values = [score for score in scores if score is not None]
-        groups: list[Hashable] = [index for index in scored]
+        groups: list[Hashable] = list(scored)
         if self.granularity == "layer":
             groups = [("outside", index) if layers[index] is None else layers[index] for index in scored]
         elif self.granularity == "role":

@@ -1,0 +1,255 @@
+"""The scores of a live model's modules: on one process or spread over the ranks of a job.
+
+Every module has one owner, who computes its spectrum; the scores are gathered, so that all ranks
+hold the same numbers. Sharded weights (DTensor) are gathered one after the other, in the same
+order on every rank, and only their owner keeps them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.distributed as dist
+from threadpoolctl import threadpool_limits
+
+from esdtool.errors import AssignmentError, UsageError
+from esdtool.metrics import alpha_weighted, spectral_metrics
+from esdtool.modules import WeightModule
+from esdtool.options import ScoreName, ScoreOptions
+from esdtool.scoring import cost, score_matrices
+
+LiveScoreName = Literal[ScoreName, "gradient_norm"]
+Compute = Literal["all-ranks", "first-rank", "each-rank"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveScore:
+    """One module's numbers at one time."""
+
+    status: str
+    """`ok`, or why there is no score, in words."""
+    alpha: float | None = None
+    """Tail exponent, where the score needs a spectrum."""
+    value: float | None = None
+    """The score that decays follow; None unless the status is `ok`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What is computed of one module. Called with the whole tensor."""
+
+    score: LiveScoreName
+    options: ScoreOptions
+    device: torch.device | None
+    """Where spectra are computed; None: where the tensor is."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown scores.
+
+        Raises:
+            UsageError: with the valid names.
+        """
+        valid = (*get_args(ScoreName), "gradient_norm")
+        if self.score not in valid:
+            raise UsageError(f"unknown score {self.score!r}; choose from {', '.join(valid)}")
+
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether the tensor to measure is the gradient instead of the weight."""
+        return self.score == "gradient_norm"
+
+    def __call__(self, module: WeightModule, tensor: torch.Tensor) -> LiveScore:
+        """The score of a module from its weight (or gradient), shape `module.shape`."""
+        if self.reads_gradients:
+            precision = torch.float32 if tensor.device.type == "mps" else torch.float64
+            norm = float(torch.linalg.vector_norm(tensor, dtype=precision))
+            if norm != norm or norm == float("inf"):
+                return LiveScore(status="the gradient contains NaN or infinity")
+            return LiveScore(status="ok", value=norm)
+        found = score_matrices(module.matrices(tensor), self.options, device=self.device, scale=module.eigenvalue_scale)
+        if found.alpha is None or found.spectrum is None:
+            return LiveScore(status=found.status)
+        if self.score == "alpha":
+            return LiveScore(status="ok", alpha=found.alpha, value=found.alpha)
+        if self.score == "alpha_weighted":
+            value = alpha_weighted(found.alpha, found.spectrum.lambda_max)
+        else:
+            metrics = spectral_metrics(found.spectrum, module.matrix_shape, num_matrices=module.num_matrices)
+            value = float(getattr(metrics, self.score))
+        return LiveScore(status="ok", alpha=found.alpha, value=value)
+
+
+class Ranks:
+    """The processes that share the work; one without torch.distributed.
+
+    Args:
+        compute: `all-ranks`: spread the modules; `first-rank`: all on rank 0 of the group; `each-rank`: every process
+            on its own, without communication (for processes that train different models).
+        group: process group; None for the default one.
+    """
+
+    def __init__(self, compute: Compute, group: Any = None) -> None:
+        if compute not in get_args(Compute):
+            raise UsageError(f"unknown compute {compute!r}; choose from {', '.join(get_args(Compute))}")
+        together = compute != "each-rank" and dist.is_available() and dist.is_initialized()
+        self._group = group
+        self._spread = compute == "all-ranks"
+        self.size = dist.get_world_size(group) if together else 1
+        self.rank = dist.get_rank(group) if together else 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every rank, in the order of ranks. A collective."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def owners(self, costs: Sequence[float]) -> list[int]:
+        """The rank that owns each module, the same on every rank."""
+        return balance(costs, self.size) if self._spread else [0] * len(costs)
+
+    def check_same(self, names: Sequence[str]) -> None:
+        """Refuse a job whose ranks hold different modules (pipeline stages): they would wait for each other forever.
+
+        Raises:
+            AssignmentError: on every rank.
+        """
+        if any(other != list(names) for other in self.gather(list(names))):
+            raise AssignmentError(
+                "the ranks hold different weight modules: pass process_group with the ranks that hold the same model "
+                'part, or compute="each-rank" for independent models'
+            )
+
+
+def balance(costs: Sequence[float], num_ranks: int) -> list[int]:
+    """The rank of each item: the dearest first, each to the rank with the least so far. Deterministic.
+
+    >>> balance([1.0, 5.0, 2.0, 2.0], 2)
+    [1, 0, 1, 1]
+    """
+    loads = [0.0] * num_ranks
+    owners = [0] * len(costs)
+    for index in _dearest_first(costs):
+        owner = loads.index(min(loads))
+        owners[index] = owner
+        loads[owner] += costs[index]
+    return owners
+
+
+def live_scores(
+    modules: Sequence[WeightModule],
+    tensors: Sequence[torch.Tensor | None],
+    measure: Measure,
+    *,
+    ranks: Ranks,
+    jobs: int | None = None,
+) -> list[LiveScore]:
+    """The score of every module. A collective where `ranks` has several.
+
+    Args:
+        modules: the same on every rank, in the same order.
+        tensors: the weights (or gradients, None where there is none) of shape `module.shape`, plain or DTensor.
+        measure: what to compute.
+        ranks: who shares the work.
+        jobs: modules at a time, on the CPU; default torch's number of threads. The results do not depend on it.
+
+    Returns:
+        One score a module, identical on every rank.
+
+    Raises:
+        RuntimeError: on every rank, if the computation failed on one.
+    """
+    costs = [cost(module) for module in modules]
+    owners = ranks.owners(costs)
+    queues = [[index for index in _dearest_first(costs) if owners[index] == rank] for rank in range(ranks.size)]
+    mine: dict[int, LiveScore] = {}
+    failure: str | None = None
+    on_cpu = all(_computes_on_cpu(tensor, measure) for tensor in tensors)
+    workers = (jobs or torch.get_num_threads()) if on_cpu else None
+    with torch.no_grad(), _workers(workers) as run:
+        for wave in _waves(queues, tensors, rank=ranks.rank, size=workers or 1):
+            if failure is not None:
+                continue  # keep taking part in the collectives
+            try:
+                found = run(lambda item: _score(measure, modules[item[0]], item[1]), wave)
+                mine |= {index: score for (index, _), score in zip(wave, found, strict=True)}
+            except Exception as error:
+                if ranks.size == 1:
+                    raise
+                failure = f"{type(error).__name__}: {error}"
+    gathered: dict[int, LiveScore] = {}
+    for rank, (scores, problem) in enumerate(ranks.gather((mine, failure))):
+        if problem is not None:
+            raise RuntimeError(f"the spectra failed on rank {rank}: {problem}")
+        gathered |= scores
+    return [gathered[index] for index in range(len(modules))]
+
+
+def _dearest_first(costs: Sequence[float]) -> list[int]:
+    return sorted(range(len(costs)), key=lambda index: (-costs[index], index))
+
+
+def _computes_on_cpu(tensor: torch.Tensor | None, measure: Measure) -> bool:
+    return tensor is None or (measure.device or tensor.device).type == "cpu"
+
+
+def _score(measure: Measure, module: WeightModule, tensor: torch.Tensor | None) -> LiveScore:
+    return LiveScore(status="no gradient") if tensor is None else measure(module, tensor)
+
+
+def _waves(
+    queues: Sequence[Sequence[int]], tensors: Sequence[torch.Tensor | None], *, rank: int, size: int
+) -> Iterator[list[tuple[int, torch.Tensor | None]]]:
+    """This rank's (index, whole tensor), `size` at a time; all of them at once where nothing is sharded."""
+    if not any(_is_sharded(tensor) for tensor in tensors):
+        yield [(index, tensors[index]) for index in queues[rank]]
+        return
+    wave: list[tuple[int, torch.Tensor | None]] = []
+    # Round by round, one module of every owner: while one round is being computed no rank runs ahead.
+    for turn in itertools.zip_longest(*queues):
+        for owner, index in enumerate(turn):
+            if index is None:
+                continue
+            tensor = tensors[index]
+            whole = tensor.full_tensor() if tensor is not None and _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+            if owner == rank:
+                wave.append((index, whole))
+            del whole
+        if len(wave) >= size:
+            yield wave
+            wave = []
+    yield wave
+
+
+def _is_sharded(tensor: torch.Tensor | None) -> bool:
+    return hasattr(tensor, "full_tensor")
+
+
+Item = tuple[int, torch.Tensor | None]
+Run = Callable[[Callable[[Item], LiveScore], Sequence[Item]], list[LiveScore]]
+
+
+@contextmanager
+def _workers(count: int | None) -> Iterator[Run]:
+    """A map over `count` threads, each with one BLAS thread, so that the numbers do not depend on how many there are.
+
+    None: no threads, for an accelerator.
+    """
+    if count is None:
+        yield lambda function, items: [function(item) for item in items]
+        return
+    before = torch.get_num_threads()
+    with threadpool_limits(limits=1, user_api="blas"):
+        pool = ThreadPoolExecutor(count, "esdtool", initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            yield lambda function, items: list(pool.map(function, items))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(before)

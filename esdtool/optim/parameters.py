@@ -1,0 +1,145 @@
+"""A live model's parameters under their canonical names, and which of them an assignment means."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from esdtool.assignment import Assignment
+from esdtool.checkpoint import Checkpoint
+from esdtool.checkpoint.memory import MemoryCheckpoint, from_model
+from esdtool.errors import AssignmentError, CheckpointError
+from esdtool.modules.names import canonical_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveModel:
+    """The parameters of a model as its training sees them."""
+
+    checkpoint: Checkpoint
+    """Every parameter and buffer, for `select_modules`."""
+    parameters: Mapping[str, nn.Parameter]
+    """By name without wrappers' segments, in the order of `state_dict()`. A tied parameter appears under each name."""
+    names: Mapping[nn.Parameter, tuple[str, ...]]
+    """All names of each parameter, by identity, in the order of first appearance."""
+
+    @property
+    def distinct(self) -> dict[str, nn.Parameter]:
+        """Every parameter once, under its first name."""
+        return {names[0]: parameter for parameter, names in self.names.items()}
+
+    def lookup(self, name: str) -> nn.Parameter | None:
+        """The parameter of a name, with or without wrappers' segments."""
+        found = self.parameters.get(name)
+        return self.parameters.get(canonical_name(name)) if found is None else found
+
+
+def live_model(model: nn.Module) -> LiveModel:
+    """Look at a model, wrapped or not; nothing is copied.
+
+    Raises:
+        AssignmentError: if it has no parameters of its own (FSDP1 and DeepSpeed ZeRO-3 hide them).
+    """
+    try:
+        checkpoint = from_model(model)
+    except CheckpointError as error:
+        raise AssignmentError(str(error)) from error
+    assert isinstance(checkpoint, MemoryCheckpoint)
+    parameters = {name: value for name, value in checkpoint.values.items() if isinstance(value, nn.Parameter)}
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in parameters.items():
+        names.setdefault(parameter, []).append(name)
+    return LiveModel(
+        checkpoint=checkpoint,
+        parameters=parameters,
+        names={parameter: tuple(found) for parameter, found in names.items()},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolution:
+    """An assignment's entries on a model's parameters."""
+
+    decays: Mapping[nn.Parameter, float]
+    """The decay of each listed parameter."""
+    matched: tuple[str, ...]
+    """Entries that found their parameter."""
+    unmatched: tuple[str, ...]
+    """Entries that name no parameter of the model."""
+    conflicts: tuple[str, ...]
+    """Entries of one tied parameter that contradict each other; in words. Such a parameter is not in `decays`."""
+
+
+def resolve(model: LiveModel, assignment: Assignment, *, strict: bool) -> Resolution:
+    """Find each entry's parameter.
+
+    Raises:
+        AssignmentError: if an entry's shape is not its parameter's; if `strict`, also if an entry names no parameter
+            or two entries give one tied parameter different decays.
+    """
+    found: dict[nn.Parameter, list[str]] = {}
+    matched, unmatched = [], []
+    for name, entry in assignment.parameters.items():
+        parameter = model.lookup(name)
+        if parameter is None:
+            unmatched.append(name)
+            continue
+        if entry.shape is not None and entry.shape != tuple(parameter.shape):
+            raise AssignmentError(
+                f"{name}: shape {list(entry.shape)} in the assignment, {list(parameter.shape)} in the model: "
+                "it was made for another model"
+            )
+        matched.append(name)
+        found.setdefault(parameter, []).append(name)
+    if unmatched and strict:
+        raise AssignmentError(_unknown(unmatched, model))
+
+    decays: dict[nn.Parameter, float] = {}
+    conflicts: list[str] = []
+    for parameter, names in found.items():
+        values = {name: assignment.parameters[name].weight_decay for name in names}
+        if len(set(values.values())) == 1:
+            decays[parameter] = values[names[0]]
+            continue
+        listed = ", ".join(f"{name}: {value:g}" for name, value in values.items())
+        conflict = f"one tied parameter has several decays ({listed})"
+        if strict:
+            raise AssignmentError(f"{conflict}; give all its names the same value, or list only one")
+        conflicts.append(conflict)
+    return Resolution(decays=decays, matched=tuple(matched), unmatched=tuple(unmatched), conflicts=tuple(conflicts))
+
+
+def unlisted_decay(assignment: Assignment, unlisted: str, ndim: int) -> float | None:
+    """The decay of a parameter that the assignment does not list; None leaves it to the optimizer.
+
+    `keep` follows the file's `default`, which may itself say to keep the trainer's choice.
+
+    Raises:
+        AssignmentError: for an unknown choice.
+    """
+    if unlisted == "keep":
+        return assignment.default.decay(ndim)
+    if unlisted == "no-decay":
+        return 0.0
+    if unlisted == "base":
+        return assignment.base_weight_decay
+    raise AssignmentError(f"unknown choice for unlisted parameters {unlisted!r}; choose from keep, no-decay, base")
+
+
+def warn_unmatched(resolution: Resolution) -> None:
+    """Say once what a lenient application left out."""
+    problems = [*(f"{name} is not in the model" for name in resolution.unmatched), *resolution.conflicts]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        warnings.warn(f"weight-decay assignment: {problems[0]}{more}", stacklevel=3)
+
+
+def _unknown(names: Sequence[str], model: LiveModel) -> str:
+    near = difflib.get_close_matches(names[0], model.parameters, n=1)
+    hint = f"; the nearest name is {near[0]}" if near else ""
+    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    return f"{names[0]}{more} is not a parameter of the model{hint}; strict=False leaves such entries out"

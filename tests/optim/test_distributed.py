@@ -1,0 +1,63 @@
+"""Jobs of 2 and 4 gloo processes: every rank ends with the same decays, and every spectrum is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esdtool.optim.live_scores import balance
+
+Job = Callable[[int], list[dict[str, Any]]]
+REFRESHES = 4  # on construction, and at steps 2, 4 and 6
+MODULES = 14
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "first-rank", "gradients"])
+def test_every_rank_has_the_same_decays(job: Job, size: int, way: str, tiny: ModuleType) -> None:
+    first, *others = (rank[way] for rank in job(size))
+    assert set(first["decays"][0]) == set(tiny.assigned())
+    for other in others:
+        assert (other["decays"], other["alphas"]) == (first["decays"], first["alphas"])
+        assert other["in_groups"] == first["in_groups"]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "first-rank", "gradients"])
+def test_the_number_of_ranks_does_not_matter(job: Job, size: int, way: str) -> None:
+    """Gradients are averaged over ranks in another order than over a batch, so weights agree to rounding only."""
+    alone, together = job(1)[0][way], job(size)[0][way]
+    for step, decays in enumerate(alone["decays"]):
+        assert together["decays"][step] == pytest.approx(decays, rel=1e-3)
+        if step < 2 and way != "gradients":  # no update has been made yet
+            assert together["decays"][step] == decays
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_each_spectrum_is_computed_once(job: Job, size: int) -> None:
+    for way in ("ddp", "fsdp"):
+        shares = [rank[way]["spectra"] for rank in job(size)]
+        assert sum(shares) == REFRESHES * MODULES
+        assert min(shares) > 0
+    assert [rank["first-rank"]["spectra"] for rank in job(size)] == [REFRESHES * MODULES] + [0] * (size - 1)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_problems_are_errors_on_every_rank(job: Job, size: int) -> None:
+    for rank in job(size):
+        assert rank["mismatch"].startswith("the ranks hold different weight modules")
+        assert rank["failure"] == "the spectra failed on rank 1: MemoryError: no memory"
+
+
+@given(st.lists(st.floats(min_value=1, max_value=1e9), max_size=40), st.integers(min_value=1, max_value=8))
+def test_balance(costs: list[float], num_ranks: int) -> None:
+    """Graham's bound for longest-processing-time scheduling: no rank has more than the mean plus one item."""
+    owners = balance(costs, num_ranks)
+    loads = [sum(cost for cost, owner in zip(costs, owners, strict=True) if owner == rank) for rank in range(num_ranks)]
+    assert len(owners) == len(costs)
+    assert max(loads) <= (sum(costs) / num_ranks + max(costs, default=0)) * (1 + 1e-9)
