@@ -1,25 +1,20 @@
 """From a checkpoint to its analysis: which modules, in which order, on which cores or device.
 
-On the CPU a pool of threads works on one module each, with one BLAS thread, the most
-expensive module first. Threads rather than processes: the heavy routines release the GIL, a
-thread starts at once where a process would import torch for seconds, and tensors are not copied.
-One BLAS thread always, so that the numbers do not depend on the number of jobs.
+On the CPU a pool of threads works on one module each, the most expensive first (see
+`esdtool.threads`); tensors are read by the worker that needs them, so that few are in memory at a time.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from threadpoolctl import threadpool_limits
 
 from esdtool._version import __version__
 from esdtool.analysis import Analysis, Comparison, ModuleResult, Settings, SkippedResult, Source, TailResult
@@ -32,6 +27,7 @@ from esdtool.options import ScoreOptions
 from esdtool.scoring import MatrixScore, cost, null_alpha, score_matrices
 from esdtool.summary import summarize
 from esdtool.tail import TailFit, Vector
+from esdtool.threads import available_cores, single_blas_workers
 
 OnProgress = Callable[[WeightModule, float], None]
 """Called in the main thread after each module with the module and its cost."""
@@ -150,7 +146,7 @@ def make_plan(
             f"{checkpoint.location}: no weight matrix to analyse among {len(checkpoint.tensors)} tensors"
             + _reasons(selection)
         )
-    available = _cores() if chosen.type == "cpu" else 1
+    available = available_cores() if chosen.type == "cpu" else 1
     if checkpoint.collective_reads:
         jobs = 1  # one thread, one order
     return Plan(
@@ -245,15 +241,10 @@ def _open(
 def _results(plan: Plan) -> Iterator[tuple[WeightModule, ModuleResult, Vector | None]]:
     """Every module's result, in the order in which they get done."""
     largest_first = sorted(plan.selection.modules, key=cost, reverse=True)
-    with _one_blas_thread():
-        pool = ThreadPoolExecutor(plan.jobs, "esdtool", initializer=torch.set_num_threads, initargs=(1,))
-        try:
-            futures = {pool.submit(_score, plan, module): module for module in largest_first}
-            for future in as_completed(futures):
-                yield futures[future], *future.result()
-        finally:
-            # On an error or Ctrl-C: drop what has not begun, and do not wait for what has.
-            pool.shutdown(wait=False, cancel_futures=True)
+    with single_blas_workers(plan.jobs) as pool:
+        futures = {pool.submit(_score, plan, module): module for module in largest_first}
+        for future in as_completed(futures):
+            yield futures[future], *future.result()
 
 
 def _score(plan: Plan, module: WeightModule) -> tuple[ModuleResult, Vector | None]:
@@ -331,19 +322,3 @@ def _reasons(selection: Selection) -> str:
     if not counts:
         return ""
     return " (skipped: " + "; ".join(f"{count} x {reason}" for reason, count in counts.most_common(3)) + ")"
-
-
-def _cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """Limit numpy's and torch's BLAS to one thread each, and restore both afterwards."""
-    before = torch.get_num_threads()
-    with threadpool_limits(limits=1, user_api="blas"):
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)

@@ -9,7 +9,10 @@ import typer
 from esdtool._version import __version__
 from esdtool.cli.analyze import analyze
 from esdtool.cli.assign import assign
+from esdtool.cli.compare import compare
+from esdtool.cli.evaluate import evaluate
 from esdtool.cli.schema import schema
+from esdtool.cli.train import train
 
 app = typer.Typer(
     name="esdtool",
@@ -37,4 +40,7 @@ def _root(
 
 app.command()(analyze)
 app.command()(assign)
+app.command()(train)
+app.command("eval")(evaluate)
+app.command()(compare)
 app.command()(schema)

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
-from threadpoolctl import threadpool_limits
 
 from esdtool.errors import AssignmentError, UsageError
 from esdtool.metrics import alpha_weighted, spectral_metrics
 from esdtool.modules import WeightModule
 from esdtool.options import ScoreName, ScoreOptions
 from esdtool.scoring import cost, score_matrices
+from esdtool.threads import single_blas_workers
 
 LiveScoreName = Literal[ScoreName, "gradient_norm"]
 Compute = Literal["all-ranks", "first-rank", "each-rank"]
@@ -238,18 +237,9 @@ Run = Callable[[Callable[[Item], LiveScore], Sequence[Item]], list[LiveScore]]
 
 @contextmanager
 def _workers(count: int | None) -> Iterator[Run]:
-    """A map over `count` threads, each with one BLAS thread, so that the numbers do not depend on how many there are.
-
-    None: no threads, for an accelerator.
-    """
+    """A map over `count` threads; None: no threads, for an accelerator."""
     if count is None:
         yield lambda function, items: [function(item) for item in items]
         return
-    before = torch.get_num_threads()
-    with threadpool_limits(limits=1, user_api="blas"):
-        pool = ThreadPoolExecutor(count, "esdtool", initializer=torch.set_num_threads, initargs=(1,))
-        try:
-            yield lambda function, items: list(pool.map(function, items))
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(before)
+    with single_blas_workers(count) as pool:
+        yield lambda function, items: list(pool.map(function, items))

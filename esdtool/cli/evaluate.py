@@ -1,0 +1,121 @@
+"""`esdtool eval`: the perplexity of any checkpoint on any text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from esdtool.train.settings import DataSettings
+
+PrecisionName = Literal["float32", "bf16-autocast", "bf16"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+PackingName = Literal["dense", "document"]
+TxtDocument = Literal["file", "line", "paragraph"]
+
+
+def evaluate(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Folder or Hub id of a causal language model of transformers.", show_default=False)
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="'stdlib', or a glob of .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet files; repeatable.",
+            metavar="GLOB",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of --data: the validation text of a training run, as its config.toml says.", metavar="TOML"
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Instead of --data: a Hub dataset, as name or name:configuration.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of --dataset.")] = "validation",
+    text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    txt_document: Annotated[TxtDocument, typer.Option(help="What one document of a .txt file is.")] = "file",
+    held_out: Annotated[
+        float | None,
+        typer.Option(help="Only the fraction that training with this data.validation_fraction holds out."),
+    ] = None,
+    packing: Annotated[PackingName, typer.Option(help="Documents joined and cut, or one a row.")] = "dense",
+    sequence_length: Annotated[int, typer.Option(help="Tokens per row.", min=2)] = 256,
+    tokens: Annotated[int, typer.Option(help="Budget: rows until they hold this many targets.", min=1)] = 1_000_000,
+    micro_size: Annotated[int, typer.Option(help="Rows per forward pass.", min=1)] = 16,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder, file or Hub id. Default: the checkpoint's own.", show_default=False)
+    ] = None,
+    precision: Annotated[PrecisionName, typer.Option(help="Number format.")] = "float32",
+    device: Annotated[DeviceName, typer.Option(help="Where to compute.")] = "auto",
+    json_path: Annotated[
+        str | None, typer.Option("--json", help="Write the result as JSON; - for stdout.", metavar="PATH")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but --json.")] = False,
+) -> None:
+    """Measure loss and perplexity of a checkpoint, with the code that evaluates during training."""
+    import json
+
+    from esdtool.cli.output import check_outputs, write_text
+    from esdtool.errors import UsageError
+
+    given = [name for name, value in (("--data", data), ("--config", config), ("--dataset", dataset)) if value]
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        raise UsageError(f"exactly one of --data, --config and --dataset is needed, not {found}")
+    stdout_is_data = check_outputs(json_path)
+
+    from esdtool.train.evaluate import EvalRequest, evaluate_checkpoint
+
+    if config is not None:
+        from esdtool.train.config import load_config
+
+        request = EvalRequest.of_run(checkpoint, load_config(config))
+    else:
+        text: dict[str, object] = {"packing": packing, "text_column": text_column, "txt_document": txt_document}
+        if held_out is not None:
+            text["validation_fraction"] = held_out
+        request = EvalRequest(
+            checkpoint=checkpoint,
+            data=_data(data or [], dataset, split, text),
+            held_out=held_out is not None,
+            tokenizer=tokenizer,
+            sequence_length=sequence_length,
+            micro_size=micro_size,
+            tokens=tokens,
+            precision=precision,
+            device=device,
+        )
+    result = evaluate_checkpoint(request)
+    if json_path is not None:
+        document = {
+            "checkpoint": checkpoint,
+            "loss": result.loss,
+            "perplexity": result.perplexity,
+            "targets": result.num_targets,
+            "sequence_length": request.sequence_length,
+        }
+        write_text(json_path, json.dumps(document, indent=2) + "\n")
+    if not quiet and not stdout_is_data:
+        typer.echo(f"loss {result.loss:.4f}  perplexity {result.perplexity:.3f}  ({result.num_targets:,} targets)")
+
+
+def _data(globs: list[str], dataset: str | None, split: str, text: dict[str, object]) -> DataSettings:
+    """The [data] section that the options stand for."""
+    from esdtool.train.config import config_from_mapping
+
+    if dataset is not None:
+        name, _, configuration = dataset.partition(":")
+        section = {"source": "huggingface", "dataset": name, "name": configuration or None, "split": split, **text}
+    elif globs == ["stdlib"]:
+        section = {"source": "stdlib", **text}
+    else:
+        section = {"source": "files", "files": globs, **text}
+    # Through the whole configuration, for its messages of one line.
+    rest = {"model": {"from": "-"}, "schedule": {"steps": 1}}
+    return config_from_mapping({"data": section, **rest}, where="esdtool eval").data

@@ -1,0 +1,121 @@
+"""`esdtool train`: pretraining with module-wise weight decay, from a TOML file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from esdtool.train.settings import TrainConfig
+
+
+def train(
+    configs: Annotated[
+        list[str],
+        typer.Argument(
+            help="TOML file; of several, keys of later ones replace those of earlier ones.", metavar="CONFIG..."
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override one key; repeatable.", metavar="SECTION.KEY=VALUE", show_default=False),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            help="'auto': go on from the run's newest whole checkpoint, if there is one; or the path of a checkpoint.",
+            metavar="auto|PATH",
+        ),
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the whole configuration, defaults resolved, and stop.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build everything, print parameters, tokens and memory, and stop.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    """Train a language model with AlphaDecay or another weight-decay policy.
+
+    On several GPUs or processes: torchrun --nproc-per-node N -m esdtool train CONFIG.
+    """
+    from esdtool.cli.output import note
+    from esdtool.train.config import load_config, to_toml
+
+    config = load_config(configs, overrides or [])
+    if print_config:
+        typer.echo(to_toml(config), nl=False)
+        return
+    if dry_run:
+        _show_plan(config)
+        return
+
+    from esdtool.train.distributed import RankZeroError
+    from esdtool.train.loop import train as run
+
+    try:
+        result = run(config, resume=resume, quiet=quiet)
+    except RankZeroError as error:
+        sys.exit(error.exit_code)
+    is_first = os.environ.get("RANK", "0") == "0"
+    if result.stopped_by is not None:
+        name = signal.Signals(result.stopped_by).name
+        text = f"{name}: stopped after step {result.step}; {result.checkpoint} is saved; go on with --resume auto"
+        note(text, quiet=not is_first)
+        # Not typer.Exit: 130 would be reported once more, as an interruption without a checkpoint.
+        sys.exit(128 + result.stopped_by)
+    if result.evaluation is not None:
+        note(
+            f"{result.run / 'final'}: validation loss {result.evaluation.loss:.4f}, "
+            f"perplexity {result.evaluation.perplexity:.2f}",
+            quiet=quiet or not is_first,
+        )
+
+
+def _show_plan(config: TrainConfig) -> None:
+    from esdtool.cli.output import note
+    from esdtool.train.config import check_batch
+    from esdtool.train.estimate import estimate
+    from esdtool.train.presets import PRESETS
+
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if os.environ.get("RANK", "0") != "0":
+        return
+    check_batch(config, world_size)
+    train_tokens = None
+    if config.data.source == "huggingface":
+        note("dataset and tokenizer are not fetched: their vocabulary is not checked")
+        preset = PRESETS.get(config.model.preset or "")
+        vocab_size = (preset.vocab_size if preset else None) or 1
+    else:
+        from esdtool.train.data import open_data
+
+        data = open_data(config, world_size=world_size)
+        vocab_size, train_tokens = data.vocab_size, data.train_tokens
+    plan = estimate(config, vocab_size=vocab_size, world_size=world_size)
+    policy = config.weight_decay.policy
+    rows = [
+        ("parameters", f"{plan.parameters:,} ({plan.block_parameters:,} in the blocks)"),
+        ("steps", f"{config.schedule.steps:,}"),
+        ("tokens", f"{plan.total_tokens:,} ({plan.tokens_per_step:,} a step)"),
+        ("passes over the text", "unknown" if not train_tokens else f"{plan.total_tokens / train_tokens:.3g}"),
+        ("micro-batches", f"{plan.micro_batches_per_step} a step and rank, {world_size} rank(s)"),
+        ("weight decay", f"{policy}, base {config.base_decay:g}"),
+        ("weights", _bytes(plan.weight_bytes)),
+        ("gradients", _bytes(plan.gradient_bytes)),
+        ("optimizer state", _bytes(plan.optimizer_bytes)),
+        ("activations", f"about {_bytes(plan.activation_bytes)}"),
+        ("memory a rank", f"about {_bytes(plan.total_bytes)}"),
+        ("run directory", config.run_dir),
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        typer.echo(f"{name:<{width}}  {value}")
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
