@@ -344,6 +344,8 @@ class CheckpointSettings(_Section):
     """Steps between two checkpoints; the end of the run and SIGTERM or SIGINT save one too."""
     keep: Count = 2
     """Checkpoints that are kept, the newest first."""
+    final_dtype: Literal["as-trained", "float32", "bfloat16", "float16"] = "as-trained"
+    """Storage dtype of RUN/final; the checkpoints to resume from stay as trained."""
 
 
 class LoggingSettings(_Section):

@@ -1,0 +1,162 @@
+"""Ranks: who this process is, how the model is spread, and the few collectives that the loop needs.
+
+One process without torchrun is the ordinary case: then nothing here communicates.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from esdtool.errors import ConfigError, DeviceError, EsdtoolError
+from esdtool.train.settings import TrainConfig
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process among the others."""
+
+    rank: int
+    """0 to world_size - 1; rank 0 writes."""
+    world_size: int
+    device: torch.device
+    """Where this rank computes."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes files and talks to the user."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sums over all ranks, in float64; the same on every rank."""
+        if self.world_size == 1:
+            return [float(value) for value in values]
+        # MPS has no float64, but it has no ranks either.
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return cast("list[float]", total.tolist())
+
+    def on_first(self, work: Callable[[], None]) -> None:
+        """Let rank 0 do something while the others wait; its failure is every rank's.
+
+        Raises:
+            EsdtoolError: what `work` raised on rank 0, or on the other ranks one that says so.
+        """
+        problem: EsdtoolError | None = None
+        if self.is_first:
+            try:
+                work()
+            except EsdtoolError as error:
+                problem = error
+        failed = self.sum([0.0 if problem is None else 1.0])[0]
+        if problem is not None:
+            raise problem
+        if failed:
+            raise RankZeroError("rank 0 has failed and says why")
+
+
+class RankZeroError(EsdtoolError):
+    """Another rank failed and has reported it; this one just ends."""
+
+
+@contextmanager
+def open_ranks(config: TrainConfig) -> Iterator[Ranks]:
+    """Join the process group that torchrun describes, and leave it at the end; alone, just choose a device.
+
+    NCCL for GPUs, gloo for CPUs.
+
+    Raises:
+        DeviceError: if run.device is not there.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = _device(config.run.device, local_rank)
+    if world_size == 1 and config.run.distributed == "ddp":
+        yield Ranks(rank=0, world_size=1, device=device)
+        return
+    if world_size == 1:
+        raise ConfigError(
+            'run.distributed = "fsdp2" needs ranks: torchrun --nproc-per-node N -m esdtool train ..., or "ddp"'
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    try:
+        yield Ranks(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(wanted: str, local_rank: int) -> torch.device:
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "cpu" or (wanted == "auto" and not available):
+        return torch.device("cpu")
+    if local_rank >= available:
+        raise DeviceError(
+            f'run.device = "{wanted}": torch sees {available} CUDA devices, rank {local_rank} of this machine has none'
+        )
+    return torch.device("cuda", local_rank)
+
+
+class Spread:
+    """The model as it is called, spread over the ranks.
+
+    `model` keeps its parameter names under DDP and `fully_shard` alike; `call` is what the
+    forward pass goes through.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig, ranks: Ranks) -> None:
+        """Move the model to the rank's device, shard or wrap it, and compile it if asked to.
+
+        With fully_shard, every transformer block is one unit, and the rest another.
+        """
+        self.model = model.to(ranks.device)
+        self._ranks = ranks
+        self._sharded = ranks.world_size > 1 and config.run.distributed == "fsdp2"
+        if self._sharded:
+            self.model = _shard(self.model, ranks)
+        call: Any = torch.compile(self.model) if config.run.compile else self.model
+        self._ddp: nn.parallel.DistributedDataParallel | None = None
+        if ranks.world_size > 1 and not self._sharded:
+            ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+            self._ddp = call = nn.parallel.DistributedDataParallel(call, device_ids=ids)
+        self.call: nn.Module = call
+
+    @contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        """Around forward and backward of one micro-batch: gradients are reduced over the ranks with the last one."""
+        if self._sharded:
+            cast("FSDPModule", self.model).set_requires_gradient_sync(last)
+        if self._ddp is not None and not last:
+            with self._ddp.no_sync():
+                yield
+        else:
+            yield
+
+
+def _shard(model: nn.Module, ranks: Ranks) -> nn.Module:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+    for block in blocks(model):
+        fully_shard(block, mesh=mesh)
+    return cast("nn.Module", fully_shard(model, mesh=mesh))
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks: the members of the longest ModuleList."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max((list(found) for found in lists), key=lambda found: len(found), default=[])

@@ -1,0 +1,394 @@
+"""The training loop: from a configuration to a trained model in a run directory."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from esdtool.errors import ConfigError, EsdtoolError, OutputError
+from esdtool.files import atomic_write_text
+from esdtool.train.batches import count_targets
+from esdtool.train.checkpointing import (
+    SavedRun,
+    check_same_run,
+    find_checkpoint,
+    list_checkpoints,
+    load_trainer,
+    load_weights,
+    remove_later,
+    save_checkpoint,
+    save_final,
+    take_snapshot,
+)
+from esdtool.train.config import check_batch, to_toml
+from esdtool.train.data import open_data
+from esdtool.train.distributed import Ranks, Spread, open_ranks
+from esdtool.train.evaluate import Evaluation, evaluate, summed_loss, to_bfloat16
+from esdtool.train.live import open_view
+from esdtool.train.model import build_model
+from esdtool.train.optimizers import build_optimizers, mean_decay, scored_modules, set_learning_rate, trainable
+from esdtool.train.packing import MicroBatch
+from esdtool.train.policies import Target, make_policy, total_norm
+from esdtool.train.run_log import CONFIG, DECAY, METRICS, RunLog, perplexity, sync_logs
+from esdtool.train.schedule import lr_factor
+from esdtool.train.settings import TrainConfig
+from esdtool.train.signals import StopSignals
+
+
+class TrainingDivergedError(EsdtoolError):
+    """The loss or the gradient is not finite any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a run ended."""
+
+    run: Path
+    """The run directory."""
+    step: int
+    """Updates done."""
+    evaluation: Evaluation | None
+    """Validation at the end; None if the run was stopped before."""
+    checkpoint: Path | None
+    """The newest checkpoint."""
+    stopped_by: int | None = None
+    """Number of the signal that stopped the run, or None."""
+
+
+def train(config: TrainConfig, *, resume: str | None = None, quiet: bool = False) -> TrainResult:
+    """Train a model as the configuration says. Under torchrun, every rank calls it.
+
+    torch's random numbers are seeded anew at each step, from run.seed, the step and the rank: so a resumed run
+    draws what it would have drawn. The caller's generator state is restored at the end.
+
+    Args:
+        config: resolved (`load_config`, `config_from_mapping`).
+        resume: `auto` to go on from the newest whole checkpoint of the run directory, from the beginning
+            if there is none; or the path of a checkpoint; None for a new run.
+        quiet: show nothing on stderr.
+
+    Returns:
+        What came out; the same on every rank.
+
+    Raises:
+        ConfigError: for a configuration that cannot be carried out, or a run directory that is in use.
+        CheckpointError: if a checkpoint cannot be loaded.
+        OutputError: if the run directory cannot be written.
+        TrainingDivergedError: if loss or gradient become NaN or infinite.
+    """
+    threads = torch.get_num_threads()
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    try:
+        with open_ranks(config) as ranks:
+            cuda = [ranks.device] if ranks.device.type == "cuda" else []
+            with torch.random.fork_rng(devices=cuda):
+                check_batch(config, ranks.world_size)
+                return _Run(config, ranks, resume=resume, quiet=quiet).go()
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Run:
+    """One run on one rank."""
+
+    def __init__(self, config: TrainConfig, ranks: Ranks, *, resume: str | None, quiet: bool) -> None:
+        """Build everything, or restore it."""
+        self.config, self.ranks = config, ranks
+        self.run = Path(config.run_dir)
+        saved, remarks = _find(self.run, resume)
+        remarks += check_same_run(saved, config) if saved else []
+        # Only looked at here; made when everything else is there, so that a mistake leaves nothing behind.
+        ranks.on_first(lambda: _check_unused(self.run, resume=resume))
+
+        self.data = open_data(config, rank=ranks.rank, world_size=ranks.world_size)
+        model = build_model(config, vocab_size=self.data.vocab_size, tokenizer=self.data.tokenizer)
+        if config.precision.name == "bf16":
+            to_bfloat16(model)
+        self.model = model
+        modules = scored_modules(model, config)
+        self.spread = Spread(model, config, ranks)
+        self.optimizers = build_optimizers(self.spread.model, config, modules)
+        if saved is not None:
+            load_weights(saved, model)
+        target = Target(
+            model=self.spread.model, optimizers=self.optimizers, modules=modules, config=config, rank=ranks.rank
+        )
+        self.policy = make_policy(target, resuming=saved is not None)
+        self.step = 0
+        """Updates done."""
+        self.window = {"loss": 0.0, "targets": 0.0, "steps": 0.0}
+        """Sums since the last line of training metrics; `steps` counts what the speed is measured over."""
+        if saved is not None:
+            self._restore(saved)
+
+        by_name = {module.name: module for module in modules}
+        self.view = open_view(config.schedule.steps, by_name, quiet=quiet or not ranks.is_first)
+        self.log: RunLog | None = None
+        self.newest = saved.path if saved else None
+
+        def open_log() -> None:
+            _claim(self.run, config)
+            removed = remove_later(self.run, self.step)
+            remarks.extend(f"removed {path}: the run goes on from before it" for path in removed)
+            self.log = RunLog(self.run, config, by_name, start_step=self.step)
+
+        try:
+            ranks.on_first(open_log)
+        except EsdtoolError:
+            self.view.close()
+            raise
+        for remark in remarks:
+            self.view.note(remark)
+        if saved is not None:
+            self.view.note(f"going on from {saved.path}")
+        elif (record := self.policy.initial()) is not None:
+            self._log_decay(0, record)
+
+    def _restore(self, saved: SavedRun) -> None:
+        state = load_trainer(saved, self.spread.model, self.optimizers)
+        try:
+            self.policy.load_state_dict(state["policy"])
+            self.data.train.load_state_dict(state["data"])
+            self.window = {key: float(value) for key, value in state["window"].items()}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{saved.path}: the trainer state is of another version: {error}") from error
+        self.step = saved.step
+
+    def go(self) -> TrainResult:
+        """All steps, then `RUN/final`."""
+        try:
+            with StopSignals() as signals:
+                return self._go(signals)
+        finally:
+            self.view.close()
+            if self.log is not None:
+                self.log.close()
+
+    def _go(self, signals: StopSignals) -> TrainResult:
+        config, steps = self.config, self.config.schedule.steps
+        evaluation: Evaluation | None = None
+        seconds = 0.0
+        while self.step < steps:
+            began = time.perf_counter()
+            stop, norm, lr = self._update(signals)
+            seconds += time.perf_counter() - began
+            is_end = self.step == steps
+            if self.step == 1 or is_end or self.step % config.logging.every == 0:
+                self._log_training(norm, lr, seconds)
+                seconds = 0.0
+            if is_end or (self.step % config.eval.every == 0 and stop is None):
+                evaluation = self._evaluate()
+                self._log_evaluation(evaluation, lr)
+            if is_end or stop is not None or self.step % config.checkpoint.every == 0:
+                self._save(final=is_end)
+            if stop is not None and not is_end:
+                return self._result(None, stopped_by=stop)
+        if evaluation is None:  # resumed behind its last step
+            evaluation = self._evaluate()
+            self._save(final=True)
+        return self._result(evaluation)
+
+    def _update(self, signals: StopSignals) -> tuple[int | None, float, float]:
+        """One optimizer step. Returns the signal that some rank has received, the gradient norm and the lr."""
+        config, ranks = self.config, self.ranks
+        factor = lr_factor(config, self.step)
+        set_learning_rate(self.optimizers, config, factor)
+        torch.manual_seed(_step_seed(config.run.seed, self.step, ranks.rank))
+        batches = self.data.train.micro_batches(self.step)
+        (targets,) = ranks.sum([float(sum(count_targets(batch) for batch in batches))])
+        local = self._backward(batches, targets)
+        loss, interrupts, terms = ranks.sum(
+            [local, float(signals.received == signal.SIGINT), float(signals.received == signal.SIGTERM)]
+        )
+        gradients = [each.grad for each in trainable(self.spread.model).values() if each.grad is not None]
+        norm = total_norm(gradients)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._diverged(loss / max(targets, 1.0), norm)
+        used = _clip(gradients, norm, config.optimizer.max_grad_norm)
+        record = self.policy.step(used)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.window["loss"] += loss
+        self.window["targets"] += targets
+        self.window["steps"] += 1
+        if record is not None:
+            self._log_decay(self.step, record)
+        stop = signal.SIGINT if interrupts else signal.SIGTERM if terms else None
+        return stop, norm, config.optimizer.lr * factor
+
+    def _backward(self, batches: Sequence[MicroBatch], targets: float) -> float:
+        """Accumulate the gradient of the mean loss over all ranks' targets. Returns this rank's sum of losses."""
+        total = torch.zeros((), device=self.ranks.device, dtype=torch.float64)
+        # DDP and FSDP2 average gradients over the ranks.
+        scale = self.ranks.world_size / max(targets, 1.0)
+        for index, batch in enumerate(batches):
+            with self.spread.micro_batch(last=index == len(batches) - 1):
+                loss = summed_loss(self.spread.call, batch, device=self.ranks.device, autocast=self._autocast)
+                (loss * scale).backward()
+            total += loss.detach()
+        return float(total)
+
+    def _diverged(self, loss: float, norm: float) -> None:
+        """Save the state before this step if the weights are still finite, and stop.
+
+        Raises:
+            TrainingDivergedError: always.
+        """
+        weights = total_norm(list(trainable(self.spread.model).values()))
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        if math.isfinite(weights) and self.step > 0:
+            self._save(final=False)
+        where = f"the last good state is {self.newest}" if self.newest else "there is no checkpoint yet"
+        raise TrainingDivergedError(
+            f"step {self.step + 1}: the loss is {loss:.6g} and the gradient norm {norm:.6g}; {where}; "
+            "lower optimizer.lr, lengthen schedule.warmup_steps or set optimizer.max_grad_norm"
+        )
+
+    @property
+    def _autocast(self) -> bool:
+        return self.config.precision.name == "bf16-autocast"
+
+    @property
+    def _tokens(self) -> int:
+        return self.step * self.config.tokens_per_step
+
+    def _evaluate(self) -> Evaluation:
+        return evaluate(self.spread.model, self.data.validation, ranks=self.ranks, autocast=self._autocast)
+
+    def _log_training(self, norm: float, lr: float, seconds: float) -> None:
+        window, loss = self.window, self.window["loss"] / max(self.window["targets"], 1.0)
+        # After a resume the window holds more steps than this process has timed.
+        tokens = self.config.tokens_per_step * window["steps"]
+        line: dict[str, Any] = {
+            "step": self.step,
+            "tokens": self._tokens,
+            "split": "train",
+            "loss": loss,
+            "perplexity": perplexity(loss),
+            "lr": lr,
+            "grad_norm": norm,
+            "tokens_per_second": tokens / seconds if seconds > 0 else None,
+            "weight_decay_mean": mean_decay(self.optimizers),
+        }
+        self.window = {"loss": 0.0, "targets": 0.0, "steps": 0.0}
+        self._log_metrics(line)
+
+    def _log_evaluation(self, evaluation: Evaluation, lr: float) -> None:
+        self._log_metrics(
+            {
+                "step": self.step,
+                "tokens": self._tokens,
+                "split": "validation",
+                "loss": evaluation.loss,
+                "perplexity": evaluation.perplexity,
+                "lr": lr,
+                "grad_norm": None,
+                "tokens_per_second": None,
+                "weight_decay_mean": mean_decay(self.optimizers),
+            }
+        )
+
+    def _log_metrics(self, line: dict[str, Any]) -> None:
+        if self.log is not None:
+            self.log.metrics(line)
+            self.view.metrics(line)
+
+    def _log_decay(self, step: int, record: Any) -> None:
+        if self.log is not None:
+            self.log.decay(step, record)
+            self.view.decay(step, record)
+
+    def _save(self, *, final: bool) -> None:
+        """A checkpoint of now, and `RUN/final` at the end. All ranks take part."""
+        # What is timed anew after a resume must not count the steps timed here.
+        trainer = {
+            "policy": self.policy.state_dict(),
+            "data": self.data.train.state_dict(self.step),
+            "window": {**self.window, "steps": 0.0},
+        }
+        snapshot = take_snapshot(self.spread.model, self.optimizers, trainer)
+
+        def write() -> None:
+            sync_logs(self.run)
+            self.newest = save_checkpoint(
+                self.run, self.step, snapshot, model=self.model, tokenizer=self.data.tokenizer, config=self.config
+            )
+            if final:
+                chosen = self.config.checkpoint.final_dtype
+                save_final(
+                    self.run,
+                    snapshot,
+                    model=self.model,
+                    tokenizer=self.data.tokenizer,
+                    dtype=None if chosen == "as-trained" else getattr(torch, chosen),
+                )
+
+        self.ranks.on_first(write)
+
+    def _result(self, evaluation: Evaluation | None, stopped_by: int | None = None) -> TrainResult:
+        return TrainResult(
+            run=self.run, step=self.step, evaluation=evaluation, checkpoint=self.newest, stopped_by=stopped_by
+        )
+
+
+def _find(run: Path, resume: str | None) -> tuple[SavedRun | None, list[str]]:
+    if resume is None:
+        return None, []
+    saved, remarks = find_checkpoint(run, resume)
+    if saved is None:
+        remarks.append(f"no checkpoint in {run}: beginning anew")
+    return saved, remarks
+
+
+def _check_unused(run: Path, *, resume: str | None) -> None:
+    """Do not write over another run.
+
+    Raises:
+        ConfigError: if the run directory holds one and it is not to be resumed.
+    """
+    used = bool(list_checkpoints(run)) or any((run / name).exists() for name in (METRICS, DECAY))
+    if used and resume is None:
+        raise ConfigError(
+            f"run.dir {run} already holds a run: go on with --resume auto, or choose another with --set run.dir=..."
+        )
+
+
+def _claim(run: Path, config: TrainConfig) -> None:
+    """Make the run directory and write config.toml there.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    try:
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{run}: cannot make the run directory: {error.strerror}") from error
+    atomic_write_text(run / CONFIG, to_toml(config))
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed for the random numbers of one step on one rank (dropout)."""
+    digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def _clip(gradients: Sequence[torch.Tensor], norm: float, limit: float | None) -> float:
+    """Scale the gradients down to a total norm of `limit`, as torch does. Returns the norm they have then."""
+    if limit is None:
+        return norm
+    factor = min(1.0, limit / (norm + 1e-6))
+    if factor < 1.0:
+        torch._foreach_mul_(list(gradients), factor)
+    return norm * factor

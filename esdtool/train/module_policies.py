@@ -1,0 +1,143 @@
+"""The policies that come from elsewhere in esdtool: the live schedule, and a wd.json applied once."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from esdtool.assignment import load_assignment
+from esdtool.errors import ConfigError
+from esdtool.modules.names import module_name
+from esdtool.optim import AlphaDecay, apply
+from esdtool.train.policies import Decay, Record, Target
+
+
+class Spectral:
+    """`alphadecay`: `esdtool.optim.AlphaDecay` with the settings of [weight_decay]."""
+
+    def __init__(self, target: Target, *, resuming: bool) -> None:
+        """Assign from the initial weights, unless `resuming` or `initial = false`.
+
+        Raises:
+            ConfigError: if no module is left to assign.
+        """
+        settings = target.config.weight_decay
+        if not target.modules:
+            raise ConfigError(
+                'weight_decay.policy = "alphadecay": the model has no weight module to assign; see include and exclude'
+            )
+        is_linear = settings.assign == "linear"
+        low, high = target.config.ratio_range
+        began = time.perf_counter()
+        self._schedule = AlphaDecay(
+            target.model,
+            list(target.optimizers),
+            weight_decay=target.config.base_decay,
+            interval=settings.interval,
+            min_ratio=low if is_linear else None,
+            max_ratio=high if is_linear else None,
+            fit=settings.score_options(),
+            assign=settings.assign,
+            score=settings.score,
+            granularity=settings.granularity,
+            normalize=settings.normalize,
+            # Exactly these: the patterns of the configuration speak of module names.
+            include=[f"^{re.escape(module.parameter)}$" for module in target.modules],
+            unlisted=settings.unlisted,
+            initial=settings.initial and not resuming,
+            compute=settings.compute,
+        )
+        self._seconds = time.perf_counter() - began
+        self._interval = settings.interval
+
+    def step(self, grad_norm: float) -> Record | None:
+        """See `Policy`."""
+        del grad_norm
+        began = time.perf_counter()
+        self._schedule.step()
+        if self._schedule.update_step % self._interval:
+            return None
+        return self._record(time.perf_counter() - began)
+
+    def initial(self) -> Record | None:
+        """See `Policy`."""
+        return self._record(self._seconds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Policy`."""
+        return self._schedule.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Policy`."""
+        self._schedule.load_state_dict(state)
+
+    def _record(self, seconds: float) -> Record:
+        schedule = self._schedule
+        alphas, scores = schedule.last_alphas, schedule.last_scores
+        return Record(
+            seconds=seconds,
+            modules={
+                module_name(name): Decay(
+                    weight_decay=decay,
+                    alpha=alphas[name],
+                    score=None if scores[name] == alphas[name] else scores[name],
+                )
+                for name, decay in schedule.last_decays.items()
+            },
+        )
+
+
+class FromFile:
+    """`file`: a wd.json, applied at the start and unchanged."""
+
+    def __init__(self, target: Target) -> None:
+        """Read the file and apply it.
+
+        Raises:
+            AssignmentError: if it is invalid or does not fit the model.
+            ConfigError: if it was made for the other kind of decay.
+        """
+        settings = target.config.weight_decay
+        assert settings.path is not None
+        self._target = target
+        self._assignment = load_assignment(Path(settings.path))
+        kind = "l2" if target.config.optimizer.name == "adam" else "decoupled"
+        if self._assignment.optimizer != kind:
+            raise ConfigError(
+                f'weight_decay.path {settings.path}: its decays are for "{self._assignment.optimizer}" weight decay, '
+                f'but optimizer.name "{target.config.optimizer.name}" decays "{kind}"; '
+                "make it anew with `esdtool assign --optimizer`"
+            )
+        self._apply()
+
+    def _apply(self) -> None:
+        target = self._target
+        apply(list(target.optimizers), self._assignment, target.model, unlisted=target.config.weight_decay.unlisted)
+
+    def step(self, grad_norm: float) -> Record | None:
+        """See `Policy`."""
+        del grad_norm
+        return None
+
+    def initial(self) -> Record | None:
+        """See `Policy`."""
+        entries: Mapping[str, Any] = self._assignment.parameters
+        return Record(
+            seconds=0.0,
+            modules={
+                module_name(name): Decay(weight_decay=entry.weight_decay, alpha=entry.alpha, score=entry.score)
+                for name, entry in entries.items()
+            },
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Policy`."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Policy`."""
+        del state
+        self._apply()

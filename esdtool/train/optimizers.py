@@ -1,0 +1,149 @@
+"""Optimizers, with one parameter group for each module that may get a decay of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from esdtool.checkpoint import from_model
+from esdtool.errors import ConfigError
+from esdtool.modules import WeightModule, canonical_name, select_modules
+from esdtool.modules.names import layer_index, module_name
+from esdtool.train.settings import TrainConfig
+from esdtool.weight_decay import in_blocks
+
+Group = dict[str, Any]
+"""A parameter group of a torch optimizer."""
+
+
+def scored_modules(model: nn.Module, config: TrainConfig) -> tuple[WeightModule, ...]:
+    """The modules that get a decay of their own.
+
+    Those that `esdtool assign` assigns: the matrices of the transformer blocks, or with `include` exactly the matching
+    modules, less those that `exclude` matches. Frozen ones are left out.
+
+    Raises:
+        ConfigError: if an expression is none or matches no module's name.
+    """
+    checkpoint = from_model(model)
+    settings = config.weight_decay
+    tensors = list(checkpoint.tensors.values())
+    names = sorted(module_name(tensor.name) for tensor in tensors if len(tensor.shape) >= 2)
+    includes = _compile("include", settings.include, names)
+    excludes = _compile("exclude", settings.exclude, names)
+    wanted = [
+        f"^{re.escape(tensor.name)}$"
+        for tensor in tensors
+        if len(tensor.shape) >= 2 and any(pattern.search(module_name(tensor.name)) for pattern in includes)
+    ]
+    modules = select_modules(tensors, config=checkpoint.config, include=wanted).modules
+    default = in_blocks(module.layer for module in modules)
+    parameters = trainable(model)
+    return tuple(
+        module
+        for module, inside in zip(modules, default, strict=True)
+        if (includes or inside)
+        and module.parameter in parameters
+        and not any(pattern.search(module.name) for pattern in excludes)
+    )
+
+
+def _compile(key: str, expressions: Sequence[str], names: Sequence[str]) -> list[re.Pattern[str]]:
+    patterns = []
+    for expression in expressions:
+        try:
+            pattern = re.compile(expression)
+        except re.error as error:
+            raise ConfigError(f"weight_decay.{key} {expression!r} is not a regular expression: {error.msg}") from error
+        if not any(pattern.search(name) for name in names):
+            raise ConfigError(
+                f"weight_decay.{key} {expression!r} matches no module; names look like: {names[len(names) // 2]}"
+            )
+        patterns.append(pattern)
+    return patterns
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Trainable parameters by canonical name, each once (tied ones under their first name)."""
+    return {canonical_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def build_optimizers(
+    model: nn.Module, config: TrainConfig, modules: Sequence[WeightModule]
+) -> list[torch.optim.Optimizer]:
+    """The optimizers of [optimizer]: one, or Muon and AdamW.
+
+    Each of `modules` is a group of its own, all other parameters are one; every group starts
+    with the base decay, but with `weight_decay.unlisted = "no-decay"` the others have 0.
+    """
+    settings = config.optimizer
+    parameters = trainable(model)
+    own = {module.parameter for module in modules}
+    base = config.base_decay
+    rest_decay = 0.0 if config.weight_decay.unlisted == "no-decay" else base
+    to_muon = {name for name in parameters if settings.name == "muon" and _is_block_matrix(name, parameters[name])}
+
+    def groups(names: list[str]) -> list[Group]:
+        alone = [{"params": [parameters[name]], "weight_decay": base} for name in names if name in own]
+        rest = [parameters[name] for name in names if name not in own]
+        return alone + ([{"params": rest, "weight_decay": rest_decay}] if rest else [])
+
+    optimizers: list[torch.optim.Optimizer] = []
+    if to_muon:
+        optimizers.append(
+            torch.optim.Muon(
+                groups([name for name in parameters if name in to_muon]),
+                lr=settings.muon_lr or settings.lr,
+                momentum=0.95 if settings.muon_momentum is None else settings.muon_momentum,
+                weight_decay=base,
+                # Updates of the same RMS as AdamW's, so that its learning rates carry over.
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+    rest = groups([name for name in parameters if name not in to_muon])
+    if rest:
+        on_gpu = all(parameter.is_cuda for parameter in parameters.values())
+        optimizers.append(
+            kind(rest, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=base, fused=on_gpu or None)
+        )
+    return optimizers
+
+
+def set_learning_rate(optimizers: Sequence[torch.optim.Optimizer], config: TrainConfig, factor: float) -> None:
+    """Set every group to its peak learning rate times `factor`."""
+    settings = config.optimizer
+    for optimizer in optimizers:
+        is_muon = isinstance(optimizer, torch.optim.Muon)
+        peak = (settings.muon_lr or settings.lr) if is_muon else settings.lr
+        for group in optimizer.param_groups:
+            group["lr"] = peak * factor
+
+
+def all_groups(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[Group]:
+    """Every parameter group of every optimizer."""
+    for optimizer in optimizers:
+        yield from optimizer.param_groups
+
+
+def groups_by_parameter(optimizers: Sequence[torch.optim.Optimizer]) -> dict[int, Group]:
+    """The group of each parameter, by the parameter's `id`. Look it up anew: loading a state replaces the groups."""
+    return {id(parameter): group for group in all_groups(optimizers) for parameter in group["params"]}
+
+
+def mean_decay(optimizers: Sequence[torch.optim.Optimizer]) -> float:
+    """Mean weight decay over all trainable parameters, each element counting once."""
+    total = weight = 0.0
+    for group in all_groups(optimizers):
+        size = sum(parameter.numel() for parameter in group["params"])
+        total += size * float(group["weight_decay"])
+        weight += size
+    return total / weight
+
+
+def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim == 2 and layer_index(name) is not None
