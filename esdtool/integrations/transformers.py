@@ -1,0 +1,144 @@
+"""AlphaDecay and wd.json in the Hugging Face Trainer.
+
+The Trainer builds its learning-rate scheduler right after the optimizer, and the scheduler counts parameter
+groups: the decays must be in the optimizer before. `use_alpha_decay` and `use_assignment` therefore hook
+`create_optimizer`; the callback does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from esdtool.errors import AssignmentError
+from esdtool.optim import AlphaDecay, apply, load_assignment
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from esdtool.assignment import Assignment
+
+
+class AlphaDecayCallback(TrainerCallback, ExportableState):
+    """Steps a live schedule and keeps its state in the Trainer's checkpoints. Made by `use_alpha_decay`."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.schedule: AlphaDecay | None = None
+        """The schedule, from the moment the Trainer has built its optimizer."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Restore the schedule after a resume: the Trainer has loaded the optimizer's old decays by now."""
+        schedule = self._schedule()
+        saved = (state.stateful_callbacks or {}).get(type(self).__name__)
+        if state.global_step > 0 and isinstance(saved, dict) and saved["attributes"].get("saved") is not None:
+            schedule.load_state_dict(saved["attributes"]["saved"])
+        else:
+            schedule.apply()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Renew the decays if it is time, after clipping and before the update."""
+        self._schedule().step()
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer writes to trainer_state.json."""
+        saved = None if self.schedule is None else self.schedule.state_dict()
+        return {"args": self.options, "attributes": {"saved": saved}}
+
+    def _schedule(self) -> AlphaDecay:
+        if self.schedule is None:
+            raise AssignmentError(
+                "AlphaDecayCallback was not attached: use esdtool.integrations.transformers.use_alpha_decay"
+            )
+        return self.schedule
+
+
+class AssignmentCallback(TrainerCallback):
+    """Writes a static assignment again after a resume, which restores old decays. Made by `use_assignment`."""
+
+    def __init__(self, assignment: Assignment, options: dict[str, Any]) -> None:
+        self._assignment, self._options = assignment, options
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Apply the assignment to the optimizer as it is now."""
+        apply(_inner(kwargs["optimizer"]), self._assignment, kwargs["model"], split=False, **self._options)
+
+
+def use_alpha_decay(trainer: Trainer, **options: Any) -> AlphaDecayCallback:
+    """Let a Trainer train with AlphaDecay; call it before `trainer.train()`.
+
+        trainer = Trainer(model=model, args=arguments, train_dataset=data)
+        use_alpha_decay(trainer, weight_decay=0.1, interval=500)
+        trainer.train()
+
+    Args:
+        trainer: whose optimizer has not been created yet.
+        options: of `esdtool.AlphaDecay`. By default `weight_decay` is None: each group's own
+            (`TrainingArguments.weight_decay`) is its base, so that what the Trainer does not decay stays so.
+
+    Returns:
+        The callback; its `schedule` holds the alphas and decays.
+
+    Raises:
+        AssignmentError: if the optimizer exists already, or DeepSpeed builds its own.
+    """
+    options.setdefault("weight_decay", None)
+    callback = AlphaDecayCallback(**options)
+
+    def attach(optimizer: Any) -> None:
+        callback.schedule = AlphaDecay(trainer.model, _inner(optimizer), **options)
+
+    _hook(trainer, attach)
+    trainer.add_callback(callback)
+    return callback
+
+
+def use_assignment(trainer: Trainer, assignment: Assignment | str | Path, **options: Any) -> None:
+    """Let a Trainer use a wd.json; call it before `trainer.train()`.
+
+    Args:
+        trainer: whose optimizer has not been created yet.
+        assignment: a file, or what `load_assignment` returned.
+        options: `base`, `unlisted`, `strict` of `esdtool.apply`.
+
+    Raises:
+        AssignmentError: if the file does not fit, the optimizer exists already, or DeepSpeed builds its own.
+    """
+    loaded = load_assignment(assignment) if isinstance(assignment, (str, Path)) else assignment
+    _hook(trainer, lambda optimizer: apply(_inner(optimizer), loaded, trainer.model, **options))
+    trainer.add_callback(AssignmentCallback(loaded, options))
+
+
+def _hook(trainer: Trainer, attach: Callable[[Any], Any]) -> None:
+    """Run `attach` on the optimizer as soon as the Trainer has created it."""
+    deepspeed = getattr(trainer.args, "hf_deepspeed_config", None)
+    if deepspeed is not None and "optimizer" in deepspeed.config:
+        raise AssignmentError(
+            "the DeepSpeed configuration has an 'optimizer' block, with which DeepSpeed discards parameter groups: "
+            "remove the block, so that the Trainer builds the optimizer"
+        )
+    if trainer.optimizer is not None:
+        raise AssignmentError("the Trainer has an optimizer already: build it with esdtool.param_groups instead")
+    create = trainer.create_optimizer
+
+    def create_optimizer(*arguments: Any, **keywords: Any) -> Any:
+        optimizer = create(*arguments, **keywords)
+        attach(optimizer)
+        return optimizer
+
+    trainer.create_optimizer = create_optimizer  # type: ignore[method-assign]
+
+
+def _inner(optimizer: Any) -> Any:
+    """The torch optimizer in accelerate's wrapper."""
+    return getattr(optimizer, "optimizer", optimizer)

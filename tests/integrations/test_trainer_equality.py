@@ -1,0 +1,247 @@
+"""One model, trained by different trainers with AlphaDecay: the same decays at each refresh, and exact resumes."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+import esdtool
+from esdtool.errors import AssignmentError
+from esdtool.integrations.transformers import use_alpha_decay, use_assignment
+
+STEPS, INTERVAL, BATCH = 50, 10, 2
+OPTIONS = {"weight_decay": 0.1, "interval": INTERVAL}
+
+
+class Tokens(Dataset):
+    """Fixed random sequences of 16 tokens."""
+
+    def __init__(self, steps: int = STEPS) -> None:
+        self.ids = torch.randint(0, 97, (steps * BATCH, 16), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.ids[index], "labels": self.ids[index]}
+
+
+def make_model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, vocab_size=97)
+    )
+
+
+def make_optimizer(model: torch.nn.Module) -> torch.optim.AdamW:
+    return torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
+
+
+@pytest.fixture(scope="module")
+def plain() -> tuple[list[dict[str, float]], list[float], dict[str, torch.Tensor]]:
+    """Decays in force at each update, losses, and final weights of a plain PyTorch loop."""
+    model = make_model()
+    optimizer = make_optimizer(model)
+    schedule = esdtool.AlphaDecay(model, optimizer, **OPTIONS)
+    decays, losses = [], []
+    for batch in DataLoader(Tokens(), batch_size=BATCH):
+        loss = model(**batch).loss
+        loss.backward()
+        schedule.step()
+        optimizer.step()
+        optimizer.zero_grad()
+        decays.append(schedule.last_decays)
+        losses.append(float(loss.detach()))
+    return decays, losses, {name: value.clone() for name, value in model.state_dict().items()}
+
+
+class SequentialTrainer(Trainer):
+    """The order of the dataset, and AdamW on all parameters alike, as the plain loop has it."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(train_dataset or self.train_dataset)
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        return [name for name, _ in model.named_parameters()]
+
+
+class Recorder(TrainerCallback):
+    def __init__(self, callback: Any) -> None:
+        self.callback = callback
+        self.decays: list[dict[str, float]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.decays.append(self.callback.schedule.last_decays)
+
+
+def hf_trainer(folder: Path, **arguments: Any) -> tuple[SequentialTrainer, Recorder]:
+    trainer = SequentialTrainer(
+        model=make_model(),
+        args=TrainingArguments(
+            output_dir=str(folder),
+            per_device_train_batch_size=BATCH,
+            num_train_epochs=1,
+            learning_rate=3e-3,
+            lr_scheduler_type="constant",
+            weight_decay=0.1,
+            max_grad_norm=0.0,
+            optim="adamw_torch",
+            report_to=[],
+            logging_steps=1,
+            disable_tqdm=True,
+            use_cpu=True,
+            dataloader_pin_memory=False,
+            seed=0,
+            **{"save_strategy": "no", **arguments},
+        ),
+        train_dataset=Tokens(),
+    )
+    recorder = Recorder(use_alpha_decay(trainer, **OPTIONS))
+    trainer.add_callback(recorder)
+    return trainer, recorder
+
+
+def losses_of(trainer: Trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_hugging_face_trainer(plain, tmp_path: Path) -> None:
+    decays, _, weights = plain
+    trainer, recorder = hf_trainer(tmp_path)
+    trainer.train()
+    assert len(recorder.decays) == STEPS
+    for ours, theirs in zip(decays, recorder.decays, strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-5)
+    for name, value in trainer.model.state_dict().items():
+        torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-6)
+
+
+def test_hugging_face_resume_is_exact(tmp_path: Path) -> None:
+    whole, all_decays = hf_trainer(tmp_path / "whole", save_strategy="steps", save_steps=25)
+    whole.train()
+    resumed, decays = hf_trainer(tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-25"))
+    assert decays.decays == all_decays.decays[25:]
+    assert losses_of(resumed)[-25:] == losses_of(whole)[-25:]
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, whole.model.state_dict()[name])
+
+
+def test_hugging_face_static_assignment(tmp_path: Path) -> None:
+    assignment = esdtool.assign(esdtool.analyze(make_model()))
+    trainer, _ = hf_trainer(tmp_path, max_steps=2)
+    plain_trainer = SequentialTrainer(model=trainer.model, args=trainer.args, train_dataset=Tokens())
+    use_assignment(plain_trainer, assignment)
+    plain_trainer.train()
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    found = {
+        names[id(parameter)]: group["weight_decay"]
+        for group in plain_trainer.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    for name, entry in assignment.parameters.items():
+        assert found[name] == entry.weight_decay
+    assert found["model.embed_tokens.weight"] == 0.1
+
+
+def test_an_existing_optimizer_is_refused(tmp_path: Path) -> None:
+    model = make_model()
+    optimizer = make_optimizer(model)
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True),
+        optimizers=(optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer)),
+    )
+    with pytest.raises(AssignmentError, match="optimizer already"):
+        use_alpha_decay(trainer, **OPTIONS)
+
+
+def test_deepspeed_with_an_optimizer_block_is_refused(tmp_path: Path) -> None:
+    trainer = Trainer(model=make_model(), args=TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True))
+    trainer.args.hf_deepspeed_config = type("Config", (), {"config": {"optimizer": {"type": "AdamW"}}})()
+    with pytest.raises(AssignmentError, match="'optimizer' block"):
+        use_alpha_decay(trainer, **OPTIONS)
+
+
+lightning = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed")
+
+
+class LightningLlama(lightning.LightningModule):
+    def __init__(self, *, own_schedule: bool, epochs: int) -> None:
+        super().__init__()
+        self.epochs = epochs
+        self.model = make_model()
+        self.own_schedule = own_schedule
+        self.decays: list[dict[str, float]] = []
+        self.losses: list[float] = []
+
+    def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
+        loss = self.model(**batch).loss
+        self.losses.append(float(loss.detach()))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = make_optimizer(self)
+        if not self.own_schedule:
+            return optimizer
+        self.alpha_decay = esdtool.AlphaDecay(self, optimizer, **OPTIONS)
+        return [optimizer], [torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)]
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(Tokens(STEPS // self.epochs), batch_size=BATCH)
+
+
+def fit(
+    folder: Path, *, own_schedule: bool = False, epochs: int = 1, last: int | None = None, ckpt: Path | None = None
+) -> LightningLlama:
+    """Train `epochs` epochs of `STEPS` updates together, stopping after the `last` one."""
+    from esdtool.integrations.lightning import AlphaDecayCallback
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    callback = AlphaDecayCallback(**({} if own_schedule else OPTIONS))
+
+    class Record(lightning.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+            module.decays.append(callback.schedule.last_decays)
+
+    module = LightningLlama(own_schedule=own_schedule, epochs=epochs)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=last or epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[callback, Record()],
+    )
+    trainer.fit(module, ckpt_path=ckpt, weights_only=True if ckpt else None)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return module
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("own_schedule", [False, True])
+def test_lightning(plain, tmp_path: Path, own_schedule: bool) -> None:
+    decays, losses, _ = plain
+    module = fit(tmp_path, own_schedule=own_schedule)
+    assert module.losses == pytest.approx(losses, rel=1e-4)
+    for ours, theirs in zip(decays, module.decays, strict=True):
+        assert {name.removeprefix("model."): value for name, value in theirs.items()} == pytest.approx(ours, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_lightning_resume_is_exact(tmp_path: Path) -> None:
+    whole = fit(tmp_path, epochs=2)
+    (tmp_path / "half").mkdir()
+    fit(tmp_path / "half", epochs=2, last=1)
+    resumed = fit(tmp_path, epochs=2, ckpt=tmp_path / "half" / "last.ckpt")
+    assert len(resumed.losses) == STEPS // 2
+    assert resumed.losses == whole.losses[25:]
+    assert resumed.decays == whole.decays[25:]
