@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
@@ -36,7 +37,9 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Restore the schedule after a resume: the Trainer has loaded the optimizer's old decays by now."""
         schedule = self._schedule()
-        saved = (state.stateful_callbacks or {}).get(type(self).__name__)
+        # The Trainer declares a list of callbacks here and keeps a mapping of their states.
+        states: Any = state.stateful_callbacks or {}
+        saved = states.get(type(self).__name__)
         if state.global_step > 0 and isinstance(saved, dict) and saved["attributes"].get("saved") is not None:
             schedule.load_state_dict(saved["attributes"]["saved"])
         else:
@@ -96,7 +99,7 @@ def use_alpha_decay(trainer: Trainer, **options: Any) -> AlphaDecayCallback:
     callback = AlphaDecayCallback(**options)
 
     def attach(optimizer: Any) -> None:
-        callback.schedule = AlphaDecay(trainer.model, _inner(optimizer), **options)
+        callback.schedule = AlphaDecay(_model(trainer), _inner(optimizer), **options)
 
     _hook(trainer, attach)
     trainer.add_callback(callback)
@@ -115,7 +118,7 @@ def use_assignment(trainer: Trainer, assignment: Assignment | str | Path, **opti
         AssignmentError: if the file does not fit, the optimizer exists already, or DeepSpeed builds its own.
     """
     loaded = load_assignment(assignment) if isinstance(assignment, (str, Path)) else assignment
-    _hook(trainer, lambda optimizer: apply(_inner(optimizer), loaded, trainer.model, **options))
+    _hook(trainer, lambda optimizer: apply(_inner(optimizer), loaded, _model(trainer), **options))
     trainer.add_callback(AssignmentCallback(loaded, options))
 
 
@@ -137,6 +140,13 @@ def _hook(trainer: Trainer, attach: Callable[[Any], Any]) -> None:
         return optimizer
 
     trainer.create_optimizer = create_optimizer  # type: ignore[method-assign]
+
+
+def _model(trainer: Trainer) -> torch.nn.Module:
+    """The model, which a Trainer with `model_init` has from the start of training."""
+    if trainer.model is None:
+        raise AssignmentError("the Trainer has no model yet")
+    return trainer.model
 
 
 def _inner(optimizer: Any) -> Any:
