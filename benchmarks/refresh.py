@@ -1,11 +1,14 @@
 """What a refresh of the decays costs, as a share of the training between two refreshes, for the paper's models.
 
-    python benchmarks/refresh.py [PRESET ...] [--rate FLOPS] [--device cpu|cuda] [--ranks N] [--quick] [--json PATH]
+    python benchmarks/refresh.py [PRESET ...] [--rate FLOPS] [--cores N] [--device cpu|cuda] [--ranks N] [--json PATH]
 
 Measured: the spectrum of every distinct module shape, one matrix at a time on one thread ("1 thread"), and two
 matrices at a time on two threads with one BLAS thread each ("2 threads"); beside it `torch.linalg.svdvals` in float32
 followed by Hill's formula, which is the public code's way, on one thread. A model's refresh is the sum over its
 modules (on two threads: half the measured time of two at once, for each module).
+
+Extrapolated: "N cores", for machines that have more cores a rank than two (GPU nodes have 8 and more a GPU): as many
+modules at a time, at the efficiency measured with two, but never less than the dearest module alone takes.
 
 Estimated: the time of `interval` steps, as flops over a stated rate that you can replace by your own. The flops of a
 step are 6 x (parameters of the blocks and the lm_head) x tokens, and 12 x layers x hidden x sequence length x tokens
@@ -21,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -110,6 +114,9 @@ def main() -> None:
     parser.add_argument("presets", nargs="*", default=PAPER, metavar="PRESET")
     parser.add_argument("--rate", type=float, default=1.25e14, help="training flop/s of one rank (default: 1.25e14)")
     parser.add_argument("--device", default="cpu", help="where the spectra are computed")
+    parser.add_argument(
+        "--cores", type=int, default=8, help="CPU cores of one rank, for the extrapolation (default: 8)"
+    )
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="one repeat instead of three")
     parser.add_argument("--json", type=Path)
@@ -120,7 +127,9 @@ def main() -> None:
     threadpool_limits(limits=1)
     print(f"spectra on {device}, LAPACK: {lapack.backend()}; training at {options.rate:.3g} flop/s a rank")
     print(f"interval of {INTERVAL} steps of {TOKENS:,} tokens, {options.ranks} rank(s)")
-    kinds = ["1 thread", "2 threads", "1 thread, fast", "public"] if device.type == "cpu" else ["1 thread", "public"]
+    on_one = ("1 thread", "1 thread, fast")
+    kinds = [*on_one, "public", *(["2 threads"] if device.type == "cpu" else [])]
+    load = os.getloadavg()[0]
     timings: dict[Shape, dict[str, float]] = {}
     rows: list[dict[str, Any]] = []
     for name in options.presets:
@@ -131,18 +140,24 @@ def main() -> None:
                 timings[shape] = measure(shape, device, quick=options.quick)
         training = INTERVAL * step_flops(preset) / (options.rate * options.ranks)
         refresh = {kind: sum(count * timings[shape][kind] for shape, count in shapes.items()) for kind in kinds}
+        if device.type == "cpu":
+            efficiency = min(1.0, refresh["1 thread"] / (2 * refresh["2 threads"]))
+            dearest = max(timings[shape]["1 thread"] for shape in shapes)
+            spread = refresh["1 thread"] / (options.cores * efficiency)
+            refresh[f"{options.cores} cores"] = max(dearest, spread)
         row: dict[str, Any] = {"model": name, "training seconds": training, "refresh": {}}
         print(f"{name}: {sum(shapes.values())} modules, {training:,.0f} s of training between two refreshes")
         for kind, total in refresh.items():
             on_each_rank = total if kind == "public" else total / options.ranks
             share = on_each_rank / training
             row["refresh"][kind] = {"seconds": on_each_rank, "share": share}
-            ratio = refresh["public"] / total
-            print(f"  {kind:15s} {on_each_rank:9.2f} s  {100 * share:7.3f} % of training  x {ratio:5.1f}")
+            ratio = f"  x {refresh['public'] / total:.1f}" if kind in on_one else ""
+            print(f"  {kind:15s} {on_each_rank:9.2f} s  {100 * share:7.3f} % of training{ratio}")
         rows.append(row)
     if options.json:
         document = {
             "machine": machine.describe(),
+            "load before": load,
             "lapack": lapack.backend(),
             "device": str(device),
             "rate": options.rate,

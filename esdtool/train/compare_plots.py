@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def save_plots(runs: Sequence[Run], folder: Path) -> list[Path]:
-    """Write the figures as PNG files; runs without decays in their log have none of the last two.
+    """Write the figures as PNG files; runs without module-wise decays have none of the last two.
 
     Returns:
         The files, in the order written.
@@ -38,7 +38,7 @@ def save_plots(runs: Sequence[Run], folder: Path) -> list[Path]:
         lines = [line for line in run.decays if line["modules"]]
         if any(module["alpha"] is not None for line in lines for module in line["modules"].values()):
             files.append(_alpha_curves(lines, label, folder / f"alpha-{name}.png"))
-        if lines:
+        if lines and len({module["weight_decay"] for module in lines[-1]["modules"].values()}) > 1:
             files.append(_decay_map(lines[-1], label, folder / f"decay-{name}.png"))
     return files
 

@@ -13,14 +13,12 @@ from typing import Any
 
 import torch
 
-from esdtool.errors import ConfigError, EsdtoolError, OutputError
-from esdtool.files import atomic_write_text
+from esdtool.errors import ConfigError, EsdtoolError
+from esdtool.train import run_directory
 from esdtool.train.batches import count_targets
 from esdtool.train.checkpointing import (
     SavedRun,
     check_same_run,
-    find_checkpoint,
-    list_checkpoints,
     load_trainer,
     load_weights,
     remove_later,
@@ -28,7 +26,7 @@ from esdtool.train.checkpointing import (
     save_final,
     take_snapshot,
 )
-from esdtool.train.config import check_batch, to_toml
+from esdtool.train.config import check_batch
 from esdtool.train.data import open_data
 from esdtool.train.distributed import Ranks, Spread, open_ranks
 from esdtool.train.evaluate import Evaluation, evaluate, summed_loss, to_bfloat16
@@ -36,8 +34,8 @@ from esdtool.train.live import open_view
 from esdtool.train.model import build_model
 from esdtool.train.optimizers import build_optimizers, mean_decay, scored_modules, set_learning_rate, trainable
 from esdtool.train.packing import MicroBatch
-from esdtool.train.policies import Target, make_policy, total_norm
-from esdtool.train.run_log import CONFIG, DECAY, METRICS, RunLog, perplexity, sync_logs
+from esdtool.train.policies import Record, Target, make_policy, total_norm
+from esdtool.train.run_log import RunLog, perplexity, sync_logs
 from esdtool.train.schedule import lr_factor
 from esdtool.train.settings import TrainConfig
 from esdtool.train.signals import StopSignals
@@ -76,7 +74,7 @@ def train(config: TrainConfig, *, resume: str | None = None, quiet: bool = False
         quiet: show nothing on stderr.
 
     Returns:
-        What came out; the same on every rank.
+        What came out; on every rank the same, except that only the first knows the checkpoint.
 
     Raises:
         ConfigError: for a configuration that cannot be carried out, or a run directory that is in use.
@@ -104,10 +102,10 @@ class _Run:
         """Build everything, or restore it."""
         self.config, self.ranks = config, ranks
         self.run = Path(config.run_dir)
-        saved, remarks = _find(self.run, resume)
+        saved, remarks = run_directory.find(self.run, resume)
         remarks += check_same_run(saved, config) if saved else []
         # Only looked at here; made when everything else is there, so that a mistake leaves nothing behind.
-        ranks.on_first(lambda: _check_unused(self.run, resume=resume))
+        ranks.on_first(lambda: run_directory.check_unused(self.run, resume=resume))
 
         self.data = open_data(config, rank=ranks.rank, world_size=ranks.world_size)
         model = build_model(config, vocab_size=self.data.vocab_size, tokenizer=self.data.tokenizer)
@@ -119,9 +117,7 @@ class _Run:
         self.optimizers = build_optimizers(self.spread.model, config, modules)
         if saved is not None:
             load_weights(saved, model)
-        target = Target(
-            model=self.spread.model, optimizers=self.optimizers, modules=modules, config=config, rank=ranks.rank
-        )
+        target = Target(model=self.spread.model, optimizers=self.optimizers, modules=modules, config=config)
         self.policy = make_policy(target, resuming=saved is not None)
         self.step = 0
         """Updates done."""
@@ -134,9 +130,10 @@ class _Run:
         self.view = open_view(config.schedule.steps, by_name, quiet=quiet or not ranks.is_first)
         self.log: RunLog | None = None
         self.newest = saved.path if saved else None
+        self._remark: str | None = None
 
         def open_log() -> None:
-            _claim(self.run, config)
+            run_directory.claim(self.run, config)
             removed = remove_later(self.run, self.step)
             remarks.extend(f"removed {path}: the run goes on from before it" for path in removed)
             self.log = RunLog(self.run, config, by_name, start_step=self.step)
@@ -305,10 +302,13 @@ class _Run:
             self.log.metrics(line)
             self.view.metrics(line)
 
-    def _log_decay(self, step: int, record: Any) -> None:
+    def _log_decay(self, step: int, record: Record) -> None:
         if self.log is not None:
             self.log.decay(step, record)
             self.view.decay(step, record)
+            if record.remark != self._remark and record.remark is not None:
+                self.view.note(record.remark)
+            self._remark = record.remark
 
     def _save(self, *, final: bool) -> None:
         """A checkpoint of now, and `RUN/final` at the end. All ranks take part."""
@@ -341,41 +341,6 @@ class _Run:
         return TrainResult(
             run=self.run, step=self.step, evaluation=evaluation, checkpoint=self.newest, stopped_by=stopped_by
         )
-
-
-def _find(run: Path, resume: str | None) -> tuple[SavedRun | None, list[str]]:
-    if resume is None:
-        return None, []
-    saved, remarks = find_checkpoint(run, resume)
-    if saved is None:
-        remarks.append(f"no checkpoint in {run}: beginning anew")
-    return saved, remarks
-
-
-def _check_unused(run: Path, *, resume: str | None) -> None:
-    """Do not write over another run.
-
-    Raises:
-        ConfigError: if the run directory holds one and it is not to be resumed.
-    """
-    used = bool(list_checkpoints(run)) or any((run / name).exists() for name in (METRICS, DECAY))
-    if used and resume is None:
-        raise ConfigError(
-            f"run.dir {run} already holds a run: go on with --resume auto, or choose another with --set run.dir=..."
-        )
-
-
-def _claim(run: Path, config: TrainConfig) -> None:
-    """Make the run directory and write config.toml there.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
-    try:
-        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{run}: cannot make the run directory: {error.strerror}") from error
-    atomic_write_text(run / CONFIG, to_toml(config))
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

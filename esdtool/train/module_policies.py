@@ -52,6 +52,7 @@ class Spectral:
         )
         self._seconds = time.perf_counter() - began
         self._interval = settings.interval
+        self._assigns_at_start = settings.initial and settings.score != "gradient_norm"
 
     def step(self, grad_norm: float) -> Record | None:
         """See `Policy`."""
@@ -76,9 +77,15 @@ class Spectral:
 
     def _record(self, seconds: float) -> Record:
         schedule = self._schedule
-        alphas, scores = schedule.last_alphas, schedule.last_scores
+        alphas, scores, notes = schedule.last_alphas, schedule.last_scores, schedule.last_notes
+        remark = None
+        # Without scores at the start, all modules have the base decay because the configuration wants it.
+        if notes and (schedule.update_step or self._assigns_at_start):
+            name, reason = next(iter(notes.items()))
+            remark = f"{len(notes)} of {len(scores)} modules are not scored, e.g. {module_name(name)}: {reason}"
         return Record(
             seconds=seconds,
+            remark=remark,
             modules={
                 module_name(name): Decay(
                     weight_decay=decay,

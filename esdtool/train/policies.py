@@ -40,6 +40,8 @@ class Record:
     """Time that the refresh took on this rank."""
     modules: Mapping[str, Decay] = field(default_factory=dict)
     """By module name."""
+    remark: str | None = None
+    """What the user should know of it, e.g. that modules could not be scored."""
 
 
 class Policy(Protocol):
@@ -74,7 +76,6 @@ class Target:
     modules: Sequence[WeightModule]
     """The modules that may have a decay of their own."""
     config: TrainConfig
-    rank: int = 0
 
     @property
     def keeps_none(self) -> frozenset[int]:

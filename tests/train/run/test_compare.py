@@ -1,0 +1,110 @@
+"""The comparison's numbers against the log lines themselves, and its files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esdtool.errors import ConfigError
+from esdtool.train.compare import compare_runs, load_run
+from esdtool.train.compare_plots import save_plots
+from esdtool.train.config import to_toml
+
+Config = Callable[..., Any]
+
+
+@pytest.fixture
+def fake_run(make_config: Config) -> Callable[..., Path]:
+    """A run directory with these validation perplexities at steps 4, 8, 12."""
+
+    def make(name: str, perplexities: list[float], **sections: dict[str, Any]) -> Path:
+        from math import log
+
+        config = make_config(name, **sections)
+        folder = Path(config.run_dir)
+        folder.mkdir()
+        (folder / "config.toml").write_text(to_toml(config))
+        lines = []
+        for index, perplexity in enumerate(perplexities, start=1):
+            for split in ("train", "validation"):
+                lines.append({"step": 4 * index, "split": split, "loss": log(perplexity), "perplexity": perplexity})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        modules = {
+            f"model.layers.{layer}.mlp.{role}": {"alpha": 2.0 + layer, "weight_decay": 0.1 * (layer + 1)}
+            for layer in range(3)
+            for role in ("up_proj", "down_proj")
+        }
+        decays = [{"step": step, "seconds": 0.1, "modules": modules} for step in (0, 5, 10)]
+        (folder / "decay.jsonl").write_text("".join(json.dumps(line) + "\n" for line in decays))
+        return folder
+
+    return make
+
+
+def test_seeds_are_put_together(fake_run: Callable[..., Path]) -> None:
+    alpha = [fake_run(f"a{seed}", [40, 30, 20.0 + seed], run={"seed": seed}) for seed in range(3)]
+    uniform = [fake_run("u", [40, 18, 19], weight_decay={"policy": "uniform"})]
+    table = compare_runs([load_run(path) for path in alpha + uniform])
+    assert [row.policy for row in table.settings] == ["uniform", "alphadecay"]
+    best, worse = table.settings
+    assert (best.seeds, best.final_std) == ((0,), None)
+    assert best.best_mean == pytest.approx(18)
+    assert best.final_mean == pytest.approx(19)
+    assert worse.seeds == (0, 1, 2)
+    assert worse.final_mean == pytest.approx(21)
+    assert worse.final_std == pytest.approx(statistics.stdev([20, 21, 22]))
+    assert [row.best_step for row in table.runs] == [12, 12, 12, 8]
+    assert table.notes == ()
+
+
+def test_other_settings_stay_apart_and_are_named(fake_run: Callable[..., Path]) -> None:
+    runs = [fake_run("a", [30, 20, 10]), fake_run("b", [30, 20, 10], optimizer={"lr": 1e-3}, logging={"every": 7})]
+    table = compare_runs([load_run(path) for path in runs])
+    assert [row.setting for row in table.settings] == [{"optimizer.lr": 3e-3}, {"optimizer.lr": 1e-3}]
+    columns = next(csv.reader(io.StringIO(table.to_csv())))
+    assert columns[-1] == "optimizer.lr"
+    document = json.loads(table.to_json())
+    assert document["format"] == "esdtool.comparison"
+    assert [row["final_perplexity"] for row in document["runs"]] == pytest.approx([10, 10])
+
+
+def test_what_is_not_comparable_is_said(fake_run: Callable[..., Path]) -> None:
+    runs = [fake_run("a", [30, 20]), fake_run("b", [30, 20, 10], data={"validation_fraction": 0.2})]
+    notes = compare_runs([load_run(path) for path in runs]).notes
+    assert any("data.validation_fraction: their perplexities are not of the same text" in note for note in notes)
+    assert any("is at step 8 of 12" in note for note in notes)
+
+
+def test_plots(fake_run: Callable[..., Path], tmp_path: Path) -> None:
+    runs = [load_run(fake_run("a", [30, 20, 10])), load_run(fake_run("b", [31, 22, 11]))]
+    files = save_plots(runs, tmp_path / "plots")
+    names = {path.name for path in files}
+    assert names == {"loss.png", "alpha-a.png", "alpha-b.png", "decay-a.png", "decay-b.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
+
+
+def test_what_is_no_run_is_refused(fake_run: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no run directory"):
+        load_run(tmp_path)
+    young = fake_run("young", [])
+    with pytest.raises(ConfigError, match="no validation result yet"):
+        load_run(young)
+    broken = fake_run("broken", [30, 20, 10])
+    log = broken / "metrics.jsonl"
+    log.write_text("not json\n" + log.read_text())
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl: line 1 is not JSON"):
+        load_run(broken)
+
+
+def test_a_half_written_last_line_is_left_out(fake_run: Callable[..., Path]) -> None:
+    run = fake_run("cut", [30, 20, 10])
+    log = run / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"step": 16, "spl')
+    assert load_run(run).steps_done == 12
