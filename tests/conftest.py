@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+
+# No network in tests. Read when the libraries are first imported.
+for _name in (
+    "HF_HUB_OFFLINE",
+    "HF_DATASETS_OFFLINE",
+    "HF_HUB_DISABLE_PROGRESS_BARS",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS",
+):
+    os.environ[_name] = "1"
 
 ROOT = Path(__file__).parent.parent
 BUNDLED = ROOT / "examples" / "checkpoints" / "stdlib-llama"

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -167,14 +168,14 @@ def test_options_reach_the_file(esdtool_cli, analysis: Path) -> None:
 
 def test_formats(esdtool_cli, analysis: Path, tmp_path: Path) -> None:
     reference = decays(printed(esdtool_cli("assign", analysis, "--out", "-")))
-    rows = list(
-        csv.DictReader(io.StringIO(esdtool_cli("assign", analysis, "--format", "csv", "--out", "-").stdout))
-    )
+    rows = list(csv.DictReader(io.StringIO(esdtool_cli("assign", analysis, "--format", "csv", "--out", "-").stdout)))
     assert {row["parameter"]: float(row["weight_decay"]) for row in rows} == reference
     assert {row["shape"] for row in rows} == {"64x64", "172x64", "64x172"}
 
     path = tmp_path / "groups.json"
-    assert esdtool_cli("assign", analysis, "--format", "torch-groups", "--assign", "uniform", "-o", path).returncode == 0
+    assert (
+        esdtool_cli("assign", analysis, "--format", "torch-groups", "--assign", "uniform", "-o", path).returncode == 0
+    )
     (group,) = json.loads(path.read_text())
     assert group == {"weight_decay": BASE, "params": list(reference)}
 
@@ -225,7 +226,12 @@ def test_bad_input_is_one_line(esdtool_cli, analysis: Path, checkpoint: Path, tm
     wrong_version.write_text(json.dumps({"format": "esdtool.weight_decay", "version": 2}))
     negative = tmp_path / "negative.json"
     entry = {"weight_decay": -1.0, "shape": [64, 64]}
-    document = {"format": "esdtool.weight_decay", "version": 1, "base_weight_decay": 0.1, "parameters": {Q_PROJ_0: entry}}
+    document = {
+        "format": "esdtool.weight_decay",
+        "version": 1,
+        "base_weight_decay": 0.1,
+        "parameters": {Q_PROJ_0: entry},
+    }
     negative.write_text(json.dumps(document))
     wd = tmp_path / "wd.json"
     esdtool.assign(esdtool.Analysis.from_json(analysis)).save(wd)
@@ -269,7 +275,7 @@ def test_options_are_checked_before_the_spectra(esdtool_cli, checkpoint: Path) -
     """A contradiction must not cost an analysis: here the analysis itself would fail on the ruined file."""
     path = checkpoint / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-64])
-    for options in (("--min-ratio", 6), ("--weight-decay", "inf"), ("--assign", "log2", "--min-ratio", 1)):
+    for options in (("--min-ratio", 6), ("--assign", "log2", "--min-ratio", 1), ("--max-ratio", "nan")):
         line = one_line_error(esdtool_cli("assign", checkpoint, *options), 2)
         assert "model.safetensors" not in line
 
@@ -285,8 +291,8 @@ def test_a_failed_command_leaves_the_old_file(esdtool_cli, analysis: Path, tmp_p
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_stdout_is_one_line(esdtool_cli, analysis: Path, tmp_path: Path) -> None:
-    command = f"exec 1>/dev/full; {json.dumps(__import__('sys').executable)} -m esdtool assign {analysis} --out -"
+def test_a_full_stdout_is_one_line(analysis: Path) -> None:
+    command = f"exec 1>/dev/full; {sys.executable} -m esdtool assign {analysis} --out -"
     result = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr

@@ -93,12 +93,24 @@ def assign(
     if check is not None or model is not None:
         if check is None or model is None:
             raise UsageError("--check WD.JSON and --model CKPT go together")
+        if source is not None or out is not None:
+            raise UsageError("--check compares a file with --model and writes nothing: leave out SOURCE and --out")
         _check(check, model, quiet=quiet)
         return
     stdout_is_data = check_outputs(out)
 
+    from esdtool.weight_decay import DecayRule
     from esdtool.weight_decay import assign as assign_decays
 
+    # Refuses contradictions before the spectra, which may take hours.
+    DecayRule(
+        assign=assign_by,
+        min_ratio=min_ratio,
+        max_ratio=max_ratio,
+        optimizer=optimizer,
+        granularity=granularity,
+        normalize=normalize,
+    )
     analysis = _analysis(source, fit=fit, device=device, jobs=jobs, quiet=quiet)
     assignment = assign_decays(
         analysis,

@@ -53,13 +53,12 @@ def compare(
 
 def _show(table: ComparisonTable) -> None:
     from rich.markup import escape
-    from rich.table import Table
 
-    from esdtool.report.terminal import stdout_console
+    from esdtool.report.terminal import new_table, stdout_console
 
     console = stdout_console()
     keys = sorted({key for row in table.runs for key in row.setting})
-    by_run = Table(title="Validation perplexity by run")
+    by_run = new_table("Validation perplexity by run")
     for name in ("run", "policy", *keys, "seed", "step"):
         by_run.add_column(escape(name), justify="right" if name in ("seed", "step") else "left")
     for name in ("final", "best", "best at"):
@@ -69,7 +68,7 @@ def _show(table: ComparisonTable) -> None:
         numbers = [f"{row.final_perplexity:.3f}", f"{row.best_perplexity:.3f}", str(row.best_step)]
         by_run.add_row(escape(row.run), row.policy, *shown, str(row.seed), f"{row.step}/{row.steps}", *numbers)
     console.print(by_run)
-    by_setting = Table(title="Mean and standard deviation over seeds")
+    by_setting = new_table("Mean and standard deviation over seeds")
     for name in ("policy", *keys):
         by_setting.add_column(escape(name))
     for name in ("seeds", "final", "best"):

@@ -46,9 +46,9 @@ _SORT: dict[str, Callable[[ModuleResult], Any]] = {
 
 def new_table(title: str) -> Table:
     """A table in the house style: no rules but the one below the headings, so that it pastes well and stays narrow."""
-    return Table(
-        title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
+    # As a Text it is neither wrapped at the table's width nor read as markup.
+    heading = Text(title, style="bold", no_wrap=True, overflow="ignore")
+    return Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def stdout_console() -> Console:

@@ -18,7 +18,7 @@ PAPER = {"60m": (10_000, 1_000), "130m": (20_000, 2_000), "350m": (60_000, 6_000
 
 def test_every_size_optimizer_and_policy_is_there() -> None:
     names = {f"llama-{size}-{optimizer}" for size in PAPER for optimizer in ("adam", "adamw")}
-    assert {path.stem for path in CONFIGS} == names | {"quickstart"}
+    assert {path.stem for path in CONFIGS} == names | {"quickstart", "stdlib-llama"}
     assert {path.stem for path in OVERLAYS} == {"none", "uniform", "awd", "adadecay", "alphadecay"}
 
 
