@@ -31,11 +31,27 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
         self.options = options
         self.schedule: AlphaDecay | None = None
         """The schedule, from the moment the Trainer has built its optimizer."""
+        self._optimizer: Any = None
+        self._held: list[torch.Tensor] = []
+
+    def attach(self, model: torch.nn.Module, optimizer: Any) -> None:
+        """Build the schedule on an optimizer, or start it again on the one it has.
+
+        The Trainer keeps its optimizer for a second `train()` and for a new try with a smaller batch: a schedule built
+        again would take the decays in force for base decays.
+        """
+        if self.schedule is None or optimizer is not self._optimizer:
+            self.schedule = AlphaDecay(model, optimizer, **self.options)
+            self._optimizer, self._held = optimizer, _parameters(optimizer)
+        elif self.schedule.update_step > 0:
+            self.schedule.update_step = 0
+            self.schedule.refresh()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Restore the schedule after a resume: the Trainer has loaded the optimizer's old decays by now."""
+        self._follow(kwargs["model"], _inner(kwargs["optimizer"]))
         schedule = self._schedule()
         # The Trainer declares a list of callbacks here and keeps a mapping of their states.
         states: Any = state.stateful_callbacks or {}
@@ -52,9 +68,28 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
         self._schedule().step()
 
     def state(self) -> dict[str, Any]:
-        """What the Trainer writes to trainer_state.json."""
+        """What the Trainer writes to trainer_state.json: no options, which JSON may not be able to hold."""
         saved = None if self.schedule is None else self.schedule.state_dict()
-        return {"args": self.options, "attributes": {"saved": saved}}
+        return {"args": {}, "attributes": {"saved": saved}}
+
+    def _follow(self, model: torch.nn.Module, optimizer: Any) -> None:
+        """Move the schedule to the parameters that the optimizer has now: FSDP2 shards after the optimizer is built.
+
+        Raises:
+            AssignmentError: if the optimizer's parameters are no longer the model's.
+        """
+        held, schedule = _parameters(optimizer), self._schedule()
+        if len(held) == len(self._held) and all(now is then for now, then in zip(held, self._held, strict=True)):
+            return
+        try:
+            moved = AlphaDecay(model, optimizer, **{**self.options, "initial": False})
+        except AssignmentError as error:
+            raise AssignmentError(
+                f"the Trainer replaced the optimizer's parameters by others that AlphaDecay cannot follow: {error}; "
+                "use a static wd.json here, with use_assignment"
+            ) from error
+        moved.load_state_dict(schedule.state_dict())
+        self.schedule, self._held = moved, held
 
     def _schedule(self) -> AlphaDecay:
         if self.schedule is None:
@@ -69,12 +104,27 @@ class AssignmentCallback(TrainerCallback):
 
     def __init__(self, assignment: Assignment, options: dict[str, Any]) -> None:
         self._assignment, self._options = assignment, options
+        self._decays: list[float] = []
+
+    def attach(self, model: torch.nn.Module, optimizer: Any) -> None:
+        """Apply the assignment to an optimizer, whose groups may still be split."""
+        apply(optimizer, self._assignment, model, **self._options)
+        self._decays = _decays(optimizer)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Apply the assignment to the optimizer as it is now."""
-        apply(_inner(kwargs["optimizer"]), self._assignment, kwargs["model"], split=False, **self._options)
+        """Apply the assignment to the optimizer as it is now.
+
+        Raises:
+            AssignmentError: if the optimizer's parameters are no longer the model's and its groups have other decays.
+        """
+        model, optimizer = kwargs["model"], _inner(kwargs["optimizer"])
+        if not set(model.parameters()).isdisjoint(_parameters(optimizer)):
+            apply(optimizer, self._assignment, model, split=False, **self._options)
+        elif _decays(optimizer) != self._decays:
+            # DeepSpeed's ZeRO flattens each group into one parameter: nothing can be written there by name.
+            raise AssignmentError("the Trainer replaced the optimizer's parameters, and with them their weight decays")
 
 
 def use_alpha_decay(trainer: Trainer, **options: Any) -> AlphaDecayCallback:
@@ -93,13 +143,18 @@ def use_alpha_decay(trainer: Trainer, **options: Any) -> AlphaDecayCallback:
         The callback; its `schedule` holds the alphas and decays.
 
     Raises:
-        AssignmentError: if the optimizer exists already, or DeepSpeed builds its own.
+        AssignmentError: if the Trainer has an optimizer or a schedule already, or DeepSpeed builds its own optimizer.
     """
     options.setdefault("weight_decay", None)
     callback = AlphaDecayCallback(**options)
+    handler = trainer.callback_handler
+    if any(isinstance(item, AlphaDecayCallback) for item in handler.callbacks):
+        raise AssignmentError("the Trainer has an AlphaDecay schedule already")
 
     def attach(optimizer: Any) -> None:
-        callback.schedule = AlphaDecay(_model(trainer), _inner(optimizer), **options)
+        # On a resume with restore_callback_states_from_checkpoint the Trainer has put a bare copy in our place.
+        handler.callbacks = [callback if isinstance(item, AlphaDecayCallback) else item for item in handler.callbacks]
+        callback.attach(_model(trainer), _inner(optimizer))
 
     _hook(trainer, attach)
     trainer.add_callback(callback)
@@ -118,8 +173,9 @@ def use_assignment(trainer: Trainer, assignment: Assignment | str | Path, **opti
         AssignmentError: if the file does not fit, the optimizer exists already, or DeepSpeed builds its own.
     """
     loaded = load_assignment(assignment) if isinstance(assignment, (str, Path)) else assignment
-    _hook(trainer, lambda optimizer: apply(_inner(optimizer), loaded, _model(trainer), **options))
-    trainer.add_callback(AssignmentCallback(loaded, options))
+    callback = AssignmentCallback(loaded, options)
+    _hook(trainer, lambda optimizer: callback.attach(_model(trainer), _inner(optimizer)))
+    trainer.add_callback(callback)
 
 
 def _hook(trainer: Trainer, attach: Callable[[Any], Any]) -> None:
@@ -152,3 +208,11 @@ def _model(trainer: Trainer) -> torch.nn.Module:
 def _inner(optimizer: Any) -> Any:
     """The torch optimizer in accelerate's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)
+
+
+def _parameters(optimizer: Any) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _decays(optimizer: Any) -> list[float]:
+    return [group["weight_decay"] for group in optimizer.param_groups]

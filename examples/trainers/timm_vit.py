@@ -1,6 +1,6 @@
 """timm: a small ViT on scikit-learn's digits with the live schedule (the paper's vision case), then a static file.
 
-python examples/trainers/timm_vit.py --steps 40
+python examples/trainers/timm_vit.py --steps 200
 """
 
 import argparse
@@ -18,7 +18,7 @@ except (ImportError, RuntimeError) as error:
     sys.exit(f"this example needs timm, a torchvision that fits your torch, and scikit-learn: {error}")
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--steps", type=int, default=40)
+parser.add_argument("--steps", type=int, default=200)
 arguments = parser.parse_args()
 
 torch.manual_seed(0)
@@ -30,7 +30,7 @@ images = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16
 labels = torch.tensor(labels)
 
 # What to copy, live: timm's own groups (no decay for norms and biases) are the bases.
-optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)
+optimizer = create_optimizer_v2(model, opt="adamw", lr=3e-3, weight_decay=0.05)
 alpha_decay = esdtool.AlphaDecay(model, optimizer, weight_decay=None, interval=10)
 for _ in range(arguments.steps):
     batch = torch.randint(len(images), (64,))
@@ -39,7 +39,9 @@ for _ in range(arguments.steps):
     alpha_decay.step()
     optimizer.step()
     optimizer.zero_grad()
-print(f"loss {loss.item():.3f}, {len(alpha_decay.last_decays)} modules")
+with torch.no_grad():
+    accuracy = (model.eval()(images).argmax(1) == labels).float().mean().item()
+print(f"accuracy {accuracy:.3f} on the training images, {len(alpha_decay.last_decays)} modules have their own decay")
 
 # What to copy, static: param_group_fn.
 assignment = alpha_decay.assignment()

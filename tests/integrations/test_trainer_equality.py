@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 import esdtool
 from esdtool.errors import AssignmentError
-from esdtool.integrations.transformers import use_alpha_decay, use_assignment
+from esdtool.integrations.transformers import AlphaDecayCallback, use_alpha_decay, use_assignment
 
 STEPS, INTERVAL, BATCH = 50, 10, 2
 OPTIONS = {"weight_decay": 0.1, "interval": INTERVAL}
@@ -122,15 +123,101 @@ def test_hugging_face_trainer(plain, tmp_path: Path) -> None:
         torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-6)
 
 
-def test_hugging_face_resume_is_exact(tmp_path: Path) -> None:
+@pytest.mark.parametrize("restore_callbacks", [False, True])
+def test_hugging_face_resume_is_exact(tmp_path: Path, restore_callbacks: bool) -> None:
     whole, all_decays = hf_trainer(tmp_path / "whole", save_strategy="steps", save_steps=25)
     whole.train()
-    resumed, decays = hf_trainer(tmp_path / "resumed")
+    resumed, decays = hf_trainer(tmp_path / "resumed", restore_callback_states_from_checkpoint=restore_callbacks)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-25"))
     assert decays.decays == all_decays.decays[25:]
     assert losses_of(resumed)[-25:] == losses_of(whole)[-25:]
     for name, value in resumed.model.state_dict().items():
         assert torch.equal(value, whole.model.state_dict()[name])
+
+
+def test_hugging_face_trains_again_from_the_same_base(tmp_path: Path) -> None:
+    """The Trainer keeps its optimizer; the decays in force must not become the base."""
+    trainer, _ = hf_trainer(tmp_path, max_steps=3)
+    callback = use_other_options(trainer, weight_decay=None, interval=2)
+    for _ in range(2):
+        trainer.train()
+        assert max(callback.schedule.last_decays.values()) == pytest.approx(0.5)
+        assert min(callback.schedule.last_decays.values()) == pytest.approx(0.067)
+        assert callback.schedule.update_step == 3
+
+
+def test_hugging_face_saves_with_options_that_json_cannot_hold(tmp_path: Path) -> None:
+    trainer, _ = hf_trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
+    use_other_options(trainer, device=torch.device("cpu"))
+    trainer.train()
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["AlphaDecayCallback"]["attributes"]["saved"]["update_step"] == 2
+
+
+def use_other_options(trainer: Trainer, **options: Any) -> Any:
+    """`hf_trainer` without its own schedule."""
+    trainer.callback_handler.callbacks = [
+        item for item in trainer.callback_handler.callbacks if not isinstance(item, (AlphaDecayCallback, Recorder))
+    ]
+    del trainer.create_optimizer  # the class's own again
+    return use_alpha_decay(trainer, **options)
+
+
+def replace_parameters(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """As accelerate does for FSDP2: other parameter objects, in the model and in the optimizer."""
+    new = {parameter: torch.nn.Parameter(parameter.detach().clone()) for parameter in model.parameters()}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, new[parameter])
+    for group in optimizer.param_groups:
+        group["params"] = [new[parameter] for parameter in group["params"]]
+
+
+def test_the_schedule_follows_parameters_that_are_replaced(tmp_path: Path) -> None:
+    trainer, _ = hf_trainer(tmp_path)
+    callback = use_other_options(trainer, weight_decay=None, interval=1)
+    optimizer = trainer.create_optimizer()
+    first = callback.schedule.last_decays
+    replace_parameters(trainer.model, optimizer)
+    arguments = (trainer.args, trainer.state, trainer.control)
+    callback.on_train_begin(*arguments, model=trainer.model, optimizer=optimizer)
+    assert callback.schedule.last_decays == first
+
+    name = "model.layers.0.self_attn.q_proj.weight"
+    weight = dict(trainer.model.named_parameters())[name]
+    with torch.no_grad():
+        weight *= torch.logspace(0, -3, 64)
+    callback.on_pre_optimizer_step(*arguments)
+    (decay,) = [g["weight_decay"] for g in optimizer.param_groups if any(p is weight for p in g["params"])]
+    assert decay == callback.schedule.last_decays[name] == pytest.approx(0.067)
+    assert first[name] > 0.08
+
+    for group in optimizer.param_groups:
+        group["params"] = [torch.nn.Parameter(torch.zeros(8))]
+    with pytest.raises(AssignmentError, match=r"static wd\.json"):
+        callback.on_train_begin(*arguments, model=trainer.model, optimizer=optimizer)
+
+
+def test_a_static_assignment_survives_flattened_groups(tmp_path: Path) -> None:
+    """As DeepSpeed's ZeRO does it: one flat parameter a group, the group's options kept."""
+    trainer, _ = hf_trainer(tmp_path)
+    plain_trainer = SequentialTrainer(model=trainer.model, args=trainer.args, train_dataset=Tokens())
+    use_assignment(plain_trainer, esdtool.assign(esdtool.analyze(trainer.model)))
+    optimizer = plain_trainer.create_optimizer()
+    for group in optimizer.param_groups:
+        group["params"] = [torch.nn.Parameter(torch.zeros(8))]
+    plain_trainer.callback_handler.optimizer = optimizer
+    arguments = (plain_trainer.args, plain_trainer.state, plain_trainer.control)
+    plain_trainer.callback_handler.on_train_begin(*arguments)
+    optimizer.param_groups[0]["weight_decay"] = 7.0
+    with pytest.raises(AssignmentError, match="replaced the optimizer's parameters"):
+        plain_trainer.callback_handler.on_train_begin(*arguments)
+
+
+def test_a_second_schedule_is_refused(tmp_path: Path) -> None:
+    trainer, _ = hf_trainer(tmp_path)
+    with pytest.raises(AssignmentError, match="schedule already"):
+        use_alpha_decay(trainer, **OPTIONS)
 
 
 def test_hugging_face_static_assignment(tmp_path: Path) -> None:
