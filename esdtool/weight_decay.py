@@ -18,6 +18,7 @@ from esdtool._version import __version__
 from esdtool.analysis import Analysis, ModuleResult
 from esdtool.assignment import Assignment, Default, Entry, Method, Source
 from esdtool.errors import NothingToAnalyzeError, UsageError
+from esdtool.modules.base import holds_several_matrices
 from esdtool.modules.names import canonical_name
 from esdtool.options import AssignName, Granularity, OptimizerName, ScoreName, Unlisted
 
@@ -423,7 +424,12 @@ def _choose(
     others = [tensor.name for tensor in analysis.skipped]
     excludes = _compile("--exclude", exclude, [*(module.parameter for module in analysis.modules), *others])
     default = in_blocks(module.layer for module in analysis.modules)
-    chosen, left_out = [], {}
+    chosen: list[ModuleResult] = []
+    left_out = {
+        canonical_name(tensor.name): tensor.reason
+        for tensor in analysis.skipped
+        if holds_several_matrices(tensor.reason)
+    }
     for module, is_default in zip(analysis.modules, default, strict=True):
         name = canonical_name(module.parameter)
         excluded = next((pattern.pattern for pattern in excludes if pattern.search(name)), None)

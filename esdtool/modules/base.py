@@ -78,6 +78,15 @@ class SkippedTensor:
     """In words, e.g. `embedding`, `1-D (norm or bias)`, `fused q, k, v projection: not split yet`."""
 
 
+def holds_several_matrices(reason: str) -> bool:
+    """Whether a tensor was skipped because it holds weight matrices, but several in one.
+
+    >>> holds_several_matrices("fused: q_proj and k_proj in one tensor; ..."), holds_several_matrices(NORM_OR_BIAS)
+    (True, False)
+    """
+    return reason.startswith(("fused: ", "stacked: "))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """Every tensor of a checkpoint, exactly once: scored or skipped."""

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from esdtool.errors import AssignmentError, NothingToAnalyzeError, UsageError
 from esdtool.modules import WeightModule, select_modules
+from esdtool.modules.base import holds_several_matrices
 from esdtool.optim import groups
 from esdtool.optim.parameters import LiveModel
 from esdtool.options import OptimizerName, Unlisted
@@ -26,7 +27,7 @@ class Managed:
     modules: Mapping[str, WeightModule]
     """By parameter name, in the model's natural order."""
     skipped: Mapping[str, str]
-    """Matrices that could be scored but are left out, each with the reason."""
+    """Matrices that are left out although they could be scored, or hold several in one; each with the reason."""
     bases: Mapping[str, float]
     """Base decay of each module."""
     unlisted: Mapping[nn.Parameter, float]
@@ -67,8 +68,24 @@ class Managed:
             )
 
     def write(self, decays: Mapping[str, float]) -> None:
-        """Write the modules' decays, and those of the unlisted parameters, to the optimizers."""
+        """Write the modules' decays, and those of the unlisted parameters, to the optimizers.
+
+        Raises:
+            AssignmentError: if a module's weight is in no optimizer any more, so that its decay would go nowhere.
+        """
         values = {self.parameter(name): decay for name, decay in decays.items()} | dict(self.unlisted)
+        held = {
+            parameter
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        lost = next((name for name in self.modules if self.parameter(name) not in held), None)
+        if lost is not None:
+            raise AssignmentError(
+                f"{lost} is no longer in the optimizer: parameters were replaced (by sharding, say) after AlphaDecay was "
+                "built; build AlphaDecay after that"
+            )
         for optimizer in self.optimizers:
             groups.set_decays(optimizer, values.get)
 
@@ -113,11 +130,10 @@ def _choose(
 ) -> tuple[dict[str, WeightModule], dict[str, str]]:
     """(modules by parameter name, the others with the reason)."""
     checkpoint = live.checkpoint
-    selected = select_modules(
-        checkpoint.tensors.values(), config=checkpoint.config, include=include, exclude=exclude
-    ).modules
+    selection = select_modules(checkpoint.tensors.values(), config=checkpoint.config, include=include, exclude=exclude)
+    selected = selection.modules
     chosen: dict[str, WeightModule] = {}
-    skipped: dict[str, str] = {}
+    skipped = {tensor.name: tensor.reason for tensor in selection.skipped if holds_several_matrices(tensor.reason)}
     for module, is_default in zip(selected, in_blocks(module.layer for module in selected), strict=True):
         name = module.parameter
         parameter = live.parameters.get(name)

@@ -426,3 +426,34 @@ def test_groups_that_were_merged_since(model: nn.Module) -> None:
     optimizer.param_groups[:] = torch.optim.AdamW(model.parameters()).param_groups
     with pytest.raises(AssignmentError, match="groups have been changed"):
         schedule.step()
+
+
+def test_a_parameter_that_left_the_optimizer_is_an_error(model: nn.Module) -> None:
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule = AlphaDecay(model, optimizer)
+    group = next(
+        group
+        for group in optimizer.param_groups
+        if group["params"][0] is model.get_parameter(next(iter(schedule.last_decays)))
+    )
+    group["params"] = [nn.Parameter(group["params"][0].detach().clone())]
+    with pytest.raises(AssignmentError, match="no longer in the optimizer"):
+        schedule.step()
+
+
+def test_fused_projections_are_named_among_the_skipped() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.proj = nn.Linear(64, 192), nn.Linear(64, 64)
+
+    class Vit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.ModuleDict({"attn": Block()}) for _ in range(2))
+
+    vit = Vit()
+    schedule = AlphaDecay(vit, torch.optim.AdamW(vit.parameters()))
+    assert list(schedule.last_decays) == ["blocks.0.attn.proj.weight", "blocks.1.attn.proj.weight"]
+    assert schedule.skipped["blocks.0.attn.qkv.weight"].startswith("fused: q_proj, k_proj and v_proj")
+    assert assign(analyze(vit)).left_out["blocks.1.attn.qkv.weight"] == schedule.skipped["blocks.1.attn.qkv.weight"]
