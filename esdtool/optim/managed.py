@@ -83,8 +83,8 @@ class Managed:
         lost = next((name for name in self.modules if self.parameter(name) not in held), None)
         if lost is not None:
             raise AssignmentError(
-                f"{lost} is no longer in the optimizer: parameters were replaced (by sharding, say) after AlphaDecay was "
-                "built; build AlphaDecay after that"
+                f"{lost} is no longer in the optimizer: parameters were replaced (by sharding, say) "
+                "after AlphaDecay was built; build AlphaDecay after that"
             )
         for optimizer in self.optimizers:
             groups.set_decays(optimizer, values.get)
