@@ -56,7 +56,7 @@ elif contestant == "weightwatcher":
     details = weightwatcher.WeightWatcher(model=layers).analyze()
     alphas = {names[int(row["longname"].split(".")[-1])]: float(row["alpha"]) for _, row in details.iterrows()}
 else:
-    import esdtool
+    import esdtool, esdtool.engine, scipy.integrate
     options = {"esdtool": {}, "esdtool --fast": {"fast": True}, "esdtool --fit ks": {"fit": "ks"}}[contestant]
     start = time.perf_counter()
     analysis = esdtool.analyze(checkpoint, **options)
