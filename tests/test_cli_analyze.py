@@ -228,3 +228,14 @@ def test_help_imports_nothing_heavy() -> None:
 def test_python_m_and_import_are_clean() -> None:
     code = "import esdtool; esdtool.analyze; esdtool.hill; assert 'analyze' in dir(esdtool)"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True)
+
+
+def test_names_are_not_read_as_markup(esdtool_cli, tmp_path: Path) -> None:
+    path = tmp_path / "hostile.safetensors"
+    save_file({"[red]x[/red].weight": torch.randn(60, 60), "[/bold].weight": torch.randn(60, 60)}, path)
+    for options in ([], ["--dry-run"]):
+        result = esdtool_cli("analyze", path, *options)
+        assert (result.returncode, result.stderr) == (0, "")
+        # As a module and as a role: the leaf of an unknown name is its role.
+        assert result.stdout.count("[red]x[/red]") >= 2
+        assert "[/bold]" in result.stdout

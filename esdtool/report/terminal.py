@@ -83,7 +83,7 @@ def print_plan(plan: Plan) -> None:
     for module in plan.selection.modules:
         table.add_row(
             escape(module.name),
-            module.role,
+            escape(module.role),
             _layer(module.layer),
             _shape(module.shape),
             module.dtype,
@@ -137,7 +137,7 @@ def _columns(analysis: Analysis, *, narrow: bool) -> list[tuple[str, Callable[[M
         return lambda module: format_number(module.alphas.get(name), ".3f")
 
     place: list[tuple[str, Callable[[ModuleResult], str | Text]]] = [
-        ("role", lambda module: module.role),
+        ("role", lambda module: escape(module.role)),
         ("layer", lambda module: _layer(module.layer)),
     ]
     rest: list[tuple[str, Callable[[ModuleResult], str | Text]]] = [
@@ -167,7 +167,7 @@ def _roles(analysis: Analysis) -> Table:
     low, high = _bar_range([row.mean_alpha for row in analysis.summary.by_role])
     for row in analysis.summary.by_role:
         table.add_row(
-            row.role,
+            escape(row.role),
             str(row.count),
             f"{row.mean_alpha:.3f}",
             f"{row.std_alpha:.3f}",
