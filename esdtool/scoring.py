@@ -20,7 +20,7 @@ from esdtool.likelihood import LikelihoodRatio, powerlaw_fit
 from esdtool.marchenko_pastur import mp_quantiles
 from esdtool.modules.base import WeightModule
 from esdtool.options import ScoreOptions, SpectrumPath
-from esdtool.spectrum import Spectrum, compute_spectrum, max_abs
+from esdtool.spectrum import Spectrum, compute_spectrum, peak_of
 from esdtool.tail import TailFit, Vector, fix_finger_fit, hill, hill_index, ks_fit
 
 _TOLERANCE: dict[SpectrumPath, float] = {"gram-float32": 1e-4, "gram-float64": 1e-7, "svd-float64": 1e-7}
@@ -64,7 +64,6 @@ def score_matrices(
     options: ScoreOptions,
     *,
     device: torch.device | None = None,
-    storage_dtype: torch.dtype | None = None,
     scale: float = 1.0,
 ) -> MatrixScore:
     """Alpha of one module.
@@ -73,7 +72,6 @@ def score_matrices(
         matrices: tensors [rows, columns] of one shape whose eigenvalues are pooled, floating point.
         options: estimators and precision.
         device: where to compute; default the matrices' own.
-        storage_dtype: dtype the weights were stored in, if they were converted since.
         scale: factor of the eigenvalues (`WeightModule.eigenvalue_scale`); alpha does not depend on it.
 
     Returns:
@@ -81,7 +79,7 @@ def score_matrices(
     """
     rows, columns = matrices[0].shape
     num_eigs = min(rows, columns) * len(matrices)
-    peak = max((max_abs(matrix) for matrix in matrices), key=lambda value: math.inf if math.isnan(value) else value)
+    peak = peak_of(matrices)
     if not math.isfinite(peak):
         return MatrixScore(status="not finite: contains NaN or infinity")
     if peak == 0:
@@ -89,7 +87,7 @@ def score_matrices(
     if num_eigs < options.min_eigs:
         return MatrixScore(status=f"too few eigenvalues: {num_eigs} < {options.min_eigs}")
 
-    source = _Source(matrices=matrices, device=device, storage_dtype=storage_dtype, scale=scale)
+    source = _Source(matrices=matrices, device=device, scale=scale, peak=peak)
     for path in options.ladder:
         try:
             return _score_on(source, path, options)
@@ -98,12 +96,29 @@ def score_matrices(
     raise AssertionError("the last path of the ladder always gives a result")
 
 
+@lru_cache(maxsize=256)
 def null_alpha(name: str, shape: tuple[int, int], num_matrices: int, options: ScoreOptions) -> float | None:
     """The alpha that an untrained matrix of this shape has: the estimator on Marchenko-Pastur quantiles.
 
     The estimator `powerlaw` has the null of `ks`, whose fit it shares.
     """
-    return _null_alpha(name, shape, num_matrices, options)
+    if name == "farms":
+        window = farms_shape(shape, rows=options.farms_rows, ratio=options.farms_ratio)
+        matrix = torch.empty(shape, device="meta")
+        count = len(
+            farms_windows([matrix], rows=options.farms_rows, ratio=options.farms_ratio, windows=options.farms_windows)
+        )
+        quantiles = mp_quantiles(*window, count * num_matrices * min(window))
+    else:
+        quantiles = mp_quantiles(*shape, min(shape) * num_matrices)
+    try:
+        if name in ("hill", "farms"):
+            return hill(quantiles, k_fraction=options.k_fraction).alpha
+        if name == "fix-finger":
+            return fix_finger_fit(quantiles, bound=options.fix_finger_bound).alpha
+        return ks_fit(quantiles).alpha
+    except ValueError:
+        return None
 
 
 def cost(module: WeightModule) -> float:
@@ -118,15 +133,14 @@ class _Source:
 
     matrices: Sequence[torch.Tensor]
     device: torch.device | None
-    storage_dtype: torch.dtype | None
     scale: float
+    peak: float
+    """Largest absolute element."""
 
 
 def _score_on(source: _Source, path: SpectrumPath, options: ScoreOptions) -> MatrixScore:
     """All fits on one path; raises `_Unresolved` if a better path is needed and allowed."""
-    spectrum = compute_spectrum(
-        source.matrices, path, device=source.device, storage_dtype=source.storage_dtype, scale=source.scale
-    )
+    spectrum = compute_spectrum(source.matrices, path, device=source.device, scale=source.scale, peak=source.peak)
     last = path == options.ladder[-1]
     fits: dict[str, TailFit | None] = {}
     problems: list[str] = []
@@ -214,29 +228,8 @@ def _farms(source: _Source, options: ScoreOptions) -> TailFit:
         source.matrices, rows=options.farms_rows, ratio=options.farms_ratio, windows=options.farms_windows
     )
     inner = replace(options, fit=("hill",))
-    score = score_matrices(windows, inner, device=source.device, storage_dtype=source.storage_dtype, scale=source.scale)
+    score = score_matrices(windows, inner, device=source.device, scale=source.scale)
     fit = score.fits.get("hill")
     if fit is None:
         raise _NoTail(score.status)
     return fit
-
-
-@lru_cache(maxsize=256)
-def _null_alpha(name: str, shape: tuple[int, int], num_matrices: int, options: ScoreOptions) -> float | None:
-    if name == "farms":
-        window = farms_shape(shape, rows=options.farms_rows, ratio=options.farms_ratio)
-        matrix = torch.empty(shape, device="meta")
-        count = len(
-            farms_windows([matrix], rows=options.farms_rows, ratio=options.farms_ratio, windows=options.farms_windows)
-        )
-        quantiles = mp_quantiles(*window, count * num_matrices * min(window))
-    else:
-        quantiles = mp_quantiles(*shape, min(shape) * num_matrices)
-    try:
-        if name in ("hill", "farms"):
-            return hill(quantiles, k_fraction=options.k_fraction).alpha
-        if name == "fix-finger":
-            return fix_finger_fit(quantiles, bound=options.fix_finger_bound).alpha
-        return ks_fit(quantiles).alpha
-    except ValueError:
-        return None

@@ -74,8 +74,8 @@ def compute_spectrum(
     path: SpectrumPath,
     *,
     device: torch.device | None = None,
-    storage_dtype: torch.dtype | None = None,
     scale: float = 1.0,
+    peak: float | None = None,
 ) -> Spectrum:
     """The pooled ESD of `matrices` by one path.
 
@@ -84,14 +84,14 @@ def compute_spectrum(
         path: the path to take.
         device: where to compute; default the matrices' own device. A solver that fails on an accelerator is
             repeated on the CPU.
-        storage_dtype: dtype the weights were stored in, if they have been converted since; default their own.
         scale: factor of the eigenvalues.
+        peak: the matrices' largest absolute element, if the caller knows it already.
 
     Returns:
         All `min(rows, columns) * len(matrices)` eigenvalues.
     """
     device = matrices[0].device if device is None else device
-    exponent = _exponent(matrices, _SAFE_EXPONENT[path])
+    exponent = _exponent(peak_of(matrices) if peak is None else peak, _SAFE_EXPONENT[path])
     scaled = (
         [torch.ldexp(matrix.to(torch.float64), torch.tensor(-exponent)) for matrix in matrices]
         if exponent
@@ -113,7 +113,7 @@ def compute_spectrum(
         eigenvalues=eigenvalues,
         path=path,
         resolution=resolution,
-        storage_floor=storage_floor((rows, columns), mean_square, storage_dtype or matrices[0].dtype),
+        storage_floor=storage_floor((rows, columns), mean_square, matrices[0].dtype),
     )
 
 
@@ -138,12 +138,12 @@ def esd(matrix: torch.Tensor | npt.ArrayLike, *, path: SpectrumPath = "gram-floa
         raise ValueError(f"an ESD needs a 2-D matrix with elements, not shape {tuple(tensor.shape)}")
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.float64)
-    peak = max_abs(tensor)
+    peak = peak_of([tensor])
     if not math.isfinite(peak):
         raise ValueError("the matrix contains NaN or infinity")
     if peak == 0:
         raise ValueError("all elements of the matrix are zero")
-    return compute_spectrum([tensor], path).eigenvalues
+    return compute_spectrum([tensor], path, peak=peak).eigenvalues
 
 
 def storage_floor(shape: tuple[int, int], mean_square: float, dtype: torch.dtype) -> float:
@@ -168,15 +168,19 @@ def _zero_floor(path: SpectrumPath, order: int) -> float:
     return (order * _EPS64) ** 2
 
 
-def _exponent(matrices: Sequence[torch.Tensor], safe: int) -> int:
+def _exponent(peak: float, safe: int) -> int:
     """Power of two to divide by so that squares neither overflow nor vanish; 0 in the usual case."""
-    peak = max(max_abs(matrix) for matrix in matrices)
     exponent = math.frexp(peak)[1]
     return exponent if abs(exponent) > safe else 0
 
 
-def max_abs(matrix: torch.Tensor) -> float:
-    """Largest absolute element; NaN or infinity if there is one."""
+def peak_of(matrices: Sequence[torch.Tensor]) -> float:
+    """Largest absolute element of several matrices; NaN or infinity if there is one."""
+    # max() passes over a NaN that is not the first.
+    return max(map(_max_abs, matrices), key=lambda peak: math.inf if math.isnan(peak) else peak)
+
+
+def _max_abs(matrix: torch.Tensor) -> float:
     if matrix.numel() == 0:
         return 0.0
     if matrix.dtype.itemsize == 1:  # reductions do not know float8

@@ -12,7 +12,7 @@ would shift alpha by 1e-4.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -109,15 +109,7 @@ def ks_fit(eigenvalues: npt.ArrayLike, *, window: tuple[float, float] | None = N
         raise ValueError(f"a tail fit needs at least two positive eigenvalues, not {positive.size}")
     candidates = _distinct(positive, window)
     fit = _scan(positive, candidates)
-    if zeros == 0:
-        return fit
-    return TailFit(
-        alpha=fit.alpha,
-        xmin=fit.xmin,
-        xmin_index=fit.xmin_index + zeros,
-        num_tail=fit.num_tail,
-        ks_distance=fit.ks_distance,
-    )
+    return replace(fit, xmin_index=fit.xmin_index + zeros)
 
 
 def fix_finger_fit(eigenvalues: npt.ArrayLike, *, bound: Literal["linear", "legacy"] = "linear") -> TailFit:
