@@ -8,7 +8,6 @@ operation at a time give the same bits on every machine, so that all ranks agree
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from esdtool.assignment import Assignment, Default, Entry, Method, Source
 from esdtool.errors import NothingToAnalyzeError, UsageError
 from esdtool.modules.base import holds_several_matrices
 from esdtool.modules.names import canonical_name
+from esdtool.modules.patterns import compile_patterns
 from esdtool.options import AssignName, Granularity, OptimizerName, ScoreName, Unlisted
 
 PUBLISHED_RATIOS: Final[dict[str, tuple[float, float]]] = {"adamw": (0.67, 5.0), "adam": (0.67, 3.0)}
@@ -420,9 +420,10 @@ def _choose(
     analysis: Analysis, include: Sequence[str], exclude: Sequence[str]
 ) -> tuple[list[ModuleResult], dict[str, str]]:
     """The modules to assign, and the others by canonical parameter name with the reason."""
-    includes = _compile("--include", include, [module.parameter for module in analysis.modules])
-    others = [tensor.name for tensor in analysis.skipped]
-    excludes = _compile("--exclude", exclude, [*(module.parameter for module in analysis.modules), *others])
+    names = sorted(canonical_name(module.parameter) for module in analysis.modules)
+    others = sorted(canonical_name(tensor.name) for tensor in analysis.skipped)
+    includes = compile_patterns(include, names, option="--include", what="analysed parameter")
+    excludes = compile_patterns(exclude, names + others, option="--exclude", what="analysed parameter")
     default = in_blocks(module.layer for module in analysis.modules)
     chosen: list[ModuleResult] = []
     left_out = {
@@ -442,25 +443,6 @@ def _choose(
         else:
             chosen.append(module)
     return chosen, left_out
-
-
-def _compile(option: str, expressions: Sequence[str], names: Sequence[str]) -> list[re.Pattern[str]]:
-    """The expressions, each valid and in use.
-
-    Raises:
-        UsageError: if one is no regular expression or matches no name.
-    """
-    patterns = []
-    for expression in expressions:
-        try:
-            pattern = re.compile(expression)
-        except re.error as error:
-            raise UsageError(f"{option} {expression!r} is not a regular expression: {error.msg}") from error
-        if not any(pattern.search(canonical_name(name)) for name in names):
-            example = f"; names look like: {canonical_name(names[0])}" if names else ""
-            raise UsageError(f"{option} {expression!r} matches no analysed parameter{example}")
-        patterns.append(pattern)
-    return patterns
 
 
 def _canonical(parameters: Sequence[str]) -> list[str]:

@@ -56,9 +56,21 @@ class TensorInfo:
     shape: tuple[int, ...]
     """Dimensions as stored."""
     dtype: str
-    """Storage type as torch spells it, without the `torch.` prefix, e.g. `bfloat16`."""
+    """Type of what `Checkpoint.read` gives, as torch spells it without the `torch.` prefix, e.g. `bfloat16`. It is the
+    storage type too, unless the tensor is de-quantised."""
     file: str
     """File that holds the data, relative to the checkpoint; empty for tensors in memory."""
+    quantization: str | None = None
+    """How a de-quantised tensor is stored, in the format's own words, e.g. `gptq 4-bit`, `nf4`, `mxfp4`."""
+    roundoff: float | None = None
+    """Relative root-mean-square rounding error of the stored weights, where it is more than that of `dtype`."""
+    rank: int | None = None
+    """Largest possible rank of a product of factors (LoRA); see `Checkpoint.factors`."""
+
+    @property
+    def storage(self) -> str:
+        """How the values are stored, in one word or two."""
+        return self.quantization or self.dtype
 
     @property
     def numel(self) -> int:
@@ -120,3 +132,17 @@ class Checkpoint(ABC):
         Raises:
             CheckpointError: if the data cannot be read; the message names file and tensor.
         """
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Positions `start` to `stop` of a tensor's first dimension; otherwise as `read`.
+
+        Readers that can leave the rest of the tensor on disk do so.
+        """
+        return self.read(name)[start:stop]
+
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(left [rows, rank], right [rank, columns]) whose product is the tensor; None if it is stored as it is.
+
+        Given for the tensors with `TensorInfo.rank`: their spectrum follows from the factors alone.
+        """
+        return None

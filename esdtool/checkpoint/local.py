@@ -34,8 +34,8 @@ class WeightFile(Protocol):
     notes: tuple[str, ...]
     tensors: dict[str, TensorInfo]
 
-    def read(self, name: str) -> torch.Tensor:
-        """Read one tensor."""
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """Read one tensor, or some positions of its first dimension."""
         ...
 
 
@@ -50,6 +50,11 @@ class FileCheckpoint(Checkpoint):
         """Read one tensor from its file."""
         self.info(name)
         return self.sources[name].read(name)
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Read a part of one tensor from its file."""
+        self.info(name)
+        return self.sources[name].read(name, slice(start, stop))
 
 
 def open_file(path: Path) -> Checkpoint:

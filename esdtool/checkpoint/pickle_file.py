@@ -35,12 +35,13 @@ class PickleFile:
         legacy = () if mapped else (f"{path}: torch's format from before 1.6: the whole file is held in memory",)
         self.notes: tuple[str, ...] = (*found.notes, *legacy)
 
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor; its pages come from the file when they are touched."""
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """One tensor, or some rows of it; its pages come from the file when they are touched."""
         tensor = self._values[name].detach()
         if tensor.is_meta:
             raise CheckpointError(f"{self._path}: tensor {name!r}: saved without data (meta device)")
-        return tensor if tensor.layout == torch.strided else tensor.to_dense()
+        tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
+        return tensor if rows is None else tensor[rows]
 
 
 def tensor_info(name: str, tensor: torch.Tensor, label: str) -> TensorInfo:

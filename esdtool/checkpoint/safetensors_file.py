@@ -66,14 +66,14 @@ class SafetensorsFile:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: {_diagnosis(path, error)}") from error
 
-    def read(self, name: str) -> torch.Tensor:
-        """Read one tensor.
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """Read one tensor, or some rows of it.
 
         Opened anew each time: a handle maps the whole file, and pages read through it would stay.
         """
         try:
             with safe_open(self._path, framework="pt") as file:
-                tensor: torch.Tensor = file.get_tensor(name)
+                tensor: torch.Tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self._path}: tensor {name!r}: cannot read: {one_line(error)}") from error
         return tensor

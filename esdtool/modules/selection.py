@@ -13,9 +13,8 @@ from esdtool.modules import general
 from esdtool.modules.base import Selection, SkippedTensor, WeightModule
 from esdtool.modules.classify import Classifier, is_weight, leaf_role
 from esdtool.modules.names import SortKey, layer_index, module_name, order_key
+from esdtool.modules.patterns import compile_patterns
 from esdtool.modules.rules import Score, Skip, Verdict
-
-_NUM_EXAMPLES = 3
 
 
 def select_modules(
@@ -61,8 +60,8 @@ def select_modules(
     for name, following in itertools.pairwise(names):
         if name == following:
             raise ValueError(f"two tensors are named {name!r}")
-    includes = _compile("--include", include, names)
-    excludes = _compile("--exclude", exclude, names)
+    includes = compile_patterns(include, names, option="--include", what="tensor name")
+    excludes = compile_patterns(exclude, names, option="--exclude", what="tensor name")
 
     classifier = Classifier(catalogue, config)
     verdicts = {tensor.name: classifier.verdict(tensor) for tensor in catalogue}
@@ -75,32 +74,6 @@ def select_modules(
             if isinstance(verdict, Score) and pattern.search(name)
         }
     return _selection(catalogue, verdicts)
-
-
-def _compile(option: str, expressions: Sequence[str], names: Sequence[str]) -> list[re.Pattern[str]]:
-    """The expressions, each valid and in use.
-
-    Raises:
-        UsageError: if one is invalid or matches no name.
-    """
-    patterns = []
-    for expression in expressions:
-        try:
-            pattern = re.compile(expression)
-        except re.error as error:
-            where = "" if error.pos is None else f" at position {error.pos}"
-            raise UsageError(f"{option} {expression!r} is not a regular expression: {error.msg}{where}") from error
-        if not any(pattern.search(name) for name in names):
-            examples = ", ".join(_examples(names)) or "(the checkpoint holds no tensors)"
-            raise UsageError(f"{option} {expression!r} matches no tensor name; names look like: {examples}")
-        patterns.append(pattern)
-    return patterns
-
-
-def _examples(names: Sequence[str]) -> list[str]:
-    """Up to three names, weights first, from the start, the middle and the end of the list."""
-    pool = [name for name in names if is_weight(name)] or list(names)
-    return [pool[index] for index in sorted({0, len(pool) // 2, len(pool) - 1})][:_NUM_EXAMPLES] if pool else []
 
 
 def _restrict(

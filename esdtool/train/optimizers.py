@@ -13,6 +13,7 @@ from esdtool.checkpoint import from_model
 from esdtool.errors import ConfigError
 from esdtool.modules import WeightModule, canonical_name, select_modules
 from esdtool.modules.names import layer_index, module_name
+from esdtool.modules.patterns import compile_patterns
 from esdtool.train.settings import TrainConfig
 from esdtool.weight_decay import in_blocks
 
@@ -33,8 +34,8 @@ def scored_modules(model: nn.Module, config: TrainConfig) -> tuple[WeightModule,
     settings = config.weight_decay
     tensors = list(checkpoint.tensors.values())
     names = sorted(module_name(tensor.name) for tensor in tensors if len(tensor.shape) >= 2)
-    includes = _compile("include", settings.include, names)
-    excludes = _compile("exclude", settings.exclude, names)
+    includes = _patterns("include", settings.include, names)
+    excludes = _patterns("exclude", settings.exclude, names)
     wanted = [
         f"^{re.escape(tensor.name)}$"
         for tensor in tensors
@@ -52,19 +53,8 @@ def scored_modules(model: nn.Module, config: TrainConfig) -> tuple[WeightModule,
     )
 
 
-def _compile(key: str, expressions: Sequence[str], names: Sequence[str]) -> list[re.Pattern[str]]:
-    patterns = []
-    for expression in expressions:
-        try:
-            pattern = re.compile(expression)
-        except re.error as error:
-            raise ConfigError(f"weight_decay.{key} {expression!r} is not a regular expression: {error.msg}") from error
-        if not any(pattern.search(name) for name in names):
-            raise ConfigError(
-                f"weight_decay.{key} {expression!r} matches no module; names look like: {names[len(names) // 2]}"
-            )
-        patterns.append(pattern)
-    return patterns
+def _patterns(key: str, expressions: Sequence[str], names: Sequence[str]) -> list[re.Pattern[str]]:
+    return compile_patterns(expressions, names, option=f"weight_decay.{key}", what="module", error=ConfigError)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
