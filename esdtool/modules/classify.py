@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from esdtool.checkpoint.base import TensorInfo
-from esdtool.modules import general
+from esdtool.modules import general, layouts
 from esdtool.modules.base import NORM_OR_BIAS
 from esdtool.modules.families import load_families
 from esdtool.modules.names import Segments, canonical_name, module_path
 from esdtool.modules.rules import Fused, Rule, Score, Skip, Stacked, Verdict, compile_pattern, matches
+from esdtool.modules.split import Piece, split_tensor
 
 FLOAT_DTYPES = frozenset(
     {
@@ -35,10 +36,11 @@ _ATTENTION_ROLES = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
 _CROSS = re.compile(general.CROSS_ATTENTION)
 _STACKED = re.compile(general.STACKED_IF_3D)
 _RECURRENT = re.compile(r"weight_(?:ih|hh)(?:_l\d+(?:_reverse)?)?")
-_PARTNERS = {
-    "up_proj": ("down_proj", ("gate_proj", "up_proj")),
-    "q_proj": ("o_proj", ("q_proj", "output gate")),
+_GATES = {
+    3.0: ("reset_gate", "update_gate", "new_gate"),  # torch.nn.GRU
+    4.0: ("input_gate", "forget_gate", "cell_gate", "output_gate"),  # torch.nn.LSTM
 }
+_PARTNERS = {"up_proj": "down_proj", "q_proj": "o_proj"}
 
 
 class Classifier:
@@ -60,6 +62,7 @@ class Classifier:
             for depth, child in enumerate(path):
                 self._children[path[:depth]].add(child)
         self._quantisation = _quantisation_method(config or {})
+        self._config = config or {}
         rules = _rules_for(_model_types(config or {}), {_kind(path) for path in self._by_path})
         self._find_companion = _Lookup(general.COMPANIONS, self._children)
         self._find_named = _Lookup(rules, self._children)
@@ -76,14 +79,30 @@ class Classifier:
         if _RECURRENT.fullmatch(path[-1]):
             return self._recurrent(tensor, path)
         named = self._find_named(path)
-        if isinstance(named, Fused) and self._is_stack(tensor, path):
-            return Stacked(parts=named.parts, experts=tensor.shape[0])
-        if named is not None and not isinstance(named, Score):
+        if isinstance(named, Fused):
+            if self._is_stack(tensor, path):
+                return Stacked(parts=named.parts, layout=named.layout)
+            return Fused(parts=tuple(_cross(path, role) for role in named.parts), layout=named.layout)
+        if isinstance(named, Skip | Stacked):
             return named
-        role = named.role if named is not None else leaf_role(tensor)
+        score = named or Score(role=leaf_role(tensor))
         if len(tensor.shape) == 2:
-            return self._twice_as_wide(tensor, path, role) or Score(role=_cross(path, role))
-        return self._kernel(tensor, path, role)
+            return self._twice_as_wide(tensor, path, score) or Score(role=_cross(path, score.role))
+        return self._kernel(tensor, path, score.role)
+
+    def pieces(self, tensor: TensorInfo, verdict: Fused | Stacked, *, whole_experts: bool = False) -> list[Piece]:
+        """The modules in a tensor of which `verdict` says that it holds several.
+
+        Raises:
+            UnknownLayoutError: if it cannot be told where they lie.
+        """
+        parent = module_path(tensor.name)[:-1]
+        neighbours = {
+            leaf: self._by_path[(*parent, leaf)].shape
+            for leaf in self._children[parent]
+            if (*parent, leaf) in self._by_path
+        }
+        return split_tensor(tensor, verdict, config=self._config, neighbours=neighbours, whole_experts=whole_experts)
 
     def _unsuitable(self, tensor: TensorInfo) -> Skip | None:
         """Why dtype or shape rule the tensor out whatever its name, or because of its scale."""
@@ -98,7 +117,7 @@ class Classifier:
             reason = "empty tensor"
         elif len(tensor.shape) > 2 and tensor.numel == max(tensor.shape):
             reason = f"a vector stored as a {len(tensor.shape)}-D tensor"
-        elif is_weight(tensor.name):
+        elif is_weight(tensor.name) and tensor.quantization is None:
             reason = self._scaled(tensor)
         return None if reason is None else Skip(reason=reason, forceable=False)
 
@@ -108,7 +127,7 @@ class Classifier:
         for suffix in general.WEIGHT_SCALES:
             scale = self._tensors.get(base + suffix)
             if scale is not None:
-                return f"{tensor.dtype} values with a separate scale ({scale.name}): they must be de-quantised first"
+                return f"{tensor.dtype} values with a separate scale ({scale.name}) that could not be applied"
         return None
 
     def _not_float(self, tensor: TensorInfo) -> str:
@@ -131,8 +150,9 @@ class Classifier:
         gates = hidden[0] / hidden[1]
         if gates == 1:
             return Score(role=path[-1])
-        names = {3.0: "the three gates of a GRU", 4.0: "the four gates of an LSTM"}
-        return Fused(parts=(names.get(gates, "the gates of a recurrent layer"),))
+        if gates not in _GATES:
+            return Skip(reason=f"weight of a recurrent layer with {gates:g} gates", forceable=False)
+        return Fused(parts=_GATES[gates], layout=layouts.stacked_rows)
 
     def _is_stack(self, tensor: TensorInfo, path: Segments) -> bool:
         """Whether the tensor stacks the matrices of several experts, [experts, ., .]."""
@@ -141,7 +161,7 @@ class Classifier:
     def _kernel(self, tensor: TensorInfo, path: Segments, role: str) -> Verdict:
         """A tensor of three or more dimensions: a convolution, or many matrices in one."""
         if self._is_stack(tensor, path):
-            return Stacked(parts=(role,), experts=tensor.shape[0])
+            return Stacked(parts=(role,))
         dimensions = "x".join(str(size) for size in tensor.shape)
         if not is_weight(tensor.name) or len(tensor.shape) > 5:
             return Skip(reason=f"{len(tensor.shape)}-D parameter ({dimensions}) of unknown layout", forceable=False)
@@ -152,16 +172,15 @@ class Classifier:
             return Skip(reason="convolution with one input channel for each filter (depthwise): vectors, not matrices")
         return Score(role=_cross(path, role))
 
-    def _twice_as_wide(self, tensor: TensorInfo, path: Segments, role: str) -> Fused | None:
+    def _twice_as_wide(self, tensor: TensorInfo, path: Segments, score: Score) -> Fused | None:
         """A projection that its neighbour shows to be two: the widths tell what the name does not.
 
         An MLP's `up` [2I, H] beside `down` [H, I] holds gate and up (ChatGLM, ModernBERT, Moonshine);
         a query [2A, H] beside `o` [H, A] holds query and output gate (Qwen3-Next). The test cannot
         mistake a transposed (Conv1D) pair: [H, I] beside [I, H] would need H = 2H.
         """
-        if role not in _PARTNERS:
+        if score.role not in _PARTNERS:
             return None
-        partner_role, parts = _PARTNERS[role]
         parent = path[:-1]
         siblings = self._children[parent]
         if "kv_b_proj" in siblings:  # multi-head latent attention: query and value heads differ in width
@@ -169,8 +188,12 @@ class Classifier:
         for leaf in sorted(siblings - {path[-1]}):
             sibling = self._by_path.get((*parent, leaf))
             verdict = self._find_named((*parent, leaf)) if sibling is not None and len(sibling.shape) == 2 else None
-            if sibling is not None and isinstance(verdict, Score) and verdict.role == partner_role:
-                return Fused(parts=parts) if tensor.shape == (2 * sibling.shape[1], sibling.shape[0]) else None
+            if sibling is not None and isinstance(verdict, Score) and verdict.role == _PARTNERS[score.role]:
+                if tensor.shape != (2 * sibling.shape[1], sibling.shape[0]):
+                    return None
+                if score.role == "q_proj":
+                    return Fused(parts=("q_proj", "q_gate"), layout=layouts.query_gate)
+                return Fused(parts=score.halves, layout=layouts.stacked_rows)
         return None
 
 

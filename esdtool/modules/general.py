@@ -9,6 +9,7 @@ under its own name if it is a matrix or a convolution. For the language of the p
 
 from __future__ import annotations
 
+from esdtool.modules import layouts
 from esdtool.modules.rules import Rule, fused, score, skip, stacked
 
 TOKEN_EMBEDDING = "token embedding"
@@ -17,8 +18,8 @@ OUTPUT_HEAD = "output head"
 POSITIONS = "position table"
 ROUTER = "router"
 QUANT_SCALE = "scale or zero point of quantised weights"
-QUANT_CODES = "codes of quantised weights: they must be de-quantised first"
-LORA = "LoRA factor: only the product B A is a weight update, and this version does not form it"
+QUANT_CODES = "codes of quantised weights that could not be de-quantised"
+LORA = "LoRA factor without its counterpart: only the product B A is a weight update"
 REPARAMETRISED = "part of a parametrised weight: the weight itself is not stored"
 
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -108,19 +109,28 @@ NOT_SCORED: tuple[Rule, ...] = (
 
 MANY_IN_ONE: tuple[Rule, ...] = (
     fused("c_attn", "k_proj", "v_proj", beside="q_attn"),  # GPT-2 cross-attention
-    fused("c_attn|query_key_value|qkv_proj|qkv_linear|Wqkv|wqkv|qkv|W_pack|to_qkv|att_proj", *QKV),
+    # One name, several layouts: the families know their own.
+    fused("query_key_value", *QKV, layout=layouts.unknown),
+    fused("wqkv", *QKV, layout=layouts.query_key_value_of_config),
+    fused("c_attn|qkv_proj|qkv_linear|Wqkv|qkv|W_pack|to_qkv|att_proj", *QKV, layout=layouts.query_key_value),
     fused("in_proj_weight", *QKV),  # torch.nn.MultiheadAttention
-    fused("attention|self_attention|self_attn|attn|self.in_proj", *QKV),
+    fused("attention|self_attention|self_attn|attn|self.in_proj", *QKV, layout=layouts.query_key_value),
     fused("kv_proj|Wkv|to_kv|kv", "k_proj", "v_proj"),
-    fused("gate_up_proj|up_gate_proj|gate_up|w12|w13|gated_layers|weights_in|ff_gate_up", "gate_proj", "up_proj"),
-    fused("mlp|shared_mlp|moe|block_sparse_moe.input_linear", "gate_proj", "up_proj"),  # GraniteMoE, JetMoE
+    fused(
+        "gate_up_proj|up_gate_proj|gate_up|w12|w13|gated_layers|weights_in|ff_gate_up",
+        "gate_proj",
+        "up_proj",
+        layout=layouts.gate_up,
+    ),
+    # GraniteMoE, JetMoE
+    fused("mlp|shared_mlp|moe|block_sparse_moe.input_linear", "gate_proj", "up_proj", layout=layouts.gate_up),
     stacked("self_attention.experts.input_linear", "q_proj"),  # JetMoE's mixture of attention heads
     stacked("self_attention.experts.output_linear", "o_proj"),
-    fused("kv_a_proj_with_mqa|wkv_a", "compressed key-value latent", "rotary key"),
-    fused("kv_b_proj|wkv_b", "k_proj", "v_proj"),
-    fused("in_proj_qkvz", *QKV, "z_proj"),
-    fused("in_proj_qkv", *QKV),
-    fused("in_proj_ba", "b_proj", "a_proj"),
+    fused("kv_a_proj_with_mqa|wkv_a", "kv_a_proj", "k_pe_proj", layout=layouts.latent_rope),
+    fused("kv_b_proj|wkv_b", "k_b_proj", "v_b_proj", layout=layouts.latent_key_value),
+    fused("in_proj_qkvz", *QKV, "z_proj", layout=layouts.gated_delta),
+    fused("in_proj_qkv", *QKV, layout=layouts.gated_delta_contiguous),
+    fused("in_proj_ba", "b_proj", "a_proj", layout=layouts.by_key_head),
     stacked("experts.mlp.w1", "gate_proj"),  # DBRX: [experts * ffn, hidden], 2-D
     stacked("experts.mlp.v1", "up_proj"),
     stacked("experts.mlp.w2", "down_proj"),

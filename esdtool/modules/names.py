@@ -20,6 +20,7 @@ BLOCKS = frozenset(
         "h",
         "blocks",
         "block",
+        "blk",
         "resblocks",
         "stages",
         "albert_layer_groups",
@@ -89,6 +90,23 @@ def layer_index(parameter: str) -> int | None:
     """Index of the transformer block of a parameter; None outside a numbered stack."""
     block = block_position(module_path(parameter))
     return None if block is None else block[1]
+
+
+_NUMBERED_EXPERT = re.compile(r"(?:expert_)?(\d+)")
+
+
+def expert_index(parameter: str) -> int | None:
+    """Index of the expert that a parameter or module belongs to; None outside a mixture of experts.
+
+    >>> expert_index("model.layers.0.mlp.experts.3.up_proj.weight"), expert_index("model.layers.0.mlp.up_proj.weight")
+    (3, None)
+    """
+    path = module_path(parameter)
+    if "experts" not in path:
+        return None
+    start = path.index("experts") + 1
+    numbers = (_NUMBERED_EXPERT.fullmatch(segment) for segment in path[start : start + 2])
+    return next((int(number[1]) for number in numbers if number), None)
 
 
 _FIRST = re.compile(r"shared|wte|wpe|\w*embed\w*|stem|conv_stem|conv\d*|project_in")

@@ -14,11 +14,11 @@ The first rule that matches decides. A verdict is one of
 
     Score    one matrix of weights (or one convolution): it is scored under its role
     Skip     no weight matrix to score, for the stated reason
-    Fused    several projections side by side in one tensor: recognised, not scored
-    Stacked  the same projection of several experts in one tensor: recognised, not scored
+    Fused    several projections side by side in one tensor: each is scored under its own role
+    Stacked  the same projections of several experts in one tensor: likewise, expert by expert
 
-`Fused` and `Stacked` carry the roles of their parts: code that learns to split such a tensor
-extends these two classes with a layout; the tables keep their form.
+`Fused` and `Stacked` carry the roles of their parts and a layout (`esdtool.modules.layouts`) that
+says where each of them lies.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import functools
 import re
 from dataclasses import dataclass, field
 
+from esdtool.modules.layouts import Layout, equal, gate_up
 from esdtool.modules.names import Segments
 
 ROOT_PREFIXES = frozenset({"base_model", "model", "transformer", "language_model"})
@@ -39,6 +40,8 @@ class Score:
 
     role: str
     """Role in the block, e.g. `q_proj`."""
+    halves: tuple[str, str] = ("gate_proj", "up_proj")
+    """Roles of its halves, where its shape shows that an `up_proj` is two projections."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,32 +56,33 @@ class Skip:
 
 @dataclass(frozen=True, kw_only=True)
 class Fused:
-    """Several projections are stored side by side in one matrix (or in one matrix per expert)."""
+    """Several projections are stored side by side in one matrix."""
 
     parts: tuple[str, ...]
-    """What the parts are, in order, e.g. `("q_proj", "k_proj", "v_proj")`."""
+    """Roles of the parts, in order, e.g. `("q_proj", "k_proj", "v_proj")`."""
+    layout: Layout = equal
+    """Where they lie."""
 
     @property
     def reason(self) -> str:
-        """In words, for the user."""
-        return f"fused: {_enumerate(self.parts)} in one tensor; this version does not split it"
+        """In words, for the user, where it cannot be split."""
+        return f"fused: {_enumerate(self.parts)} in one tensor"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stacked:
-    """Matrices of several experts are stored in one tensor."""
+    """Matrices of several experts are stored in one tensor, [experts, ., .] or [experts * ., .]."""
 
     parts: tuple[str, ...]
     """Roles within each expert's matrix: one, or several if it is fused as well."""
-    experts: int | None = None
-    """Number of experts; None where the shape does not tell."""
+    layout: Layout = gate_up
+    """Where the parts of a fused one lie in the matrix of one expert."""
 
     @property
     def reason(self) -> str:
-        """In words, for the user."""
+        """In words, for the user, where it cannot be split."""
         fused = "fused " if len(self.parts) > 1 else ""
-        experts = "all experts" if self.experts is None else f"{self.experts} experts"
-        return f"stacked: {fused}{_enumerate(self.parts)} of {experts} in one tensor; this version does not split it"
+        return f"stacked: {fused}{_enumerate(self.parts)} of all experts in one tensor"
 
 
 Verdict = Score | Skip | Fused | Stacked
@@ -114,9 +118,11 @@ class Family:
     """Pattern of a module that only this family has: a table with `model_types` holds where it is found, too."""
 
 
-def score(pattern: str, role: str, *, beside: str | None = None) -> Rule:
+def score(
+    pattern: str, role: str, *, beside: str | None = None, halves: tuple[str, str] = ("gate_proj", "up_proj")
+) -> Rule:
     """A rule: modules named so are one matrix, with this role."""
-    return Rule(pattern=pattern, verdict=Score(role=role), beside=beside)
+    return Rule(pattern=pattern, verdict=Score(role=role, halves=halves), beside=beside)
 
 
 def skip(pattern: str, reason: str, *, forceable: bool = True, beside: str | None = None) -> Rule:
@@ -124,14 +130,14 @@ def skip(pattern: str, reason: str, *, forceable: bool = True, beside: str | Non
     return Rule(pattern=pattern, verdict=Skip(reason=reason, forceable=forceable), beside=beside)
 
 
-def fused(pattern: str, *parts: str, beside: str | None = None) -> Rule:
+def fused(pattern: str, *parts: str, layout: Layout = equal, beside: str | None = None) -> Rule:
     """A rule: modules named so hold these projections side by side."""
-    return Rule(pattern=pattern, verdict=Fused(parts=parts), beside=beside)
+    return Rule(pattern=pattern, verdict=Fused(parts=parts, layout=layout), beside=beside)
 
 
-def stacked(pattern: str, *parts: str) -> Rule:
+def stacked(pattern: str, *parts: str, layout: Layout = gate_up) -> Rule:
     """A rule: tensors named so hold the matrices of all experts."""
-    return Rule(pattern=pattern, verdict=Stacked(parts=parts))
+    return Rule(pattern=pattern, verdict=Stacked(parts=parts, layout=layout))
 
 
 @functools.cache

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from esdtool.checkpoint.base import TensorInfo
+from esdtool.checkpoint.base import WRAPPERS, TensorInfo
 from esdtool.errors import UsageError
 from esdtool.modules import general
 from esdtool.modules.base import Selection, SkippedTensor, WeightModule
 from esdtool.modules.classify import Classifier, is_weight, leaf_role
-from esdtool.modules.names import SortKey, layer_index, module_name, order_key
+from esdtool.modules.layouts import UnknownLayoutError
+from esdtool.modules.names import expert_index, layer_index, module_name, module_path, order_key
 from esdtool.modules.patterns import compile_patterns
-from esdtool.modules.rules import Score, Skip, Verdict
+from esdtool.modules.rules import Fused, Score, Skip, Stacked, Verdict
+from esdtool.modules.split import Piece
 
 
 def select_modules(
@@ -23,30 +27,32 @@ def select_modules(
     config: Mapping[str, Any] | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    split_fused: bool = True,
 ) -> Selection:
     """Sort every tensor of a checkpoint into modules to score and tensors to skip, with reasons.
 
     Scored by default: matrices and convolution kernels of floating-point numbers, except
-    embeddings, position tables, output heads, routers, and tensors that hold several projections
-    or several experts at once. The tables that decide are `esdtool.modules.general` and
-    `esdtool.modules.families`.
+    embeddings, position tables, output heads and routers. A tensor that holds several projections, or
+    the projections of several experts, is as many modules. The tables that decide are
+    `esdtool.modules.general` and `esdtool.modules.families`.
 
     Args:
         tensors: all tensors of the checkpoint, in any order. The result does not depend on the order.
-        config: the model's config.json, if any. Only `model_type` (which family tables hold) and
-            `quantization_config.quant_method` (for the reasons) are read.
-        include: regular expressions, searched in the parameter names. If any is given, exactly the
-            matching tensors are scored - also those that the tables leave out, such as embeddings,
-            under the role of their own last name. Matching tensors that hold no float matrix (biases,
-            quantised codes, ...) stay out with their reason.
-        exclude: regular expressions, searched in the parameter names; matching tensors are not
-            scored. It prevails over `include`.
+        config: the model's config.json, if any: which family tables hold, and the sizes of fused projections.
+        include: regular expressions, searched in the names of parameters and of modules. If any is given,
+            exactly the matching modules are scored - also tensors that the tables leave out, such as
+            embeddings, under the role of their own last name. Matching tensors that hold no float matrix
+            (biases, quantised codes, ...) stay out with their reason.
+        exclude: regular expressions, searched in the same names; matching modules are not scored. It
+            prevails over `include`.
+        split_fused: False keeps fused projections in one module. Stacked experts are told apart all the same.
 
     Returns:
-        Every tensor exactly once, both parts in the model's natural order.
+        Every tensor, as one module or several, or skipped; both parts in the model's natural order. A part of a
+        tensor that include or exclude leaves out is listed under its module's name.
 
     Raises:
-        UsageError: if an expression is no regular expression, matches no tensor name, or (`include`)
+        UsageError: if an expression is no regular expression, matches no name, or (`include`)
             matches only tensors that cannot be scored.
         ValueError: if two tensors have the same name.
 
@@ -60,84 +66,183 @@ def select_modules(
     for name, following in itertools.pairwise(names):
         if name == following:
             raise ValueError(f"two tensors are named {name!r}")
-    includes = compile_patterns(include, names, option="--include", what="tensor name")
-    excludes = compile_patterns(exclude, names, option="--exclude", what="tensor name")
-
     classifier = Classifier(catalogue, config)
     verdicts = {tensor.name: classifier.verdict(tensor) for tensor in catalogue}
-    if includes:
-        verdicts = _restrict(catalogue, verdicts, includes)
-    for pattern in excludes:
-        verdicts |= {
-            name: Skip(reason=f"excluded by --exclude {pattern.pattern!r}")
-            for name, verdict in verdicts.items()
-            if isinstance(verdict, Score) and pattern.search(name)
-        }
-    return _selection(catalogue, verdicts)
+    found = _parts(catalogue, verdicts, classifier, split_fused=split_fused)
+    if include or exclude:
+        both = sorted({name for part in found for name in part.names})
+        includes = compile_patterns(include, both, option="--include", what="tensor name")
+        excludes = compile_patterns(exclude, both, option="--exclude", what="tensor name")
+        if includes:
+            found = _restrict(found, includes)
+        found = [_without(part, excludes) for part in found]
+    return _selection(found)
 
 
-def _restrict(
-    catalogue: Sequence[TensorInfo], verdicts: Mapping[str, Verdict], includes: Sequence[re.Pattern[str]]
-) -> dict[str, Verdict]:
-    """Verdicts under `include`: matching tensors are scored if they can be, all others are out."""
-    restricted: dict[str, Verdict] = {}
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A tensor, or a part of one, and what becomes of it."""
+
+    tensor: TensorInfo
+    verdict: Score | Skip
+    piece: Piece | None = None
+    name: str
+    """Of the module."""
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What the user's expressions are searched in."""
+        return self.tensor.name, self.name
+
+    def matches(self, pattern: re.Pattern[str]) -> bool:
+        """Whether an expression means this part."""
+        return any(pattern.search(name) for name in self.names)
+
+    def but(self, verdict: Score | Skip) -> _Part:
+        """The same part with another verdict."""
+        return _Part(tensor=self.tensor, verdict=verdict, piece=self.piece, name=self.name)
+
+
+def _parts(
+    catalogue: Sequence[TensorInfo], verdicts: Mapping[str, Verdict], classifier: Classifier, *, split_fused: bool
+) -> list[_Part]:
+    """Every tensor, those of several modules cut into them."""
+    parts: list[_Part] = []
+    cut: list[tuple[TensorInfo, list[Piece]]] = []
     for tensor in catalogue:
         verdict = verdicts[tensor.name]
-        if not any(pattern.search(tensor.name) for pattern in includes):
-            restricted[tensor.name] = Skip(reason="not matched by --include")
-        elif isinstance(verdict, Score) or not _can_be_forced(tensor, verdict):
-            restricted[tensor.name] = verdict
+        name = module_name(tensor.name)
+        if isinstance(verdict, Fused) and not split_fused and len(tensor.shape) == 2:
+            verdict = Score(role=leaf_role(tensor))
+        if isinstance(verdict, Fused | Stacked):
+            try:
+                cut.append((tensor, classifier.pieces(tensor, verdict, whole_experts=not split_fused)))
+            except UnknownLayoutError as problem:
+                verdict = Skip(reason=f"{verdict.reason}; {problem}: {_remedy(problem, verdict)}")
+            else:
+                continue
+        parts.append(_Part(tensor=tensor, verdict=verdict, name=name))
+    taken = Counter(".".join(module_path(tensor.name)) for tensor in catalogue)
+    taken.update(piece.name for _, pieces in cut for piece in pieces)
+    for tensor, pieces in cut:
+        # All parts of a tensor are named alike: by the parent, or below the tensor's own name.
+        alone = all(taken[piece.name] == 1 for piece in pieces)
+        parts += [
+            _Part(
+                tensor=tensor,
+                verdict=Score(role=piece.role),
+                piece=piece,
+                name=_outer_wrappers(tensor) + (piece.name if alone else piece.qualified_name),
+            )
+            for piece in pieces
+        ]
+    return parts
+
+
+def _outer_wrappers(tensor: TensorInfo) -> str:
+    """The wrappers' segments at the front of a name (`module.`), which modules that are stored alone keep, too."""
+    outer = itertools.takewhile(lambda segment: segment in WRAPPERS, tensor.name.split("."))
+    return "".join(f"{segment}." for segment in outer)
+
+
+def _remedy(problem: UnknownLayoutError, verdict: Fused | Stacked) -> str:
+    config = ["put config.json beside the file"] if "config.json" in str(problem) else []
+    whole = ["keep it whole (--no-split-fused)"] if isinstance(verdict, Fused) else []
+    return ", or ".join([*config, *whole]) or "it is left out"
+
+
+def _restrict(parts: Sequence[_Part], includes: Sequence[re.Pattern[str]]) -> list[_Part]:
+    """The parts under `include`: matching ones are scored if they can be, all others are out."""
+    restricted = []
+    for part in parts:
+        if not any(part.matches(pattern) for pattern in includes):
+            restricted.append(part.but(Skip(reason="not matched by --include")))
+        elif isinstance(part.verdict, Score) or not _can_be_forced(part.tensor, part.verdict):
+            restricted.append(part)
         else:
-            restricted[tensor.name] = Score(role=leaf_role(tensor))
+            restricted.append(part.but(Score(role=leaf_role(part.tensor))))
     for pattern in includes:
-        matching = sorted(name for name in restricted if pattern.search(name))
-        first = restricted[matching[0]]
-        if not isinstance(first, Score) and not any(isinstance(restricted[name], Score) for name in matching):
+        matching = sorted((part for part in restricted if part.matches(pattern)), key=lambda part: part.names)
+        first = matching[0].verdict
+        if isinstance(first, Skip) and not any(isinstance(part.verdict, Score) for part in matching):
             raise UsageError(
-                f"--include {pattern.pattern!r} matches no tensor that can be scored; {matching[0]}: {first.reason}"
+                f"--include {pattern.pattern!r} matches no tensor that can be scored; "
+                f"{matching[0].tensor.name}: {first.reason}"
             )
     return restricted
 
 
-def _can_be_forced(tensor: TensorInfo, verdict: Verdict) -> bool:
+def _can_be_forced(tensor: TensorInfo, verdict: Skip) -> bool:
     """Whether the tensor is one float matrix or convolution, whatever it is for."""
-    if isinstance(verdict, Skip):
-        return verdict.forceable and (len(tensor.shape) == 2 or is_weight(tensor.name))
-    return len(tensor.shape) == 2
+    return verdict.forceable and (len(tensor.shape) == 2 or is_weight(tensor.name))
 
 
-def _selection(catalogue: Sequence[TensorInfo], verdicts: Mapping[str, Verdict]) -> Selection:
+def _without(part: _Part, excludes: Sequence[re.Pattern[str]]) -> _Part:
+    """The part under `exclude`."""
+    if isinstance(part.verdict, Score):
+        for pattern in excludes:
+            if part.matches(pattern):
+                return part.but(Skip(reason=f"excluded by --exclude {pattern.pattern!r}"))
+    return part
+
+
+def _selection(parts: Sequence[_Part]) -> Selection:
     """Modules and skipped tensors in natural order."""
     embeddings = {
-        tensor.shape: tensor.name
-        for tensor in sorted(catalogue, key=lambda tensor: tensor.name, reverse=True)
-        if verdicts[tensor.name] == Skip(reason=general.TOKEN_EMBEDDING)
+        part.tensor.shape: part.tensor.name
+        for part in sorted(parts, key=lambda part: part.tensor.name, reverse=True)
+        if part.verdict == Skip(reason=general.TOKEN_EMBEDDING)
     }
-    modules: list[tuple[SortKey, WeightModule]] = []
-    skipped: list[tuple[SortKey, SkippedTensor]] = []
-    for tensor in catalogue:
-        verdict = verdicts[tensor.name]
-        if isinstance(verdict, Score):
-            modules.append((order_key(tensor.name, verdict.role), _module(tensor, verdict)))
+    modules: list[tuple[Any, WeightModule]] = []
+    skipped: list[tuple[Any, SkippedTensor]] = []
+    for position, part in enumerate(_joined(parts)):
+        tensor = part.tensor
+        if isinstance(part.verdict, Score):
+            key = order_key(f"{part.name}.weight", part.verdict.role)
+            modules.append(((key, tensor.name, position), _module(part, part.verdict)))
             continue
-        reason = verdict.reason
+        reason = part.verdict.reason
         if reason in (general.LM_HEAD, general.OUTPUT_HEAD) and tensor.shape in embeddings:
             reason = f"{reason}; same shape as {embeddings[tensor.shape]}, perhaps a tied copy"
-        entry = SkippedTensor(name=tensor.name, shape=tensor.shape, dtype=tensor.dtype, reason=reason)
-        skipped.append((order_key(tensor.name, None), entry))
+        name = tensor.name if part.piece is None else part.name
+        shape = tensor.shape if part.piece is None else part.piece.view.shape(tensor.shape)
+        entry = SkippedTensor(name=name, shape=shape, dtype=tensor.storage, reason=reason)
+        skipped.append(((order_key(name, None), tensor.name, position), entry))
     return Selection(
         modules=tuple(module for _, module in sorted(modules, key=lambda pair: pair[0])),
         skipped=tuple(entry for _, entry in sorted(skipped, key=lambda pair: pair[0])),
     )
 
 
-def _module(tensor: TensorInfo, verdict: Score) -> WeightModule:
+def _joined(parts: Sequence[_Part]) -> list[_Part]:
+    """The parts; a tensor of which all are left out for one reason is a whole again."""
+    verdicts: dict[str, set[Score | Skip]] = defaultdict(set)
+    for part in parts:
+        verdicts[part.tensor.name].add(part.verdict)
+    joined: dict[object, _Part] = {}
+    for position, part in enumerate(parts):
+        if part.piece is not None and len(verdicts[part.tensor.name]) == 1 and isinstance(part.verdict, Skip):
+            whole = _Part(tensor=part.tensor, verdict=part.verdict, name=module_name(part.tensor.name))
+            joined[part.tensor.name] = whole
+        else:
+            joined[position] = part
+    return list(joined.values())
+
+
+def _module(part: _Part, verdict: Score) -> WeightModule:
+    tensor, piece = part.tensor, part.piece
+    shape = tensor.shape if piece is None else piece.view.shape(tensor.shape)
     return WeightModule(
-        name=module_name(tensor.name),
+        name=part.name,
         parameter=tensor.name,
         role=verdict.role,
         layer=layer_index(tensor.name),
-        shape=tensor.shape,
-        dtype=tensor.dtype,
-        kind="linear" if len(tensor.shape) == 2 else "conv",
+        shape=shape,
+        dtype=tensor.storage,
+        kind="linear" if len(shape) == 2 else "conv",
+        expert=expert_index(f"{part.name}.weight"),
+        view=None if piece is None else piece.view,
+        parameter_shape=None if piece is None else tensor.shape,
+        rank=tensor.rank,
+        roundoff=tensor.roundoff,
     )

@@ -29,28 +29,14 @@ def _roles(selection: Selection) -> dict[str, str]:
 FUSED_QKV = "fused: q_proj, k_proj and v_proj"
 SKIPPED: list[tuple[str, tuple[int, ...], str, str]] = [
     # name, shape, dtype, start of the reason
-    ("transformer.h.0.attn.c_attn.weight", (8, 24), "float32", FUSED_QKV),
     ("gpt_neox.layers.0.attention.query_key_value.weight", (24, 8), "float32", FUSED_QKV),
-    ("model.layers.0.self_attn.qkv_proj.weight", (24, 8), "float32", FUSED_QKV),
-    ("transformer.blocks.0.attn.Wqkv.weight", (24, 8), "float32", FUSED_QKV),
-    ("blocks.0.attn.qkv.weight", (24, 8), "float32", FUSED_QKV),
-    ("model.layers.0.self_attn.W_pack.weight", (24, 8), "float32", FUSED_QKV),
     ("model.layers.0.attention.wqkv.weight", (24, 8), "float32", FUSED_QKV),
-    ("visual.transformer.resblocks.0.attn.in_proj_weight", (24, 8), "float32", FUSED_QKV),
+    ("model.layers.0.self_attn.qkv_proj.weight", (16, 8), "float32", FUSED_QKV),
     ("deberta.encoder.layer.0.attention.self.in_proj.weight", (24, 8), "float32", FUSED_QKV),
-    ("model.layers.0.self_attention.kv_proj.weight", (16, 8), "float32", "fused: k_proj and v_proj"),
-    ("model.layers.0.mlp.gate_up_proj.weight", (32, 8), "float32", "fused: gate_proj and up_proj"),
-    ("model.layers.0.mlp.up_gate_proj.weight", (32, 8), "float32", "fused: gate_proj and up_proj"),
-    ("model.layers.0.self_attn.kv_a_proj_with_mqa.weight", (6, 8), "float32", "fused: compressed key-value latent"),
-    ("model.layers.0.self_attn.kv_b_proj.weight", (16, 4), "float32", "fused: k_proj and v_proj"),
+    ("model.layers.0.self_attn.kv_a_proj_with_mqa.weight", (6, 8), "float32", "fused: kv_a_proj and k_pe_proj"),
+    ("model.layers.0.self_attn.kv_b_proj.weight", (16, 4), "float32", "fused: k_b_proj and v_b_proj"),
     ("model.layers.0.linear_attn.in_proj_qkvz.weight", (32, 8), "float32", "fused: q_proj, k_proj, v_proj and z_proj"),
-    ("backbone.layers.0.mixer.in_proj.weight", (32, 8), "float32", "fused: x_proj and z_proj"),
-    ("model.layers.0.conv.in_proj.weight", (24, 8), "float32", "fused: B, C and x"),
-    ("lstm.weight_ih_l0", (32, 6), "float32", "fused: the gates of a recurrent layer"),
-    ("model.layers.0.mlp.experts.gate_up_proj", (4, 32, 8), "bfloat16", "stacked: fused gate_proj and up_proj of 4"),
-    ("model.layers.0.mlp.experts.down_proj", (4, 8, 16), "bfloat16", "stacked: down_proj of 4 experts"),
-    ("model.layers.0.mlp.input_linear.weight", (4, 32, 8), "bfloat16", "stacked: fused gate_proj and up_proj of 4"),
-    ("model.layers.0.mlp.output_linear.weight", (4, 8, 16), "bfloat16", "stacked: down_proj of 4 experts"),
+    ("lstm.weight_ih_l0", (32, 6), "float32", "weight of a recurrent layer"),
     ("transformer.blocks.0.ffn.experts.mlp.w1", (64, 8), "bfloat16", "stacked: gate_proj of all experts"),
     ("transformer.blocks.0.ffn.experts.mlp.v1", (64, 8), "bfloat16", "stacked: up_proj of all experts"),
     ("transformer.blocks.0.ffn.experts.mlp.w2", (64, 8), "bfloat16", "stacked: down_proj of all experts"),
@@ -105,7 +91,7 @@ SKIPPED: list[tuple[str, tuple[int, ...], str, str]] = [
     ("layers.0.fc.qweight", (8, 8), "int32", "codes of quantised weights"),
     ("layers.0.fc.qzeros", (1, 8), "int32", "scale or zero point"),
     ("layers.0.fc.scales", (1, 8), "float16", "scale or zero point"),
-    ("layers.0.fc.weight", (8, 8), "int8", "codes of quantised weights: they must be de-quantised first (int8)"),
+    ("layers.0.fc.weight", (8, 8), "int8", "codes of quantised weights that could not be de-quantised (int8)"),
     ("layers.0.fc.SCB", (8,), "float32", "scale or zero point"),
     ("layers.0.fc.weight.absmax", (8,), "float32", "scale or zero point"),
     ("layers.0.fc.weight.quant_state.bitsandbytes__nf4", (80,), "uint8", "scale or zero point"),
@@ -125,6 +111,80 @@ def test_skipped_with_its_reason(
     (tensor,) = selection.skipped
     assert (tensor.name, tensor.shape, tensor.dtype) == (name, shape, dtype)
     assert tensor.reason.startswith(reason)
+
+
+QKV = ("q_proj", "k_proj", "v_proj")
+GATE_UP = ("gate_proj", "up_proj")
+SPLIT: list[tuple[str, tuple[int, ...], str, tuple[str, ...], tuple[int, ...]]] = [
+    # name, shape, where the parts are named, their roles, their shape: those that need no configuration
+    ("transformer.h.0.attn.c_attn.weight", (8, 24), "transformer.h.0.attn", QKV, (8, 8)),
+    ("model.layers.0.self_attn.qkv_proj.weight", (24, 8), "model.layers.0.self_attn", QKV, (8, 8)),
+    ("transformer.blocks.0.attn.Wqkv.weight", (24, 8), "transformer.blocks.0.attn", QKV, (8, 8)),
+    ("blocks.0.attn.qkv.weight", (24, 8), "blocks.0.attn", QKV, (8, 8)),
+    ("model.layers.0.self_attn.W_pack.weight", (24, 8), "model.layers.0.self_attn", QKV, (8, 8)),
+    ("visual.resblocks.0.attn.in_proj_weight", (24, 8), "visual.resblocks.0.attn", QKV, (8, 8)),
+    ("layers.0.attn.kv_proj.weight", (16, 8), "layers.0.attn", ("k_proj", "v_proj"), (8, 8)),
+    ("layers.0.mlp.gate_up_proj.weight", (32, 8), "layers.0.mlp", GATE_UP, (16, 8)),
+    ("layers.0.mlp.up_gate_proj.weight", (32, 8), "layers.0.mlp", GATE_UP, (16, 8)),
+    ("layers.0.conv.in_proj.weight", (24, 8), "layers.0.conv", ("in_proj_B", "in_proj_C", "in_proj_x"), (8, 8)),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "parent", "roles", "part"), SPLIT)
+def test_fused_tensors_are_several_modules(
+    name: str, shape: tuple[int, ...], parent: str, roles: tuple[str, ...], part: tuple[int, ...], catalogue: Catalogue
+) -> None:
+    selection = select_modules(catalogue({name: shape}))
+    assert not selection.skipped
+    assert sorted((module.name, module.role) for module in selection.modules) == sorted(
+        (f"{parent}.{role}", role) for role in roles
+    )
+    for module in selection.modules:
+        assert (module.parameter, module.stored_shape, module.shape) == (name, shape, part)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "parent", "roles", "part"),
+    [
+        ("layers.0.mlp.experts.gate_up_proj", (4, 32, 8), "layers.0.mlp.experts.{}", GATE_UP, (16, 8)),
+        ("layers.0.mlp.experts.down_proj", (4, 8, 16), "layers.0.mlp.experts.{}", ("down_proj",), (8, 16)),
+        ("layers.0.mlp.input_linear.weight", (4, 32, 8), "layers.0.mlp.experts.{}", GATE_UP, (16, 8)),
+        ("layers.0.mlp.output_linear.weight", (4, 8, 16), "layers.0.mlp.experts.{}", ("down_proj",), (8, 16)),
+    ],
+)
+def test_stacked_experts_are_told_apart(
+    name: str, shape: tuple[int, ...], parent: str, roles: tuple[str, ...], part: tuple[int, ...], catalogue: Catalogue
+) -> None:
+    modules = select_modules(catalogue({name: shape})).modules
+    expected = [(f"{parent.format(expert)}.{role}", expert) for expert in range(4) for role in roles]
+    assert [(module.name, module.expert) for module in modules] == expected
+    assert {module.shape for module in modules} == {part}
+
+
+def test_split_names_give_way_to_names_that_are_taken(catalogue: Catalogue) -> None:
+    tensors = {"layers.0.attn.qkv.weight": (24, 8), "layers.0.attn.q_proj.weight": (8, 8)}
+    names = {module.name for module in select_modules(catalogue(tensors)).modules}
+    assert names == {"layers.0.attn.q_proj"} | {f"layers.0.attn.qkv.{role}" for role in QKV}
+
+
+def test_fused_tensors_can_be_kept_whole(catalogue: Catalogue) -> None:
+    tensors = {"h.0.attn.c_attn.weight": (8, 24), "h.0.mlp.experts.gate_up_proj": (2, 32, 8)}
+    modules = select_modules(catalogue(tensors), split_fused=False).modules
+    assert [(module.name, module.role, module.shape) for module in modules] == [
+        ("h.0.attn.c_attn", "c_attn", (8, 24)),
+        ("h.0.mlp.experts.0.gate_up_proj", "gate_up_proj", (32, 8)),
+        ("h.0.mlp.experts.1.gate_up_proj", "gate_up_proj", (32, 8)),
+    ]
+
+
+def test_include_and_exclude_choose_among_the_parts_of_a_tensor(catalogue: Catalogue) -> None:
+    tensors = {"h.0.attn.c_attn.weight": (8, 24), "h.0.mlp.c_fc.weight": (8, 32)}
+    chosen = select_modules(catalogue(tensors), include=["attn"], exclude=[r"k_proj$"])
+    assert [module.name for module in chosen.modules] == ["h.0.attn.q_proj", "h.0.attn.v_proj"]
+    assert {tensor.name: tensor.reason for tensor in chosen.skipped} == {
+        "h.0.attn.k_proj": "excluded by --exclude 'k_proj$'",
+        "h.0.mlp.c_fc.weight": "not matched by --include",
+    }
 
 
 SCORED: list[tuple[str, tuple[int, ...], str, int | None]] = [
@@ -220,9 +280,11 @@ def test_the_quantisation_method_is_named(catalogue: Catalogue) -> None:
 def test_widths_tell_fused_projections(
     tensors: Mapping[str, tuple[int, ...]], fused: set[str], catalogue: Catalogue
 ) -> None:
-    selection = select_modules(catalogue(tensors))
+    selection = select_modules(catalogue(tensors), config={"num_attention_heads": 2})
+    split = {module.parameter for module in selection.modules if module.view is not None}
+    unsplit = {tensor.name for tensor in selection.skipped}
     assert all(tensor.reason.startswith("fused: ") for tensor in selection.skipped)
-    assert {tensor.name.split(".")[-2] for tensor in selection.skipped} == fused
+    assert {name.split(".")[-2] for name in split | unsplit} == fused
 
 
 def test_experts_in_files_are_ordinary_matrices(catalogue: Catalogue) -> None:
@@ -264,7 +326,7 @@ def test_a_gate_without_experts_is_part_of_the_mlp(catalogue: Catalogue) -> None
                 "model.transformer.blocks.0.ff_out.weight": (8, 16),
                 "model.transformer.ff_out.weight": (40, 8),
             },
-            {"attn_out": "o_proj", "ff_out": "down_proj"},
+            {role: role for role in (*QKV, *GATE_UP)} | {"attn_out": "o_proj", "ff_out": "down_proj"},
         ),
         (
             {
@@ -323,7 +385,6 @@ def test_include_restricts(catalogue: Catalogue) -> None:
     [
         ("embed_tokens", "model.embed_tokens.weight", "embed_tokens"),
         ("^lm_head", "lm_head.weight", "lm_head"),
-        ("gate_up", "model.layers.0.mlp.gate_up_proj.weight", "gate_up_proj"),
     ],
 )
 def test_include_brings_in_what_is_left_out(include: str, name: str, role: str, catalogue: Catalogue) -> None:
@@ -345,7 +406,6 @@ def test_include_brings_in_a_convolution(name: str, catalogue: Catalogue) -> Non
         ("fc.qweight", (8, 8), "int32", "codes of quantised weights"),
         ("fc.weight", (8, 8), "int8", "codes of quantised weights"),
         ("fc.scales", (8, 8), "float16", "scale or zero point"),
-        ("mlp.experts.down_proj", (4, 8, 16), "float32", "stacked"),
         ("mlp.experts.down_proj_bias", (4, 8), "float32", "bias"),
         ("fc.lora_A.weight", (4, 8), "float32", "LoRA"),
         ("some.table", (4, 8, 2), "float32", "3-D parameter"),
@@ -431,8 +491,9 @@ def test_any_tensors_land_exactly_once_whatever_their_order(
 ) -> None:
     infos = [TensorInfo(name=name, shape=shape, dtype=dtype, file="") for name, (shape, dtype) in tensors.items()]
     selection = select_modules(infos)
-    names = [module.parameter for module in selection.modules] + [tensor.name for tensor in selection.skipped]
+    names = [*{module.parameter for module in selection.modules}, *(tensor.name for tensor in selection.skipped)]
     assert sorted(names) == sorted(tensors)
+    assert len({module.name for module in selection.modules}) == len(selection.modules)
     assert all(len(m.shape) >= 2 and min(m.shape) > 0 and "float" in m.dtype for m in selection.modules)
     assert all(tensor.reason for tensor in selection.skipped)
     random.shuffle(infos)

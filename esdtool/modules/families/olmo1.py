@@ -11,7 +11,8 @@ FAMILY = Family(
     rules=(
         skip("^ff_out", "language-model head"),
         score("blocks.#.attn_out", "o_proj"),
-        score("blocks.#.ff_proj", "up_proj"),  # with SwiGLU twice as wide, which its shape tells
+        # With SwiGLU twice as wide, which its shape tells; the second half goes through the activation.
+        score("blocks.#.ff_proj", "up_proj", halves=("up_proj", "gate_proj")),
         score("blocks.#.ff_out", "down_proj"),
     ),
 )
