@@ -27,22 +27,26 @@ FORMAT: Final = "esdtool.analysis"
 VERSION: Final = 1
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
     """Base of all parts: immutable, unknown keys of newer minor writers are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-class Source(_Record):
+class Source(Record):
     """Where the weights came from."""
 
     checkpoint: str = Field(description="Path or Hub id as the user gave it; 'memory' for a live model.")
     revision: str | None = Field(default=None, description="Commit of a Hub checkpoint.")
     model_type: str | None = Field(default=None, description="model_type of config.json, e.g. 'llama'.")
     files: tuple[str, ...] = Field(default=(), description="Weight files read, relative to the checkpoint.")
+    base: str | None = Field(
+        default=None, description="Checkpoint whose weights were subtracted: the analysis is of the differences."
+    )
+    merged_with: str | None = Field(default=None, description="Checkpoint into which an adapter was merged.")
 
 
-class Settings(_Record):
+class Settings(Record):
     """Everything that the numbers depend on, besides the weights."""
 
     fit: tuple[str, ...] = Field(description="Estimators of alpha; the first one gives 'alpha'.")
@@ -54,11 +58,12 @@ class Settings(_Record):
     farms_rows: int | None = Field(default=None, description="Rows of a FARMS window.")
     farms_ratio: float | None = Field(default=None, description="Columns over rows of a FARMS window.")
     farms_windows: int | None = Field(default=None, description="FARMS windows per dimension.")
+    split_fused: bool = Field(default=True, description="Whether fused projections were split into modules.")
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
 
-class TailResult(_Record):
+class TailResult(Record):
     """One estimator's power-law fit of the tail."""
 
     alpha: float = Field(description="Power-law exponent of the tail density.")
@@ -68,22 +73,29 @@ class TailResult(_Record):
     ks_distance: float = Field(description="Kolmogorov-Smirnov distance between the tail and its fit.")
 
 
-class Comparison(_Record):
+class Comparison(Record):
     """Likelihood-ratio test of the power law against another distribution (package `powerlaw`)."""
 
     ratio: float = Field(description="Log-likelihood ratio; positive favours the power law.")
     p_value: float = Field(description="Significance of its sign.")
 
 
-class ModuleResult(_Record):
+class ModuleResult(Record):
     """One weight module: what it is, its tail and its metrics. Numbers are null unless status is 'ok'."""
 
     name: str = Field(description="Module, e.g. 'model.layers.0.self_attn.q_proj'.")
-    parameter: str = Field(description="Parameter, e.g. 'model.layers.0.self_attn.q_proj.weight'.")
+    parameter: str = Field(
+        description="Parameter, e.g. 'model.layers.0.self_attn.q_proj.weight'; modules of a fused one share it."
+    )
     role: str = Field(description="Role in the block, e.g. 'q_proj'.")
     layer: int | None = Field(description="Index of the block; null outside a numbered stack.")
-    shape: tuple[int, ...] = Field(description="Shape of the parameter as stored.")
-    dtype: str = Field(description="Storage dtype.")
+    expert: int | None = Field(default=None, description="Index of the expert; null outside a mixture of experts.")
+    shape: tuple[int, ...] = Field(description="Shape of the module's weight.")
+    parameter_shape: tuple[int, ...] | None = Field(
+        default=None, description="Shape of the parameter, where it holds more than this module."
+    )
+    dtype: str = Field(description="Storage dtype, or the format of quantised weights.")
+    rank: int | None = Field(default=None, description="Largest possible rank of a low-rank update (LoRA).")
     num_eigs: int = Field(description="Number of eigenvalues in the ESD.")
 
     alpha: float | None = Field(default=None, description="Tail exponent by the first estimator.")
@@ -130,8 +142,13 @@ class ModuleResult(_Record):
         """Whether the module was scored."""
         return self.status == "ok"
 
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of the whole parameter."""
+        return self.shape if self.parameter_shape is None else self.parameter_shape
 
-class SkippedResult(_Record):
+
+class SkippedResult(Record):
     """A tensor that is left out, and why."""
 
     name: str
@@ -140,7 +157,7 @@ class SkippedResult(_Record):
     reason: str
 
 
-class RoleSummary(_Record):
+class RoleSummary(Record):
     """Alphas of all scored modules of one role (the paper's figure 1)."""
 
     role: str
@@ -152,7 +169,7 @@ class RoleSummary(_Record):
     mean_mp_alpha: float | None
 
 
-class LayerSummary(_Record):
+class LayerSummary(Record):
     """Alphas of all scored modules of one block."""
 
     layer: int
@@ -160,7 +177,7 @@ class LayerSummary(_Record):
     mean_alpha: float
 
 
-class Summary(_Record):
+class Summary(Record):
     """The analysis in a few numbers."""
 
     num_modules: int
@@ -173,7 +190,7 @@ class Summary(_Record):
     least_heavy_tailed: tuple[str, ...] = Field(default=(), description="Names, lightest tail first, at most 3.")
 
 
-class Analysis(_Record):
+class Analysis(Record):
     """The spectra of one checkpoint."""
 
     format: Literal["esdtool.analysis"] = FORMAT
@@ -236,7 +253,7 @@ class Analysis(_Record):
 
     def to_csv(self) -> str:
         """One line a module; columns are the JSON's module keys, nested values flattened (`alphas.ks`)."""
-        rows = self._flat_rows()
+        rows = self.flat_rows()
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
         writer.writeheader()
@@ -249,12 +266,15 @@ class Analysis(_Record):
             import pandas
         except ImportError as error:
             raise ImportError("Analysis.to_pandas needs pandas: pip install pandas") from error
-        return pandas.DataFrame(self._flat_rows())
+        return pandas.DataFrame(self.flat_rows())
 
-    def _flat_rows(self) -> list[dict[str, Any]]:
+    def flat_rows(self) -> list[dict[str, Any]]:
+        """One dictionary a module, for tables."""
         rows = []
         for module in self.modules:
-            row: dict[str, Any] = module.model_dump(exclude={"alphas", "fits", "comparisons", "shape"})
+            row: dict[str, Any] = module.model_dump(
+                exclude={"alphas", "fits", "comparisons", "shape", "parameter_shape"}
+            )
             row["shape"] = "x".join(str(size) for size in module.shape)
             for fit in self.settings.fit:
                 row[f"alphas.{fit}"] = module.alphas.get(fit)

@@ -120,8 +120,13 @@ class Entry(_Part):
 class Members(_Part):
     """Where the value of a fused parameter comes from."""
 
-    aggregate: str = Field(description="How the members' values became one, e.g. 'median'.")
-    members: tuple[str, ...] = Field(alias="from", description="Names of the tensors that the parameter holds.")
+    aggregate: str = Field(description="How the members' values became one, e.g. 'parameter-weighted mean'.")
+    members: tuple[str, ...] = Field(alias="from", description="Names of the modules that the parameter holds.")
+
+    @classmethod
+    def of(cls, aggregate: str, members: tuple[str, ...]) -> Self:
+        """The same from plain values, without the alias."""
+        return cls.model_validate({"aggregate": aggregate, "from": members})
 
 
 class Assignment(_Part):

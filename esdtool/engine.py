@@ -10,31 +10,50 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from esdtool._version import __version__
-from esdtool.analysis import Analysis, Comparison, ModuleResult, Settings, SkippedResult, Source, TailResult
+from esdtool.analysis import Analysis, ModuleResult, Settings, SkippedResult, Source
 from esdtool.checkpoint import Checkpoint, from_model, from_state_dict, open_checkpoint
 from esdtool.checkpoint.base import DTYPE_BYTES
+from esdtool.difference import Pairing, difference, pair_modules
 from esdtool.errors import DeviceError, NothingToAnalyzeError, UsageError
-from esdtool.metrics import alpha_weighted, log_alpha_norm, spectral_metrics
 from esdtool.modules import Selection, WeightModule, select_modules
-from esdtool.options import ScoreOptions
-from esdtool.scoring import MatrixScore, cost, null_alpha, score_matrices
+from esdtool.options import LOW_RANK_MIN_EIGS, ScoreOptions
+from esdtool.reading import read_matrices
+from esdtool.results import module_result
+from esdtool.scoring import ALL_ZERO, cost, score_matrices
 from esdtool.summary import summarize
-from esdtool.tail import TailFit, Vector
+from esdtool.tail import Vector
 from esdtool.threads import available_cores, single_blas_workers
+
+Readable = str | Path | torch.nn.Module | Mapping[str, torch.Tensor] | Checkpoint
+"""What can be analysed: a path or Hub id, a live model, a state dict, or an open checkpoint."""
 
 OnProgress = Callable[[WeightModule, float], None]
 """Called in the main thread after each module with the module and its cost."""
 
-# The estimator for which the literature gives limits of a well-trained layer (Martin and Mahoney 2021).
-_WARNING_FIT = "ks"
-_OVER_TRAINED, _UNDER_TRAINED = 2.0, 6.0
+_UNCHANGED = "unchanged: equal to the base to the last bit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A checkpoint to subtract, and which of its modules corresponds to which."""
+
+    checkpoint: Checkpoint
+    pairing: Pairing
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on the base, and how much of the two checkpoints has no counterpart."""
+        lost = self.pairing.unmatched
+        if not lost:
+            return self.checkpoint.notes
+        more = f"; {len(lost)} in all, see the list of what is skipped" if len(lost) > 1 else ""
+        return (*self.checkpoint.notes, f"{lost[0].name}: {lost[0].reason}{more}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +65,18 @@ class Plan:
     options: ScoreOptions
     device: torch.device
     jobs: int
+    base: Base | None = None
+    """Whose weights are subtracted; None: the weights themselves are analysed."""
+    merged_with: str | None = None
+    """The checkpoint that an adapter is merged into."""
+    split_fused: bool = True
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks that the user should see."""
+        return (*self.checkpoint.notes, *(() if self.base is None else self.base.notes))
 
     @property
     def cost(self) -> float:
@@ -62,7 +91,7 @@ class Plan:
 
 
 def analyze(
-    source: str | Path | torch.nn.Module | Mapping[str, torch.Tensor] | Checkpoint,
+    source: Readable,
     *,
     fit: str | Sequence[str] = "hill",
     k_fraction: float = 0.5,
@@ -71,6 +100,8 @@ def analyze(
     fast: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    split_fused: bool = True,
+    base: Readable | None = None,
     device: str | torch.device = "auto",
     jobs: int | None = None,
     revision: str | None = None,
@@ -89,8 +120,11 @@ def analyze(
         min_eigs: modules with fewer eigenvalues are not scored.
         spectrum: `auto`, `gram` or `svd`; see `esdtool.spectrum`.
         fast: allow float32 where its error bound admits it (alphas within 1e-4).
-        include: regular expressions on parameter names; if given, only tensors that match one are analysed.
-        exclude: regular expressions on parameter names to leave out.
+        include: regular expressions on parameter and module names; if given, only what matches one is analysed.
+        exclude: regular expressions on parameter and module names to leave out.
+        split_fused: False keeps fused projections in one module.
+        base: another checkpoint: the differences from its weights are analysed; for an adapter: the base's weights
+            with the adapter merged in.
         device: `auto` (CUDA if there is one, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
         jobs: modules worked on at a time; default one per core on the CPU, one on an accelerator.
         revision: branch, tag or commit of a Hub checkpoint.
@@ -119,16 +153,28 @@ def analyze(
         farms_ratio=farms_ratio,
         farms_windows=farms_windows,
     )
-    plan = make_plan(source, options, include=include, exclude=exclude, device=device, jobs=jobs, revision=revision)
+    plan = make_plan(
+        source,
+        options,
+        include=include,
+        exclude=exclude,
+        split_fused=split_fused,
+        base=base,
+        device=device,
+        jobs=jobs,
+        revision=revision,
+    )
     return run(plan, on_progress=on_progress)
 
 
 def make_plan(
-    source: str | Path | torch.nn.Module | Mapping[str, torch.Tensor] | Checkpoint,
+    source: Readable,
     options: ScoreOptions,
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    split_fused: bool = True,
+    base: Readable | None = None,
     device: str | torch.device = "auto",
     jobs: int | None = None,
     revision: str | None = None,
@@ -138,9 +184,23 @@ def make_plan(
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs must be at least 1, not {jobs}")
     checkpoint = _open(source, revision)
+    other = None if base is None else _open(base, None)
+    merged_with = None
+    if other is not None:
+        from esdtool.checkpoint.adapter import is_adapter, merged
+
+        if is_adapter(checkpoint):
+            merged_with, checkpoint, other = other.location, merged(checkpoint, other), None
     selection = select_modules(
-        checkpoint.tensors.values(), config=checkpoint.config, include=tuple(include), exclude=tuple(exclude)
+        checkpoint.tensors.values(),
+        config=checkpoint.config,
+        include=tuple(include),
+        exclude=tuple(exclude),
+        split_fused=split_fused,
     )
+    paired = None
+    if other is not None:
+        paired, selection = _paired(checkpoint, selection, other, split_fused=split_fused)
     if not selection.modules:
         raise NothingToAnalyzeError(
             f"{checkpoint.location}: no weight matrix to analyse among {len(checkpoint.tensors)} tensors"
@@ -155,19 +215,33 @@ def make_plan(
         options=options,
         device=chosen,
         jobs=min(jobs or available, len(selection.modules)),
+        base=paired,
+        merged_with=merged_with,
+        split_fused=split_fused,
         include=tuple(include),
         exclude=tuple(exclude),
     )
+
+
+def _paired(
+    checkpoint: Checkpoint, selection: Selection, base: Checkpoint, *, split_fused: bool
+) -> tuple[Base, Selection]:
+    """The base's counterparts, and the selection without the modules that have none."""
+    theirs = select_modules(base.tensors.values(), config=base.config, split_fused=split_fused)
+    pairing = pair_modules(selection.modules, theirs.modules, location=checkpoint.location, base_location=base.location)
+    matched = tuple(module for module in selection.modules if module.name in pairing.base)
+    skipped = (*selection.skipped, *pairing.unmatched)
+    return Base(checkpoint=base, pairing=pairing), Selection(modules=matched, skipped=skipped)
 
 
 def run(plan: Plan, *, on_progress: OnProgress | None = None) -> Analysis:
     """Carry out a plan. The result does not depend on `plan.jobs`."""
     scored: dict[str, tuple[ModuleResult, Vector | None]] = {}
     for module, result, eigenvalues in _results(plan):
-        scored[module.parameter] = result, eigenvalues
+        scored[module.name] = result, eigenvalues
         if on_progress is not None:
             on_progress(module, cost(module))
-    results = [scored[module.parameter] for module in plan.selection.modules]
+    results = [scored[module.name] for module in plan.selection.modules]
     checkpoint, options = plan.checkpoint, plan.options
     uses_farms = "farms" in options.fit
     analysis = Analysis(
@@ -177,6 +251,8 @@ def run(plan: Plan, *, on_progress: OnProgress | None = None) -> Analysis:
             revision=checkpoint.revision,
             model_type=checkpoint.model_type,
             files=checkpoint.files,
+            base=None if plan.base is None else plan.base.checkpoint.location,
+            merged_with=plan.merged_with,
         ),
         settings=Settings(
             fit=options.fit,
@@ -188,6 +264,7 @@ def run(plan: Plan, *, on_progress: OnProgress | None = None) -> Analysis:
             farms_rows=options.farms_rows if uses_farms else None,
             farms_ratio=options.farms_ratio if uses_farms else None,
             farms_windows=options.farms_windows if uses_farms else None,
+            split_fused=plan.split_fused,
             include=plan.include,
             exclude=plan.exclude,
         ),
@@ -226,9 +303,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def _open(
-    source: str | Path | torch.nn.Module | Mapping[str, torch.Tensor] | Checkpoint, revision: str | None
-) -> Checkpoint:
+def _open(source: Readable, revision: str | None) -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, torch.nn.Module):
@@ -249,70 +324,26 @@ def _results(plan: Plan) -> Iterator[tuple[WeightModule, ModuleResult, Vector | 
 
 def _score(plan: Plan, module: WeightModule) -> tuple[ModuleResult, Vector | None]:
     """Read one module and score it; runs in a worker thread."""
-    tensor = plan.checkpoint.read(module.parameter)
-    score = score_matrices(module.matrices(tensor), plan.options, device=plan.device, scale=module.eigenvalue_scale)
-    return module_result(module, score, plan.options), None if score.spectrum is None else score.spectrum.eigenvalues
-
-
-def module_result(module: WeightModule, score: MatrixScore, options: ScoreOptions) -> ModuleResult:
-    """A module's score in the form of the file."""
-    described: dict[str, Any] = {
-        "name": module.name,
-        "parameter": module.parameter,
-        "role": module.role,
-        "layer": module.layer,
-        "shape": module.shape,
-        "dtype": module.dtype,
-        "num_eigs": module.num_eigs,
-        "status": score.status,
-        "spectrum": None if score.spectrum is None else score.spectrum.path,
-    }
-    if score.alpha is None or score.spectrum is None:
-        return ModuleResult(**described)
-    first = score.fits[options.fit[0]]
-    assert first is not None
-    metrics = spectral_metrics(score.spectrum, module.matrix_shape, num_matrices=module.num_matrices)
-    warned = score.fits.get(_WARNING_FIT)
-    return ModuleResult(
-        **described,
-        alpha=first.alpha,
-        alpha_stderr=first.alpha_stderr,
-        xmin=first.xmin,
-        num_tail=first.num_tail,
-        ks_distance=first.ks_distance,
-        mp_alpha=null_alpha(options.fit[0], module.matrix_shape, module.num_matrices, options),
-        alphas={name: None if fit is None else fit.alpha for name, fit in score.fits.items()},
-        fits={name: None if fit is None else _tail_result(fit) for name, fit in score.fits.items()},
-        comparisons=None
-        if score.comparisons is None
-        else {name: Comparison(ratio=test.ratio, p_value=test.p_value) for name, test in score.comparisons.items()},
-        **asdict(metrics),
-        alpha_weighted=alpha_weighted(first.alpha, metrics.lambda_max),
-        log_alpha_norm=log_alpha_norm(first.alpha, score.spectrum.eigenvalues),
-        warning=None if warned is None else _warning(warned.alpha),
-    )
-
-
-def _tail_result(fit: TailFit) -> TailResult:
-    return TailResult(
-        alpha=fit.alpha,
-        alpha_stderr=fit.alpha_stderr,
-        xmin=fit.xmin,
-        num_tail=fit.num_tail,
-        ks_distance=fit.ks_distance,
-    )
-
-
-def _warning(alpha: float) -> str | None:
-    if alpha < _OVER_TRAINED:
-        return "over-trained"
-    return "under-trained" if alpha > _UNDER_TRAINED else None
+    roundoff = module.roundoff
+    if plan.base is None:
+        matrices = read_matrices(plan.checkpoint, module)
+    else:
+        counterpart = plan.base.pairing.base[module.name]
+        matrices, roundoff = difference(plan.checkpoint, module, plan.base.checkpoint, counterpart)
+    options = plan.options
+    if module.rank is not None:
+        options = replace(options, min_eigs=min(options.min_eigs, LOW_RANK_MIN_EIGS))
+    score = score_matrices(matrices, options, device=plan.device, scale=module.eigenvalue_scale, roundoff=roundoff)
+    if plan.base is not None and score.status == ALL_ZERO:
+        score = replace(score, status=_UNCHANGED)
+    return module_result(module, score, options), None if score.spectrum is None else score.spectrum.eigenvalues
 
 
 def _working_bytes(module: WeightModule) -> int:
     """Memory of one module in flight: stored tensor, a float64 slice of it, its Gram matrix and a solver's copy."""
     short, long = sorted(module.matrix_shape)
-    stored = math.prod(module.shape) * DTYPE_BYTES.get(module.dtype, 4)
+    read = (module.rows[1] - module.rows[0]) * math.prod(module.stored_shape[1:])
+    stored = read * DTYPE_BYTES.get(module.dtype, 4)
     return stored + 8 * short * min(long, max(short, 2048)) + 3 * 8 * short**2
 
 

@@ -16,9 +16,14 @@ FITS: tuple[str, ...] = get_args(FitName)
 OptimizerName = Literal["adamw", "adam"]
 AssignName = Literal["linear", "sqrt", "log2", "sigmoid", "uniform"]
 ScoreName = Literal["alpha", "stable_rank", "frobenius_norm", "spectral_norm", "alpha_weighted"]
+Experts = Literal["mean", "all"]
 Granularity = Literal["module", "layer", "role"]
 Unlisted = Literal["keep", "no-decay", "base"]
 AssignmentFormat = Literal["json", "csv", "torch-groups"]
+
+
+LOW_RANK_MIN_EIGS = 8
+"""Fewest eigenvalues of a module of known low rank, such as a LoRA update: it has no more than its rank."""
 
 
 @dataclass(frozen=True, kw_only=True)

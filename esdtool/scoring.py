@@ -32,6 +32,9 @@ _WORST = 1e-3
 _CONSTANT = 1e-6
 """Mean ln(lambda / xmin) of a constant tail: float32 arithmetic leaves about this much on an orthogonal matrix."""
 
+ALL_ZERO = "all elements are zero"
+"""Status of a matrix without any weight."""
+
 _BELOW_GRAM = "the tail starts below the resolution of the Gram path; allow --spectrum auto or svd"
 
 
@@ -65,6 +68,7 @@ def score_matrices(
     *,
     device: torch.device | None = None,
     scale: float = 1.0,
+    roundoff: float | None = None,
 ) -> MatrixScore:
     """Alpha of one module.
 
@@ -73,6 +77,7 @@ def score_matrices(
         options: estimators and precision.
         device: where to compute; default the matrices' own.
         scale: factor of the eigenvalues (`WeightModule.eigenvalue_scale`); alpha does not depend on it.
+        roundoff: relative rounding error of the stored weights, where it is more than that of the matrices' dtype.
 
     Returns:
         A score, never an exception for bad weights: the status says what is wrong with them.
@@ -83,11 +88,11 @@ def score_matrices(
     if not math.isfinite(peak):
         return MatrixScore(status="not finite: contains NaN or infinity")
     if peak == 0:
-        return MatrixScore(status="all elements are zero")
+        return MatrixScore(status=ALL_ZERO)
     if num_eigs < options.min_eigs:
         return MatrixScore(status=f"too few eigenvalues: {num_eigs} < {options.min_eigs}")
 
-    source = _Source(matrices=matrices, device=device, scale=scale, peak=peak)
+    source = _Source(matrices=matrices, device=device, scale=scale, peak=peak, roundoff=roundoff)
     for path in options.ladder:
         try:
             return _score_on(source, path, options)
@@ -123,7 +128,7 @@ def null_alpha(name: str, shape: tuple[int, int], num_matrices: int, options: Sc
 
 def cost(module: WeightModule) -> float:
     """Predicted work of a module's spectrum in flops: n^2 m for the Gram matrix and 4/3 n^3 for its reduction."""
-    short, long = sorted(module.matrix_shape)
+    short, long = sorted(module.matrix_shape) if module.rank is None else (module.rank, max(module.matrix_shape))
     return module.num_matrices * (short**2 * long + 4 / 3 * short**3)
 
 
@@ -136,11 +141,15 @@ class _Source:
     scale: float
     peak: float
     """Largest absolute element."""
+    roundoff: float | None
+    """See `score_matrices`."""
 
 
 def _score_on(source: _Source, path: SpectrumPath, options: ScoreOptions) -> MatrixScore:
     """All fits on one path; raises `_Unresolved` if a better path is needed and allowed."""
-    spectrum = compute_spectrum(source.matrices, path, device=source.device, scale=source.scale, peak=source.peak)
+    spectrum = compute_spectrum(
+        source.matrices, path, device=source.device, scale=source.scale, peak=source.peak, roundoff=source.roundoff
+    )
     last = path == options.ladder[-1]
     fits: dict[str, TailFit | None] = {}
     problems: list[str] = []
@@ -228,7 +237,7 @@ def _farms(source: _Source, options: ScoreOptions) -> TailFit:
         source.matrices, rows=options.farms_rows, ratio=options.farms_ratio, windows=options.farms_windows
     )
     inner = replace(options, fit=("hill",))
-    score = score_matrices(windows, inner, device=source.device, scale=source.scale)
+    score = score_matrices(windows, inner, device=source.device, scale=source.scale, roundoff=source.roundoff)
     fit = score.fits.get("hill")
     if fit is None:
         raise _NoTail(score.status)

@@ -76,6 +76,7 @@ def compute_spectrum(
     device: torch.device | None = None,
     scale: float = 1.0,
     peak: float | None = None,
+    roundoff: float | None = None,
 ) -> Spectrum:
     """The pooled ESD of `matrices` by one path.
 
@@ -86,6 +87,7 @@ def compute_spectrum(
             repeated on the CPU.
         scale: factor of the eigenvalues.
         peak: the matrices' largest absolute element, if the caller knows it already.
+        roundoff: relative rounding error of the stored weights, where it is not that of the matrices' dtype.
 
     Returns:
         All `min(rows, columns) * len(matrices)` eigenvalues.
@@ -113,7 +115,7 @@ def compute_spectrum(
         eigenvalues=eigenvalues,
         path=path,
         resolution=resolution,
-        storage_floor=storage_floor((rows, columns), mean_square, matrices[0].dtype),
+        storage_floor=storage_floor((rows, columns), mean_square, matrices[0].dtype, roundoff),
     )
 
 
@@ -146,17 +148,27 @@ def esd(matrix: torch.Tensor | npt.ArrayLike, *, path: SpectrumPath = "gram-floa
     return compute_spectrum([tensor], path, peak=peak).eigenvalues
 
 
-def storage_floor(shape: tuple[int, int], mean_square: float, dtype: torch.dtype) -> float:
+def storage_floor(
+    shape: tuple[int, int], mean_square: float, dtype: torch.dtype, roundoff: float | None = None
+) -> float:
     """Largest eigenvalue that rounding errors in the weights alone would give.
 
     Independent errors of root mean square e rms(W) form a random matrix of spectral norm
     e rms(W) (sqrt(rows) + sqrt(columns)) (Marchenko and Pastur 1967); eigenvalues below its square carry no information
-    about the weights. Storing in a format with unit roundoff u gives e = 0.6 u; the arithmetic that made the weights
-    (a low-rank product, an orthogonalisation), in float32 at best unless they are stored in float64, gives about 4 u.
+    about the weights. For e see `rounding_error`; `roundoff` replaces it where it is larger.
+    """
+    error = max(rounding_error(dtype), roundoff or 0.0)
+    return mean_square * (error * (math.sqrt(shape[0]) + math.sqrt(shape[1]))) ** 2
+
+
+def rounding_error(dtype: torch.dtype) -> float:
+    """Relative root-mean-square error of weights stored in a floating-point format with unit roundoff u.
+
+    Rounding alone gives 0.6 u; the arithmetic that made the weights (a low-rank product, an orthogonalisation), in
+    float32 at best unless they are stored in float64, gives about 4 u of its own.
     """
     unit_roundoff = torch.finfo(dtype).eps / 2
-    error = max(0.6 * unit_roundoff, 4 * min(unit_roundoff, _EPS32 / 2))
-    return mean_square * (error * (math.sqrt(shape[0]) + math.sqrt(shape[1]))) ** 2
+    return max(0.6 * unit_roundoff, 4 * min(unit_roundoff, _EPS32 / 2))
 
 
 def _zero_floor(path: SpectrumPath, order: int) -> float:

@@ -142,7 +142,7 @@ def test_bad_input_is_one_line(esdtool_cli, tmp_path: Path, llama_dir: Path) -> 
         (["analyze", llama_dir, "--spectrum", "qr"], 2, "--spectrum"),
         (["analyze", llama_dir, "--top", "0"], 2, "--top"),
         (["analyze", llama_dir, "--nonsense"], 2, "--nonsense"),
-        (["analyze"], 2, "checkpoint"),
+        (["analyze"], 2, "CHECKPOINT"),
         (["analyze", llama_dir, "--include", "no_such"], 2, "no_such"),
         (["analyze", llama_dir, "--include", "("], 2, "("),
         (["analyze", llama_dir, "--json", "-", "--csv", "-"], 2, "stdout"),

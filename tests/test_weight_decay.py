@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esdtool.analysis import Analysis, ModuleResult, Settings, SkippedResult, Source, Summary
+from esdtool.decay_rule import PUBLISHED_RATIOS, DecayRule, decay_ratios
 from esdtool.engine import analyze
 from esdtool.errors import NothingToAnalyzeError, UsageError
-from esdtool.weight_decay import PUBLISHED_RATIOS, DecayRule, assign, decay_ratios, in_blocks
+from esdtool.weight_decay import assign, in_blocks
 
 ALPHAS = [1.2, 1.9, 2.4, 2.5, 3.7, 5.0]
 LAYERS = [0, 0, 0, 1, 1, 1]

@@ -140,7 +140,7 @@ class Checkpoint(ABC):
         """
         return self.read(name)[start:stop]
 
-    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:  # noqa: ARG002 - for those that have them
         """(left [rows, rank], right [rank, columns]) whose product is the tensor; None if it is stored as it is.
 
         Given for the tensors with `TensorInfo.rank`: their spectrum follows from the factors alone.

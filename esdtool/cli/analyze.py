@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from esdtool.options import FITS, FixFingerBound, SpectrumName
-
-if TYPE_CHECKING:
-    from esdtool.analysis import Analysis
-    from esdtool.engine import Plan
+from esdtool.options import FITS, Experts, FixFingerBound, SpectrumName
 
 SortKey = Literal["order", "name", "role", "layer", "alpha", "ks", "stable-rank", "lambda-max"]
 
 
 def analyze(
-    checkpoint: Annotated[
-        str,
+    checkpoints: Annotated[
+        list[str],
         typer.Argument(
-            help="A .safetensors, .bin, .pt or .pth file, a Hugging Face or torch.distributed.checkpoint directory, "
-            "or a Hub id org/name\\[@revision].",
+            help="A .safetensors, .bin, .pt, .pth, .gguf, .onnx, .h5 or .keras file, a Hugging Face or "
+            "torch.distributed.checkpoint directory, a PEFT adapter, or a Hub id org/name\\[@revision]. Several are "
+            "the steps of one training run.",
             show_default=False,
+            metavar="CHECKPOINT...",
         ),
     ],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Analyse the differences from this checkpoint; an adapter is merged into it.", metavar="CHECKPOINT"
+        ),
+    ] = None,
     fit: Annotated[
         list[str] | None,
         typer.Option(
@@ -40,12 +44,23 @@ def analyze(
     ] = False,
     include: Annotated[
         list[str] | None,
-        typer.Option(help="Analyse only parameters that match this regular expression; repeatable.", metavar="REGEX"),
+        typer.Option(
+            help="Analyse only modules or parameters that match this regular expression; repeatable.", metavar="REGEX"
+        ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(help="Leave out parameters that match this regular expression; repeatable.", metavar="REGEX"),
+        typer.Option(
+            help="Leave out modules or parameters that match this regular expression; repeatable.", metavar="REGEX"
+        ),
     ] = None,
+    split_fused: Annotated[
+        bool,
+        typer.Option("--split-fused/--no-split-fused", help="Split q, k, v and gate, up out of one tensor."),
+    ] = True,
+    experts: Annotated[
+        Experts, typer.Option(help="Rows of a mixture of experts in the table: each layer's mean, or all.")
+    ] = "mean",
     json_path: Annotated[
         str | None, typer.Option("--json", help="Write the analysis as JSON; - for stdout.", metavar="PATH")
     ] = None,
@@ -76,10 +91,10 @@ def analyze(
     """Compute the spectrum and the power-law alpha of every weight module of a checkpoint.
 
     A small alpha means a heavy tail. The table shows beside it the alpha that an untrained matrix of the same shape
-    would have.
+    would have. Of several checkpoints it shows alpha by role over the steps.
     """
     from esdtool.cli.output import check_outputs, note, progress_bar, write_esds, write_text
-    from esdtool.errors import NothingToAnalyzeError, OutputError
+    from esdtool.errors import NothingToAnalyzeError, OutputError, UsageError
     from esdtool.options import ScoreOptions
 
     options = ScoreOptions(
@@ -94,53 +109,63 @@ def analyze(
         farms_windows=farms_windows,
     )
     stdout_is_data = check_outputs(json_path, csv_path, esd_path)
+    if esd_path is not None and len(checkpoints) > 1:
+        raise UsageError("--esd takes one checkpoint at a time")
 
     from esdtool.engine import make_plan, run
     from esdtool.latest import remember
+    from esdtool.trajectory import in_order_of_training, make_trajectory
 
-    plan = make_plan(
-        checkpoint,
-        options,
-        include=include or (),
-        exclude=exclude or (),
-        device=device,
-        jobs=jobs,
-        revision=revision,
-    )
-    for remark in plan.checkpoint.notes:
-        note(remark, quiet=quiet)
+    # All are opened before the first is computed: a mistake in the last name shows at once.
+    plans = [
+        make_plan(
+            checkpoint,
+            options,
+            include=include or (),
+            exclude=exclude or (),
+            split_fused=split_fused,
+            base=base,
+            device=device,
+            jobs=jobs,
+            revision=revision,
+        )
+        for checkpoint in in_order_of_training(checkpoints)
+    ]
+    for plan in plans:
+        for remark in plan.notes:
+            note(remark, quiet=quiet)
     if dry_run:
-        _show_plan(plan)
-        return
-    with progress_bar(plan.cost, quiet=quiet) as advance:
-        analysis = run(plan, on_progress=advance)
+        from esdtool.report.terminal import print_plan
 
+        for plan in plans:
+            print_plan(plan)
+        return
+    with progress_bar(sum(plan.cost for plan in plans), quiet=quiet) as advance:
+        analyses = [run(plan, on_progress=advance) for plan in plans]
+
+    trajectory = make_trajectory(analyses) if len(analyses) > 1 else None
+    analysis = analyses[-1]
     if json_path is not None:
-        write_text(json_path, analysis.to_json())
+        write_text(json_path, (trajectory or analysis).to_json())
     if csv_path is not None:
-        write_text(csv_path, analysis.to_csv())
+        write_text(csv_path, (trajectory or analysis).to_csv())
     if esd_path is not None:
         write_esds(esd_path, analysis)
-    try:
-        remember(analysis)
-    except OutputError as error:
-        note(f"the analysis is not remembered for 'esdtool assign': {error}", quiet=quiet)
+    if analysis.source.base is None:
+        try:
+            remember(analysis)
+        except OutputError as error:
+            note(f"the analysis is not remembered for 'esdtool assign': {error}", quiet=quiet)
     if not quiet and not stdout_is_data:
-        _show(analysis, sort=sort, top=top)
-    if not analysis.scored:
-        raise NothingToAnalyzeError(
-            f"{checkpoint}: none of the {len(analysis.modules)} weight modules could be scored: "
-            f"{analysis.modules[0].name}: {analysis.modules[0].status}"
-        )
+        from esdtool.report.terminal import print_analysis, print_trajectory
 
-
-def _show(analysis: Analysis, *, sort: SortKey, top: int | None) -> None:
-    from esdtool.report.terminal import print_analysis
-
-    print_analysis(analysis, sort=sort, top=top)
-
-
-def _show_plan(plan: Plan) -> None:
-    from esdtool.report.terminal import print_plan
-
-    print_plan(plan)
+        if trajectory is not None:
+            print_trajectory(trajectory)
+        else:
+            print_analysis(analysis, sort=sort, top=top, experts=experts)
+    for found in analyses:
+        if not found.scored:
+            raise NothingToAnalyzeError(
+                f"{found.source.checkpoint}: none of the {len(found.modules)} weight modules could be scored: "
+                f"{found.modules[0].name}: {found.modules[0].status}"
+            )

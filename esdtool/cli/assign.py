@@ -99,7 +99,7 @@ def assign(
         return
     stdout_is_data = check_outputs(out)
 
-    from esdtool.weight_decay import DecayRule
+    from esdtool.decay_rule import DecayRule
     from esdtool.weight_decay import assign as assign_decays
 
     # Refuses contradictions before the spectra, which may take hours.

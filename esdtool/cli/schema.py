@@ -7,14 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
-SchemaName = Literal["analysis", "wd", "train"]
+SchemaName = Literal["analysis", "trajectory", "wd", "train"]
 
 
 def schema(
     name: Annotated[
         SchemaName,
         typer.Argument(
-            help="An analysis (`analyze --json`), a weight-decay assignment (`assign --out`), or a training config."
+            help="An analysis (`analyze --json`), a trajectory (the same of several checkpoints), a weight-decay "
+            "assignment (`assign --out`), or a training config."
         ),
     ],
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,14 +12,16 @@ from torch.optim import Optimizer
 
 from esdtool._version import __version__
 from esdtool.assignment import Assignment, Default, Entry, Method, Source
+from esdtool.decay_rule import DecayRule
 from esdtool.errors import AssignmentError, UsageError
+from esdtool.fused_decay import joined_roles, members_of, weighted_mean
 from esdtool.modules import WeightModule
 from esdtool.optim import groups
 from esdtool.optim.live_scores import Compute, LiveScore, LiveScoreName, Measure, Ranks, live_scores
 from esdtool.optim.managed import manage
 from esdtool.optim.parameters import live_model
 from esdtool.options import AssignName, Granularity, ScoreOptions, Unlisted
-from esdtool.weight_decay import BASE_DECAY, DecayRule
+from esdtool.weight_decay import BASE_DECAY
 
 _STATE_VERSION = 1
 
@@ -46,7 +49,8 @@ class AlphaDecay:
 
     Which: modules of numbered blocks as `select_modules` finds them (attention and MLP; all matrices if there are no
     numbered blocks) that are trained by one of the optimizers. `skipped` names the others. A module that cannot be
-    scored at a refresh has the base decay until the next one, and `last_notes` says why.
+    scored at a refresh has the base decay until the next one, and `last_notes` says why. A parameter that holds several
+    modules (fused projections, stacked experts) has the mean of their ratios, weighted by size.
 
     How: with `assign="linear"`, decay_i = base (s1 + (alpha_i - min) / (max - min) (s2 - s1)); see
     `esdtool.weight_decay.decay_ratios`. Works with for-loop, foreach and fused kernels, since all read
@@ -142,7 +146,7 @@ class AlphaDecay:
         )
         self.skipped: Mapping[str, str] = self._managed.skipped
         """Matrices that are not assigned although they could be scored, each with the reason."""
-        self._modules: Mapping[str, WeightModule] = self._managed.modules
+        self._modules: Mapping[str, tuple[WeightModule, ...]] = self._managed.modules
         self._bases: Mapping[str, float] = self._managed.bases
         self._ranks.check_same(list(self._modules))
         self._rule = DecayRule(
@@ -172,18 +176,27 @@ class AlphaDecay:
 
     def refresh(self) -> None:
         """Compute the scores of the current weights now, and the decays from them. A collective."""
-        names, modules = list(self._modules), list(self._modules.values())
-        weights = [self._managed.parameter(name) for name in names]
+        parameters = list(self._modules.values())
+        modules = [module for held in parameters for module in held]
+        weights = [self._managed.parameter(name) for name in self._modules]
         tensors = [weight.grad if self._measure.reads_gradients else weight.detach() for weight in weights]
-        scores = live_scores(modules, tensors, self._measure, ranks=self._ranks, jobs=self._jobs)
+        found = live_scores(parameters, tensors, self._measure, ranks=self._ranks, jobs=self._jobs)
+        scores = [score for held in found for score in held]
+        sizes = [math.prod(module.shape) for module in modules]
         ratios = self._rule.ratios(
             [score.value for score in scores],
             layers=[module.layer for module in modules],
             roles=[module.role for module in modules],
-            sizes=[weight.numel() for weight in weights],
+            sizes=sizes,
         )
-        self._scores = dict(zip(names, scores, strict=True))
-        self._ratios = dict(zip(names, ratios, strict=True))
+        of_module = {
+            module.name: (score, ratio, size)
+            for module, score, ratio, size in zip(modules, scores, ratios, sizes, strict=True)
+        }
+        for name, held in self._modules.items():
+            self._scores[name], self._ratios[name] = _of_parameter(
+                [module.name for module in held], *zip(*(of_module[module.name] for module in held), strict=True)
+            )
         self.apply()
 
     def apply(self) -> None:
@@ -243,12 +256,17 @@ class AlphaDecay:
                     ratio=self._ratios[name],
                     alpha=self._scores[name].alpha,
                     score=None if measure.score == "alpha" else self._scores[name].value,
-                    role=module.role,
-                    layer=module.layer,
-                    shape=module.shape,
+                    role=joined_roles(module.role for module in held),
+                    layer=held[0].layer,
+                    shape=held[0].stored_shape,
                     note=notes.get(name),
                 )
-                for name, module in self._modules.items()
+                for name, held in self._modules.items()
+            },
+            members={
+                name: members
+                for name, held in self._modules.items()
+                if (members := members_of([module.name for module in held])) is not None
             },
             left_out=dict(self.skipped),
         )
@@ -296,3 +314,20 @@ class AlphaDecay:
             for name in self._modules
         }
         self.apply()
+
+
+def _of_parameter(
+    names: Sequence[str], scores: Sequence[LiveScore], ratios: Sequence[float], sizes: Sequence[int]
+) -> tuple[LiveScore, float]:
+    """(score, ratio) of a parameter from those of its modules."""
+    if len(names) == 1:
+        return scores[0], ratios[0]
+    ratio = weighted_mean(ratios, sizes)
+    assert ratio is not None
+    problems = [f"{name}: {score.status}" for name, score in zip(names, scores, strict=True) if score.status != "ok"]
+    score = LiveScore(
+        status="; ".join(problems) or "ok",
+        alpha=weighted_mean([score.alpha for score in scores], sizes),
+        value=weighted_mean([score.value for score in scores], sizes),
+    )
+    return score, ratio

@@ -8,6 +8,7 @@ order on every rank, and only their owner keeps them.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class LiveScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """What is computed of one module. Called with the whole tensor."""
+    """What is computed of one module. Called with its whole parameter."""
 
     score: LiveScoreName
     options: ScoreOptions
@@ -64,14 +65,15 @@ class Measure:
         return self.score == "gradient_norm"
 
     def __call__(self, module: WeightModule, tensor: torch.Tensor) -> LiveScore:
-        """The score of a module from its weight (or gradient), shape `module.shape`."""
+        """The score of a module from its parameter (or the gradient), shape `module.stored_shape`."""
+        matrices = module.matrices(tensor)
         if self.reads_gradients:
             precision = torch.float32 if tensor.device.type == "mps" else torch.float64
-            norm = float(torch.linalg.vector_norm(tensor, dtype=precision))
+            norm = math.hypot(*(float(torch.linalg.vector_norm(matrix, dtype=precision)) for matrix in matrices))
             if norm != norm or norm == float("inf"):
                 return LiveScore(status="the gradient contains NaN or infinity")
             return LiveScore(status="ok", value=norm)
-        found = score_matrices(module.matrices(tensor), self.options, device=self.device, scale=module.eigenvalue_scale)
+        found = score_matrices(matrices, self.options, device=self.device, scale=module.eigenvalue_scale)
         if found.alpha is None or found.spectrum is None:
             return LiveScore(status=found.status)
         if self.score == "alpha":
@@ -143,32 +145,32 @@ def balance(costs: Sequence[float], num_ranks: int) -> list[int]:
 
 
 def live_scores(
-    modules: Sequence[WeightModule],
+    parameters: Sequence[Sequence[WeightModule]],
     tensors: Sequence[torch.Tensor | None],
     measure: Measure,
     *,
     ranks: Ranks,
     jobs: int | None = None,
-) -> list[LiveScore]:
+) -> list[list[LiveScore]]:
     """The score of every module. A collective where `ranks` has several.
 
     Args:
-        modules: the same on every rank, in the same order.
-        tensors: the weights (or gradients, None where there is none) of shape `module.shape`, plain or DTensor.
+        parameters: the modules that each parameter holds, the same on every rank, in the same order.
+        tensors: the parameters (or their gradients, None where there is none), plain or DTensor.
         measure: what to compute.
         ranks: who shares the work.
         jobs: modules at a time, on the CPU; default torch's number of threads. The results do not depend on it.
 
     Returns:
-        One score a module, identical on every rank.
+        One score a module, parameter by parameter; identical on every rank.
 
     Raises:
         RuntimeError: on every rank, if the computation failed on one.
     """
-    costs = [cost(module) for module in modules]
+    costs = [sum(map(cost, modules)) for modules in parameters]
     owners = ranks.owners(costs)
     queues = [[index for index in _dearest_first(costs) if owners[index] == rank] for rank in range(ranks.size)]
-    mine: dict[int, LiveScore] = {}
+    mine: dict[int, list[LiveScore]] = {}
     failure: str | None = None
     on_cpu = all(_computes_on_cpu(tensor, measure) for tensor in tensors)
     workers = (jobs or torch.get_num_threads()) if on_cpu else None
@@ -177,18 +179,18 @@ def live_scores(
             if failure is not None:
                 continue  # keep taking part in the collectives
             try:
-                found = run(lambda item: _score(measure, modules[item[0]], item[1]), wave)
+                found = run(lambda item: _scores(measure, parameters[item[0]], item[1]), wave)
                 mine |= {index: score for (index, _), score in zip(wave, found, strict=True)}
             except Exception as error:
                 if ranks.size == 1:
                     raise
                 failure = f"{type(error).__name__}: {error}"
-    gathered: dict[int, LiveScore] = {}
+    gathered: dict[int, list[LiveScore]] = {}
     for rank, (scores, problem) in enumerate(ranks.gather((mine, failure))):
         if problem is not None:
             raise RuntimeError(f"the spectra failed on rank {rank}: {problem}")
         gathered |= scores
-    return [gathered[index] for index in range(len(modules))]
+    return [gathered[index] for index in range(len(parameters))]
 
 
 def _dearest_first(costs: Sequence[float]) -> list[int]:
@@ -199,8 +201,10 @@ def _computes_on_cpu(tensor: torch.Tensor | None, measure: Measure) -> bool:
     return tensor is None or (measure.device or tensor.device).type == "cpu"
 
 
-def _score(measure: Measure, module: WeightModule, tensor: torch.Tensor | None) -> LiveScore:
-    return LiveScore(status="no gradient") if tensor is None else measure(module, tensor)
+def _scores(measure: Measure, modules: Sequence[WeightModule], tensor: torch.Tensor | None) -> list[LiveScore]:
+    if tensor is None:
+        return [LiveScore(status="no gradient")] * len(modules)
+    return [measure(module, tensor) for module in modules]
 
 
 def _waves(
@@ -211,7 +215,7 @@ def _waves(
         yield [(index, tensors[index]) for index in queues[rank]]
         return
     wave: list[tuple[int, torch.Tensor | None]] = []
-    # Round by round, one module of every owner: while one round is being computed no rank runs ahead.
+    # Round by round, one parameter of every owner: while one round is being computed no rank runs ahead.
     for turn in itertools.zip_longest(*queues):
         for owner, index in enumerate(turn):
             if index is None:
@@ -232,7 +236,7 @@ def _is_sharded(tensor: torch.Tensor | None) -> bool:
 
 
 Item = tuple[int, torch.Tensor | None]
-Run = Callable[[Callable[[Item], LiveScore], Sequence[Item]], list[LiveScore]]
+Run = Callable[[Callable[[Item], list[LiveScore]], Sequence[Item]], list[list[LiveScore]]]
 
 
 @contextmanager

@@ -24,12 +24,12 @@ class Managed:
 
     live: LiveModel
     optimizers: tuple[Optimizer, ...]
-    modules: Mapping[str, WeightModule]
-    """By parameter name, in the model's natural order."""
+    modules: Mapping[str, tuple[WeightModule, ...]]
+    """By parameter name, in the model's natural order: one, or those that a fused parameter holds."""
     skipped: Mapping[str, str]
     """Matrices that are left out although they could be scored, or hold several in one; each with the reason."""
     bases: Mapping[str, float]
-    """Base decay of each module."""
+    """Base decay of each parameter in `modules`."""
     unlisted: Mapping[nn.Parameter, float]
     """Decay of the other optimized parameters of the model; empty if they keep their optimizer's."""
 
@@ -127,12 +127,12 @@ def manage(
 
 def _choose(
     live: LiveModel, held: Mapping[nn.Parameter, object], include: Sequence[str], exclude: Sequence[str]
-) -> tuple[dict[str, WeightModule], dict[str, str]]:
+) -> tuple[dict[str, tuple[WeightModule, ...]], dict[str, str]]:
     """(modules by parameter name, the others with the reason)."""
     checkpoint = live.checkpoint
     selection = select_modules(checkpoint.tensors.values(), config=checkpoint.config, include=include, exclude=exclude)
     selected = selection.modules
-    chosen: dict[str, WeightModule] = {}
+    chosen: dict[str, tuple[WeightModule, ...]] = {}
     skipped = {tensor.name: tensor.reason for tensor in selection.skipped if holds_several_matrices(tensor.reason)}
     for module, is_default in zip(selected, in_blocks(module.layer for module in selected), strict=True):
         name = module.parameter
@@ -145,12 +145,12 @@ def _choose(
             skipped[name] = "frozen: requires_grad is False"
         elif parameter not in held:
             skipped[name] = "in no optimizer"
-        elif tied := next((other for other in live.names[parameter] if other in chosen), None):
+        elif tied := next((other for other in live.names[parameter] if other in chosen and other != name), None):
             skipped[name] = f"tied to {tied}"
         elif parameter.is_meta:
             raise AssignmentError(f"{name}: no data (meta device): load the weights before AlphaDecay is built")
         else:
-            chosen[name] = module
+            chosen[name] = (*chosen.get(name, ()), module)
     if not chosen:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:2])
         raise NothingToAnalyzeError(

@@ -14,10 +14,13 @@ from rich.text import Text
 
 from esdtool.analysis import Analysis, ModuleResult
 from esdtool.modules.base import NORM_OR_BIAS
+from esdtool.options import Experts
+from esdtool.report.experts import fold_experts
 from esdtool.report.verdict import closing_words, verdict
 
 if TYPE_CHECKING:
     from esdtool.engine import Plan
+    from esdtool.trajectory import Trajectory
 
 _NARROW = 128
 """Below so many columns the table keeps to the essentials."""
@@ -58,11 +61,16 @@ def stdout_console() -> Console:
 
 
 def print_analysis(
-    analysis: Analysis, *, sort: str = "order", top: int | None = None, console: Console | None = None
+    analysis: Analysis,
+    *,
+    sort: str = "order",
+    top: int | None = None,
+    experts: Experts = "mean",
+    console: Console | None = None,
 ) -> None:
     """Everything a person wants to see of an analysis, on stdout unless a console is given."""
     console = console or stdout_console()
-    console.print(_modules(analysis, sort=sort, top=top, narrow=console.width < _NARROW))
+    console.print(_modules(analysis, sort=sort, top=top, experts=experts, narrow=console.width < _NARROW))
     if analysis.summary.by_role:
         console.print(_roles(analysis))
     if len(analysis.summary.by_layer) > 1:
@@ -99,15 +107,32 @@ def print_plan(plan: Plan) -> None:
     )
 
 
-def _modules(analysis: Analysis, *, sort: str, top: int | None, narrow: bool) -> Table:
+def print_trajectory(trajectory: Trajectory, *, console: Console | None = None) -> None:
+    """Alpha by role over the steps, and each checkpoint in a sentence."""
+    console = console or stdout_console()
+    table = new_table("alpha by role over the checkpoints")
+    table.add_column("checkpoint", overflow="fold")
+    for heading in ("mean", *trajectory.roles):
+        table.add_column(Text(heading), justify="right")
+    for step in trajectory.steps:
+        alphas = [step.mean_alpha, *(step.alpha_by_role.get(role) for role in trajectory.roles)]
+        table.add_row(Text(step.checkpoint), *(format_number(alpha, ".3f") for alpha in alphas))
+    console.print(table)
+    for analysis in trajectory.analyses:
+        console.print(Text(f"{analysis.source.checkpoint}: {closing_words(analysis)}"))
+
+
+def _modules(analysis: Analysis, *, sort: str, top: int | None, experts: Experts, narrow: bool) -> Table:
     fit = analysis.settings.fit
-    modules = list(analysis.modules)
+    modules = list(analysis.modules) if experts == "all" else fold_experts(analysis.modules)
     if sort != "order":
         key = _SORT[sort]
         # Modules without a number come last in any order.
         modules.sort(key=lambda module: (key(module) is None, key(module) if key(module) is not None else 0))
     shown = modules if top is None else modules[:top]
-    title = f"{analysis.source.checkpoint}: alpha by {fit[0]}"
+    title = f"{_subject(analysis)}: alpha by {fit[0]}"
+    if len(modules) < len(analysis.modules):
+        title += ", experts averaged by layer"
     if len(shown) < len(modules):
         title += f", {len(shown)} of {len(modules)} modules"
     table = new_table(title)
@@ -123,6 +148,14 @@ def _modules(analysis: Analysis, *, sort: str, top: int | None, narrow: bool) ->
     for module in shown:
         table.add_row(*(cell(module) for _, cell in columns))
     return table
+
+
+def _subject(analysis: Analysis) -> str:
+    """What was analysed, for a title."""
+    source = analysis.source
+    if source.base is not None:
+        return f"{source.checkpoint} minus {source.base}"
+    return source.checkpoint
 
 
 def _columns(analysis: Analysis, *, narrow: bool) -> list[tuple[str, Callable[[ModuleResult], str | Text]]]:

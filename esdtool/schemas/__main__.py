@@ -9,12 +9,14 @@ from typing import Any
 from esdtool.analysis import Analysis
 from esdtool.assignment import Assignment
 from esdtool.train.config import json_schema
+from esdtool.trajectory import Trajectory
 
 
 def schemas() -> dict[str, dict[str, Any]]:
     """Each schema by its name."""
     return {
         "analysis": Analysis.model_json_schema(mode="serialization"),
+        "trajectory": Trajectory.model_json_schema(mode="serialization"),
         "wd": Assignment.json_schema(),
         "train": json_schema(),
     }

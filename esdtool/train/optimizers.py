@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 
 from esdtool.checkpoint import from_model
 from esdtool.errors import ConfigError
+from esdtool.fused_decay import joined_roles
 from esdtool.modules import WeightModule, canonical_name, select_modules
 from esdtool.modules.names import layer_index, module_name
 from esdtool.modules.patterns import compile_patterns
@@ -44,12 +47,33 @@ def scored_modules(model: nn.Module, config: TrainConfig) -> tuple[WeightModule,
     modules = select_modules(tensors, config=checkpoint.config, include=wanted).modules
     default = in_blocks(module.layer for module in modules)
     parameters = trainable(model)
-    return tuple(
+    return whole_parameters(
         module
         for module, inside in zip(modules, default, strict=True)
         if (includes or inside)
         and module.parameter in parameters
-        and not any(pattern.search(module.name) for pattern in excludes)
+        and not any(pattern.search(module_name(module.parameter)) for pattern in excludes)
+    )
+
+
+def whole_parameters(modules: Iterable[WeightModule]) -> tuple[WeightModule, ...]:
+    """One module for each parameter: what an optimizer can give a decay of its own."""
+    members: dict[str, list[WeightModule]] = defaultdict(list)
+    for module in modules:
+        members[module.parameter].append(module)
+    return tuple(
+        found[0]
+        if found[0].view is None
+        else replace(
+            found[0],
+            name=module_name(parameter),
+            role=joined_roles(module.role for module in found),
+            shape=found[0].stored_shape,
+            expert=None,
+            view=None,
+            parameter_shape=None,
+        )
+        for parameter, found in members.items()
     )
 
 

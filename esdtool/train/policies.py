@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from esdtool.decay_rule import decay_ratios
 from esdtool.errors import ConfigError
 from esdtool.modules import WeightModule
 from esdtool.train.optimizers import Group, all_groups, groups_by_parameter, trainable
 from esdtool.train.settings import TrainConfig
-from esdtool.weight_decay import decay_ratios
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -441,7 +441,7 @@ def test_a_parameter_that_left_the_optimizer_is_an_error(model: nn.Module) -> No
         schedule.step()
 
 
-def test_fused_projections_are_named_among_the_skipped() -> None:
+def test_a_fused_parameter_takes_the_mean_of_its_modules() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -453,7 +453,16 @@ def test_fused_projections_are_named_among_the_skipped() -> None:
             self.blocks = nn.ModuleList(nn.ModuleDict({"attn": Block()}) for _ in range(2))
 
     vit = Vit()
-    schedule = AlphaDecay(vit, torch.optim.AdamW(vit.parameters()))
-    assert list(schedule.last_decays) == ["blocks.0.attn.proj.weight", "blocks.1.attn.proj.weight"]
-    assert schedule.skipped["blocks.0.attn.qkv.weight"].startswith("fused: q_proj, k_proj and v_proj")
-    assert assign(analyze(vit)).left_out["blocks.1.attn.qkv.weight"] == schedule.skipped["blocks.1.attn.qkv.weight"]
+    optimizer = torch.optim.AdamW(vit.parameters())
+    schedule = AlphaDecay(vit, optimizer)
+    leaves = [f"blocks.{block}.attn.{leaf}.weight" for block in range(2) for leaf in ("qkv", "proj")]
+    assert list(schedule.last_decays) == leaves
+    alphas = [_hill(part) for part in vit.get_parameter(leaves[0]).detach().chunk(3)]
+    assert schedule.last_alphas[leaves[0]] == pytest.approx(np.mean(alphas), rel=1e-4)
+    from_file = assign(analyze(vit))
+    assert from_file.decays == pytest.approx(schedule.last_decays)
+    live = schedule.assignment()
+    assert live.members == from_file.members
+    assert live.members[leaves[2]].members == tuple(f"blocks.1.attn.{role}_proj" for role in "qkv")
+    assert live.parameters[leaves[0]].shape == (192, 64)
+    assert {group["weight_decay"] for group in optimizer.param_groups} >= set(schedule.last_decays.values())

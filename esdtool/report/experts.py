@@ -1,0 +1,47 @@
+"""The experts of a layer as one row of a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from statistics import fmean
+
+from esdtool.analysis import ModuleResult
+
+_AVERAGED = ("alpha", "alpha_stderr", "mp_alpha", "ks_distance", "stable_rank", "lambda_max")
+"""What the tables show of a module."""
+
+
+def fold_experts(modules: Sequence[ModuleResult]) -> list[ModuleResult]:
+    """The modules, with all experts of one layer and role replaced by their mean.
+
+    The row is named with `*` for the expert's number, and says how many experts it stands for. Those that could not
+    be scored take no part; if none could, the row has the status of the first.
+    """
+    groups: dict[tuple[object, ...], list[ModuleResult]] = {}
+    for position, module in enumerate(modules):
+        key = (position,) if module.expert is None else (_pattern(module), module.role)
+        groups.setdefault(key, []).append(module)
+    return [group[0] if group[0].expert is None else _mean(group) for group in groups.values()]
+
+
+def _pattern(module: ModuleResult) -> str:
+    """The name with a star for the expert's number."""
+    return re.sub(rf"(\bexperts\.(?:[^.]+\.)?(?:expert_)?){module.expert}(?=\.|$)", r"\1*", module.name, count=1)
+
+
+def _mean(group: Sequence[ModuleResult]) -> ModuleResult:
+    scored = [module for module in group if module.ok]
+    count = str(len(group)) if len(scored) == len(group) else f"{len(scored)} of {len(group)}"
+    name = f"{_pattern(group[0])} ({count})"
+    if not scored:
+        return group[0].model_copy(update={"name": name})
+    means: dict[str, object] = {}
+    for field in _AVERAGED:
+        values = [value for module in scored if (value := getattr(module, field)) is not None]
+        means[field] = fmean(values) if values else None
+    alphas = {
+        fit: fmean(values) if (values := [v for m in scored if (v := m.alphas.get(fit)) is not None]) else None
+        for fit in scored[0].alphas
+    }
+    return scored[0].model_copy(update={"name": name, "alphas": alphas, **means})
