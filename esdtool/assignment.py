@@ -333,10 +333,15 @@ def check(
     """
     catalogue = list(tensors)
     shapes = {canonical_name(tensor.name): tensor.shape for tensor in catalogue}
+    modules = select_modules(catalogue, config=config).modules
+    module_names = {canonical_name(module.name) for module in modules}
     matched, unknown, wrong = [], [], []
     for name, entry in assignment.parameters.items():
         shape = shapes.get(canonical_name(name))
-        if shape is None:
+        held = assignment.members[name].members if name in assignment.members else ()
+        if shape is None and held and module_names.issuperset(map(canonical_name, held)):
+            matched.append(name)  # stored as one tensor elsewhere, here as several
+        elif shape is None:
             unknown.append(name)
         elif entry.shape is not None and entry.shape != shape:
             wrong.append((name, entry.shape, shape))
@@ -344,7 +349,6 @@ def check(
             matched.append(name)
     accounted = {canonical_name(name) for name in (*assignment.parameters, *assignment.left_out)}
     accounted |= {canonical_name(name) for fused in assignment.members.values() for name in fused.members}
-    modules = select_modules(catalogue, config=config).modules
     has_blocks = any(module.layer is not None for module in modules)
     return CheckReport(
         matched=tuple(matched),
@@ -353,7 +357,8 @@ def check(
         uncovered=tuple(
             module.parameter
             for module in modules
-            if canonical_name(module.parameter) not in accounted and (module.layer is not None or not has_blocks)
+            if not accounted & {canonical_name(module.parameter), canonical_name(module.name)}
+            and (module.layer is not None or not has_blocks)
         ),
         unlisted=len(catalogue) - len(matched) - len(wrong),
     )

@@ -39,7 +39,8 @@ def assign(
     Assigned are the modules of the numbered blocks (attention and MLP), or every module of the analysis if the
     model has no numbered blocks. The others, and those that `include` and `exclude` leave out, are named under
     `left_out` and fall under the file's default; minimum and maximum are taken over the assigned modules alone.
-    A module that could not be scored gets the base decay, and its entry's `note` says why.
+    A module that could not be scored gets the base decay, and its entry's `note` says why. A parameter that holds
+    several modules has the mean of their ratios, weighted by their numbers of parameters; `members` names them.
 
     Args:
         analysis: what `esdtool.analyze` returned, or `Analysis.from_json`.
@@ -51,8 +52,9 @@ def assign(
         score: what the decays follow: alpha, or a metric of the analysis.
         fit: estimator of alpha; default the analysis's first. It must be one that the analysis was made with.
         granularity: one decay per `module`, `layer` or `role`.
-        include: regular expressions searched in parameter names; if given, exactly the matching modules are assigned.
-        exclude: regular expressions searched in parameter names to leave out.
+        include: regular expressions searched in the names of parameters and modules; if given, exactly the matching
+            modules are assigned.
+        exclude: regular expressions searched in the same names, to leave out.
         unlisted: what the file says of all other parameters: `keep` the trainer's choice, `no-decay` or `base`.
         normalize: rescale so that the parameter-weighted mean decay of the assigned modules equals the base.
 
@@ -74,6 +76,11 @@ def assign(
         granularity=granularity,
         normalize=normalize,
     )
+    if analysis.source.base is not None:
+        raise UsageError(
+            f"{analysis.source.checkpoint}: the analysis is of differences from {analysis.source.base}; weight decays "
+            "follow the spectra of weights: analyse without --base"
+        )
     fit = _fit_in(analysis, fit)
     modules, left_out = _choose(analysis, tuple(include), tuple(exclude))
     scores, notes = [], []
@@ -196,7 +203,7 @@ def _choose(
     analysis: Analysis, include: Sequence[str], exclude: Sequence[str]
 ) -> tuple[list[ModuleResult], dict[str, str]]:
     """The modules to assign, and the others by canonical parameter name with the reason."""
-    names = sorted(canonical_name(module.parameter) for module in analysis.modules)
+    names = sorted({name for module in analysis.modules for name in _names(module)})
     others = sorted(canonical_name(tensor.name) for tensor in analysis.skipped)
     includes = compile_patterns(include, names, option="--include", what="analysed parameter")
     excludes = compile_patterns(exclude, names + others, option="--exclude", what="analysed parameter")
@@ -208,17 +215,24 @@ def _choose(
         if holds_several_matrices(tensor.reason)
     }
     for module, is_default in zip(analysis.modules, default, strict=True):
-        name = canonical_name(module.parameter)
-        excluded = next((pattern.pattern for pattern in excludes if pattern.search(name)), None)
+        name, own = canonical_name(module.parameter), _names(module)
+        excluded = next((pattern.pattern for pattern in excludes if any(map(pattern.search, own))), None)
         if excluded is not None:
             left_out[name] = f"excluded by --exclude {excluded!r}"
-        elif includes and not any(pattern.search(name) for pattern in includes):
+        elif module.rank is not None:
+            left_out[name] = "low-rank update: its factors are the parameters, and share its spectrum"
+        elif includes and not any(pattern.search(text) for pattern in includes for text in own):
             left_out[name] = "not matched by --include"
         elif not includes and not is_default:
             left_out[name] = OUTSIDE_BLOCKS
         else:
             chosen.append(module)
     return chosen, left_out
+
+
+def _names(module: ModuleResult) -> tuple[str, str]:
+    """What the user's expressions are searched in: the parameter's name and the module's."""
+    return canonical_name(module.parameter), canonical_name(module.name)
 
 
 def _canonical(parameters: Sequence[str]) -> list[str]:

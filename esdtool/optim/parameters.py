@@ -82,19 +82,22 @@ def resolve(model: LiveModel, assignment: Assignment, *, strict: bool) -> Resolu
             or two entries give one tied parameter different decays.
     """
     found: dict[nn.Parameter, list[str]] = {}
-    matched, unmatched = [], []
+    matched: list[str] = []
+    unmatched: list[str] = []
     for name, entry in assignment.parameters.items():
         parameter = model.lookup(name)
-        if parameter is None:
-            unmatched.append(name)
-            continue
-        if entry.shape is not None and entry.shape != tuple(parameter.shape):
-            raise AssignmentError(
-                f"{name}: shape {list(entry.shape)} in the assignment, {list(parameter.shape)} in the model: "
-                "it was made for another model"
-            )
-        matched.append(name)
-        found.setdefault(parameter, []).append(name)
+        if parameter is not None:
+            if entry.shape is not None and entry.shape != tuple(parameter.shape):
+                raise AssignmentError(
+                    f"{name}: shape {list(entry.shape)} in the assignment, {list(parameter.shape)} in the model: "
+                    "it was made for another model"
+                )
+            held = [parameter]
+        else:
+            held = _separate_members(name, assignment, model)
+        (matched if held else unmatched).append(name)
+        for parameter in held:
+            found.setdefault(parameter, []).append(name)
     if unmatched and strict:
         raise AssignmentError(_unknown(unmatched, model))
 
@@ -111,6 +114,15 @@ def resolve(model: LiveModel, assignment: Assignment, *, strict: bool) -> Resolu
             raise AssignmentError(f"{conflict}; give all its names the same value, or list only one")
         conflicts.append(conflict)
     return Resolution(decays=decays, matched=tuple(matched), unmatched=tuple(unmatched), conflicts=tuple(conflicts))
+
+
+def _separate_members(name: str, assignment: Assignment, model: LiveModel) -> list[nn.Parameter]:
+    """The model's own parameters for the modules of a fused one that it does not have; none unless it has them all."""
+    members = assignment.members.get(name)
+    if members is None:
+        return []
+    held = [model.lookup(f"{module}.weight") for module in members.members]
+    return [] if None in held else [parameter for parameter in held if parameter is not None]
 
 
 def unlisted_decay(assignment: Assignment, unlisted: str, ndim: int) -> float | None:
