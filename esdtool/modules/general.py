@@ -22,6 +22,7 @@ QUANT_CODES = "codes of quantised weights that could not be de-quantised"
 LORA = "LoRA factor without its counterpart: only the product B A is a weight update"
 REPARAMETRISED = "part of a parametrised weight: the weight itself is not stored"
 
+GATE_UP = ("gate_proj", "up_proj")
 QKV = ("q_proj", "k_proj", "v_proj")
 
 CROSS_ATTENTION = (
@@ -116,14 +117,14 @@ MANY_IN_ONE: tuple[Rule, ...] = (
     fused("in_proj_weight", *QKV),  # torch.nn.MultiheadAttention
     fused("attention|self_attention|self_attn|attn|self.in_proj", *QKV, layout=layouts.query_key_value),
     fused("kv_proj|Wkv|to_kv|kv", "k_proj", "v_proj"),
+    fused("gate_up_proj", *GATE_UP, layout=layouts.gate_up_of_config, beside="gate_up_proj_bias"),
     fused(
         "gate_up_proj|up_gate_proj|gate_up|w12|w13|gated_layers|weights_in|ff_gate_up",
-        "gate_proj",
-        "up_proj",
+        *GATE_UP,
         layout=layouts.gate_up,
     ),
     # GraniteMoE, JetMoE
-    fused("mlp|shared_mlp|moe|block_sparse_moe.input_linear", "gate_proj", "up_proj", layout=layouts.gate_up),
+    fused("mlp|shared_mlp|moe|block_sparse_moe.input_linear", *GATE_UP, layout=layouts.gate_up),
     stacked("self_attention.experts.input_linear", "q_proj"),  # JetMoE's mixture of attention heads
     stacked("self_attention.experts.output_linear", "o_proj"),
     fused("kv_a_proj_with_mqa|wkv_a", "kv_a_proj", "k_pe_proj", layout=layouts.latent_rope),
@@ -152,8 +153,11 @@ ROLES: tuple[Rule, ...] = (
     score("up_proj|wi_1|wi|Wi|fc1_x", "up_proj"),
     score("down_proj", "down_proj"),
     score("mlp|ffn|feed_forward|ff.gate", "gate_proj"),
-    score("mlp|ffn|feed_forward|ff.up|fc1|fc_in|c_fc|dense_h_to_4h|lin1|linear_1|layer_1|dense1", "up_proj"),
-    score("mlp|ffn|feed_forward|ff.down|fc2|fc_out|c_proj|dense_4h_to_h|lin2|linear_2|layer_2|dense2", "down_proj"),
+    score("mlp|ffn|feed_forward|ff.up|fc1|linear_fc1|fc_in|c_fc|dense_h_to_4h|lin1|linear_1|layer_1|dense1", "up_proj"),
+    score(
+        "mlp|ffn|feed_forward|ff.down|fc2|linear_fc2|fc_out|c_proj|dense_4h_to_h|lin2|linear_2|layer_2|dense2",
+        "down_proj",
+    ),
     score("up", "up_proj", beside="down"),
     score("down", "down_proj", beside="up"),
     score("gate", "gate_proj", beside="down"),

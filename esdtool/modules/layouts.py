@@ -46,6 +46,8 @@ class Fusion:
     """Sizes of the part of the model that the tensor belongs to; empty without a config.json."""
     neighbours: Mapping[str, tuple[int, ...]]
     """Shapes of the tensors beside it, by the last segment of their modules' names."""
+    stacked: bool = False
+    """Whether it is one expert's matrix out of a stack, which models store both ways round."""
 
     def size(self, *names: str) -> int | None:
         """A positive whole number of the configuration, under the first of its names that is there."""
@@ -127,6 +129,13 @@ def gate_up(fusion: Fusion) -> Split:
     return _checked(fusion, Split(axis=axis, sizes=(fusion.shape[axis] // 2,) * 2))
 
 
+def gate_up_of_config(fusion: Fusion) -> Split:
+    """As `gate_up`, where there are biases beside it as gpt-oss has them: never without knowing the model."""
+    if not fusion.config:
+        raise UnknownLayoutError("whether its parts are halves or alternate is known only from config.json")
+    return gate_up(fusion)
+
+
 def alternating(fusion: Fusion) -> Split:
     """Gate and up on alternate positions (gpt-oss: `[..., ::2]` and `[..., 1::2]`)."""
     axis = _gate_up_axis(fusion)
@@ -151,6 +160,8 @@ def _gate_up_axis(fusion: Fusion) -> int:
         }
         if (first, second) in candidates:
             return candidates[first, second]
+    if fusion.stacked:
+        raise UnknownLayoutError("which of its sides holds both is told by down_proj, which is not beside it")
     return 0
 
 

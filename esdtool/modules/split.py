@@ -63,7 +63,9 @@ def split_tensor(
         parts = (path[-1],)
     elif len(parts) > 1:
         beside = {name: View(expert=0, num_experts=experts).shape(other) for name, other in neighbours.items()}
-        views = _views(verdict.layout(Fusion(shape=shape, parts=len(parts), config=sizes, neighbours=beside)))
+        views = _views(
+            verdict.layout(Fusion(shape=shape, parts=len(parts), config=sizes, neighbours=beside, stacked=True))
+        )
     return [
         _piece(path, role, replace(view, expert=expert, num_experts=experts))
         for expert in range(experts)

@@ -36,6 +36,7 @@ SKIPPED: list[tuple[str, tuple[int, ...], str, str]] = [
     ("model.layers.0.self_attn.kv_a_proj_with_mqa.weight", (6, 8), "float32", "fused: kv_a_proj and k_pe_proj"),
     ("model.layers.0.self_attn.kv_b_proj.weight", (16, 4), "float32", "fused: k_b_proj and v_b_proj"),
     ("model.layers.0.linear_attn.in_proj_qkvz.weight", (32, 8), "float32", "fused: q_proj, k_proj, v_proj and z_proj"),
+    ("model.layers.0.mlp.experts.gate_up_proj", (4, 32, 8), "float32", "stacked: fused gate_proj and up_proj"),
     ("lstm.weight_ih_l0", (32, 6), "float32", "weight of a recurrent layer"),
     ("transformer.blocks.0.ffn.experts.mlp.w1", (64, 8), "bfloat16", "stacked: gate_proj of all experts"),
     ("transformer.blocks.0.ffn.experts.mlp.v1", (64, 8), "bfloat16", "stacked: up_proj of all experts"),
@@ -144,21 +145,24 @@ def test_fused_tensors_are_several_modules(
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "parent", "roles", "part"),
+    ("up", "up_shape", "down", "down_shape"),
     [
-        ("layers.0.mlp.experts.gate_up_proj", (4, 32, 8), "layers.0.mlp.experts.{}", GATE_UP, (16, 8)),
-        ("layers.0.mlp.experts.down_proj", (4, 8, 16), "layers.0.mlp.experts.{}", ("down_proj",), (8, 16)),
-        ("layers.0.mlp.input_linear.weight", (4, 32, 8), "layers.0.mlp.experts.{}", GATE_UP, (16, 8)),
-        ("layers.0.mlp.output_linear.weight", (4, 8, 16), "layers.0.mlp.experts.{}", ("down_proj",), (8, 16)),
+        # transformers' usual way round, that of Llama 4, and GraniteMoE's names
+        ("experts.gate_up_proj", (4, 32, 8), "experts.down_proj", (4, 8, 16)),
+        ("experts.gate_up_proj", (4, 8, 32), "experts.down_proj", (4, 16, 8)),
+        ("input_linear.weight", (4, 32, 8), "output_linear.weight", (4, 8, 16)),
     ],
 )
 def test_stacked_experts_are_told_apart(
-    name: str, shape: tuple[int, ...], parent: str, roles: tuple[str, ...], part: tuple[int, ...], catalogue: Catalogue
+    up: str, up_shape: tuple[int, ...], down: str, down_shape: tuple[int, ...], catalogue: Catalogue
 ) -> None:
-    modules = select_modules(catalogue({name: shape})).modules
-    expected = [(f"{parent.format(expert)}.{role}", expert) for expert in range(4) for role in roles]
-    assert [(module.name, module.expert) for module in modules] == expected
-    assert {module.shape for module in modules} == {part}
+    tensors = {f"layers.0.mlp.{up}": up_shape, f"layers.0.mlp.{down}": down_shape}
+    modules = select_modules(catalogue(tensors)).modules
+    assert [(module.name, module.expert) for module in modules] == [
+        (f"layers.0.mlp.experts.{expert}.{role}", expert) for expert in range(4) for role in (*GATE_UP, "down_proj")
+    ]
+    half = tuple(size // 2 if size == 32 else size for size in up_shape[1:])
+    assert [module.shape for module in modules] == 4 * [half, half, down_shape[1:]]
 
 
 def test_split_names_give_way_to_names_that_are_taken(catalogue: Catalogue) -> None:
