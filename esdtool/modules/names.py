@@ -36,6 +36,7 @@ Segments = tuple[str, ...]
 SortKey = tuple[tuple[int, tuple[tuple[int, int, str], ...]], ...]
 
 
+@functools.lru_cache(maxsize=65536)
 def canonical_name(name: str) -> str:
     """A parameter or module name without the segments that wrappers insert, at any depth.
 
@@ -53,6 +54,7 @@ def module_name(parameter: str) -> str:
     return parameter.removesuffix(".weight")
 
 
+@functools.lru_cache(maxsize=65536)
 def module_path(parameter: str) -> Segments:
     """Segments of the owning module's name that rules look at: without wrappers and adapter shells.
 
