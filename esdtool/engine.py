@@ -18,9 +18,11 @@ import torch
 from esdtool._version import __version__
 from esdtool.analysis import Analysis, ModuleResult, Settings, SkippedResult, Source
 from esdtool.checkpoint import Checkpoint, from_model, from_state_dict, open_checkpoint
+from esdtool.checkpoint.adapter import is_adapter
 from esdtool.checkpoint.base import DTYPE_BYTES
 from esdtool.difference import Pairing, difference, pair_modules
 from esdtool.errors import DeviceError, NothingToAnalyzeError, UsageError
+from esdtool.merge import merged
 from esdtool.modules import Selection, WeightModule, select_modules
 from esdtool.options import LOW_RANK_MIN_EIGS, ScoreOptions
 from esdtool.reading import read_matrices
@@ -186,11 +188,8 @@ def make_plan(
     checkpoint = _open(source, revision)
     other = None if base is None else _open(base, None)
     merged_with = None
-    if other is not None:
-        from esdtool.checkpoint.adapter import is_adapter, merged
-
-        if is_adapter(checkpoint):
-            merged_with, checkpoint, other = other.location, merged(checkpoint, other), None
+    if other is not None and is_adapter(checkpoint):
+        merged_with, checkpoint, other = other.location, merged(checkpoint, other), None
     selection = select_modules(
         checkpoint.tensors.values(),
         config=checkpoint.config,

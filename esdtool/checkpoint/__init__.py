@@ -45,16 +45,23 @@ def open_checkpoint(location: str | Path, *, revision: str | None = None) -> Che
         if revision is not None:
             raise UsageError(f"{text}: a path has no revision {revision!r}; that is for Hub ids")
         if path.is_dir():
-            return open_directory(path)
+            return _logical(open_directory(path))
         if not path.is_file():
             raise CheckpointError(f"{text}: neither a file nor a folder")
-        return open_file(path)
+        return _logical(open_file(path))
     if path.is_symlink():
         raise CheckpointError(f"{text}: a link to {str(path.readlink())!r}, which does not exist")
     hub_id = parse_hub_id(text, revision)
     if hub_id is None:
         raise CheckpointError(f"{text}: no such file or directory")
-    return open_hub(hub_id, location=text)
+    return _logical(open_hub(hub_id, location=text))
+
+
+def _logical(stored: Checkpoint) -> Checkpoint:
+    """The weights that a checkpoint stands for, where it stores something else: factors."""
+    from esdtool.checkpoint.adapter import adapter_weights
+
+    return adapter_weights(stored)
 
 
 def from_state_dict(
@@ -63,7 +70,7 @@ def from_state_dict(
     """A state dict in memory as a checkpoint; see `esdtool.checkpoint.memory.from_state_dict`."""
     from esdtool.checkpoint.memory import from_state_dict as implementation
 
-    return implementation(mapping, config=config, location=location)
+    return _logical(implementation(mapping, config=config, location=location))
 
 
 def from_model(model: nn.Module) -> Checkpoint:

@@ -16,10 +16,12 @@ def verdict(module: ModuleResult, fit: str) -> str:
     """
     if not module.ok or module.alpha is None:
         return module.status
-    if fit in ("ks", "powerlaw"):
+    if fit in ("ks", "powerlaw") and module.rank is None:
         if module.alpha < 2:
             return "over-trained"
         return "under-trained" if module.alpha > 6 else "heavy-tailed"
+    if module.rank is not None:
+        return f"of rank {module.rank}"  # no random matrix to compare with
     if module.mp_alpha is None or module.alpha_stderr is None:
         return ""
     distance = (module.alpha - module.mp_alpha) / module.alpha_stderr
