@@ -45,7 +45,7 @@ def _quiet(pattern: str, reason: str, beside: str | None = None) -> Rule:
 COMPANIONS: tuple[Rule, ...] = (
     # GPTQ, AWQ, HQQ, AQLM, bitsandbytes, compressed-tensors, quanto, torchao, MXFP4
     _quiet("qweight|weight_packed|codes|codebooks|*_blocks|_weight_qdata|_data", QUANT_CODES),
-    _quiet("qzeros|scales|*_scales|weight_scale*|_weight_scale|scale_weight", QUANT_SCALE),
+    _quiet("qzeros|scales|*_scales|*_scale_inv|*_proj_scale|*_global_scale|weight_scale*|_weight_scale|scale_weight", QUANT_SCALE),
     _quiet("input_scale*|scale_input|output_scale|k_scale|v_scale|q_scale", QUANT_SCALE),
     _quiet("weight_zero_point|_weight_zero_point|input_zero_point|weight_g_idx|g_idx|weight_shape", QUANT_SCALE),
     _quiet("SCB|weight_format|absmax|nested_absmax|quant_map|nested_quant_map", QUANT_SCALE),
