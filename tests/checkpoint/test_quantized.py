@@ -86,6 +86,12 @@ def test_one_scale_or_one_for_each_row(dtype: torch.dtype, scale: torch.Tensor, 
     _check(checkpoint, expected, f"{str(dtype).removeprefix('torch.')}, {words}")
 
 
+def test_codes_named_qweight_of_one_byte_each() -> None:
+    codes, scale = (_random(48, 60) * 40).to(torch.int8), _random(48, 1, seed=1)
+    checkpoint = from_state_dict({f"{NAME}.weight.qweight": codes, f"{NAME}.weight.scale": scale})
+    _check(checkpoint, codes * scale, "int8, scales of rows")
+
+
 def test_stacked_fp8_experts() -> None:
     codes, scale = _random(3, 160, 256).to(torch.float8_e4m3fn), _random(3, 2, 2, seed=1)
     name = "model.layers.0.mlp.experts.down_proj"

@@ -7,8 +7,8 @@ from functools import partial
 
 import torch
 
-from esdtool.checkpoint.quantized.bits import FP4_VALUES, nibbles
-from esdtool.checkpoint.quantized.source import Rows, Source, Weight
+from esdtool.checkpoint.dequantize.bits import FP4_VALUES, nibbles
+from esdtool.checkpoint.dequantize.source import Rows, Source, Weight
 
 _ROUNDOFF = 0.6 / 4
 """Unit roundoff of one explicit mantissa bit is 1/4."""

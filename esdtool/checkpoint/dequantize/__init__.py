@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from esdtool.checkpoint.base import Checkpoint, TensorInfo
-from esdtool.checkpoint.quantized.source import Source, Weight
+from esdtool.checkpoint.dequantize.source import Source, Weight
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
     bitsandbytes int8, NF4 and FP4, MXFP4 (gpt-oss), NVFP4, GPTQ, AWQ, compressed-tensors' packed integers.
     """
     # Imported here: they import the parts of this package.
-    from esdtool.checkpoint.quantized import bitsandbytes, microscaling, packed, scaled
+    from esdtool.checkpoint.dequantize import bitsandbytes, microscaling, packed, scaled
 
     source = Source(checkpoint)
     if not source.looks_quantized:

@@ -8,8 +8,8 @@ from functools import partial
 
 import torch
 
-from esdtool.checkpoint.quantized.bits import fields, fields_of_words
-from esdtool.checkpoint.quantized.source import Rows, Source, Weight, absmax_roundoff
+from esdtool.checkpoint.dequantize.bits import fields, fields_of_words
+from esdtool.checkpoint.dequantize.source import Rows, Source, Weight, absmax_roundoff
 
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Position within a word of column 0, 1, 2, ...: AWQ stores them as its kernel wants them."""
@@ -18,6 +18,8 @@ _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 def find(source: Source) -> Iterator[Weight]:
     """`X.qweight` with zeros and scales, and `X.weight_packed` with scales."""
     for stem in source.ending("qweight"):
+        if source.tensors[f"{stem}qweight"].dtype != "int32":
+            continue  # one code a byte
         found = _gptq(source, stem) or _awq(source, stem)
         if found is None:
             source.refuse(

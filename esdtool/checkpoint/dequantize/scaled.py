@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import torch
 
-from esdtool.checkpoint.quantized.source import FP8, Rows, Source, Weight, absmax_roundoff
+from esdtool.checkpoint.dequantize.source import FP8, Rows, Source, Weight, absmax_roundoff
 
 _SCALES_OF_WEIGHT = ("_scale_inv", "_scale", ".scale", "_scales", "._scale")
+_CODES = ".qweight"
+"""How some tools name the codes of `X`, whose scale is `X.scale`."""
 _BLOCK = 128
 _ROUNDOFF = {"float8_e4m3fn": 0.6 / 16, "float8_e4m3fnuz": 0.6 / 16, "float8_e5m2": 0.6 / 8, "float8_e5m2fnuz": 0.6 / 8}
 
@@ -31,7 +33,7 @@ def find(source: Source) -> Iterator[Weight]:
         zero_point = f"{name}_zero_point" if f"{name}_zero_point" in source.tensors else None
         is_float = info.dtype in FP8
         yield Weight(
-            name=name,
+            name=name.removesuffix(_CODES),
             codes=name,
             shape=info.shape,
             quantization=f"{info.dtype}, {layout.words}",
@@ -41,6 +43,9 @@ def find(source: Source) -> Iterator[Weight]:
 
 
 def _scale_of(source: Source, name: str) -> str | None:
+    if name.endswith(_CODES):
+        candidate = f"{name.removesuffix(_CODES)}.scale"
+        return candidate if candidate in source.tensors else None
     stem = name.removesuffix("weight")
     candidates = [f"{name}{suffix}" for suffix in _SCALES_OF_WEIGHT]
     if stem != name:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from esdtool.checkpoint.quantized.bits import nibbles
-from esdtool.checkpoint.quantized.source import Rows, Source, Weight, absmax_roundoff
+from esdtool.checkpoint.dequantize.bits import nibbles
+from esdtool.checkpoint.dequantize.source import Rows, Source, Weight, absmax_roundoff
 from esdtool.errors import CheckpointError
 
 _ROUNDOFF = {"nf4": 0.09, "fp4": 0.13}
