@@ -62,12 +62,7 @@ def assign(
         UsageError: if an option has no such value, a pattern matches nothing, or the fit is not in the analysis.
         NothingToAnalyzeError: if no module is left that was scored.
     """
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise UsageError(f"weight-decay must be finite and not negative, not {weight_decay}")
-    if score not in get_args(ScoreName):
-        raise UsageError(f"unknown score {score!r}; choose from {', '.join(get_args(ScoreName))}")
-    if unlisted not in get_args(Unlisted):
-        raise UsageError(f"unknown choice for unlisted parameters {unlisted!r}; choose from keep, no-decay, base")
+    check_options(weight_decay=weight_decay, score=score, unlisted=unlisted)
     rule = DecayRule(
         assign=assign,
         min_ratio=min_ratio,
@@ -144,6 +139,20 @@ def assign(
         members={name: found for name, found in zip(entries, parameters.members, strict=True) if found is not None},
         left_out=left_out,
     )
+
+
+def check_options(*, weight_decay: float, score: str, unlisted: str) -> None:
+    """Refuse what no analysis could be assigned with, before one is made; `DecayRule` checks the rest.
+
+    Raises:
+        UsageError: with the option's name.
+    """
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise UsageError(f"weight-decay must be finite and not negative, not {weight_decay}")
+    if score not in get_args(ScoreName):
+        raise UsageError(f"unknown score {score!r}; choose from {', '.join(get_args(ScoreName))}")
+    if unlisted not in get_args(Unlisted):
+        raise UsageError(f"unknown choice for unlisted parameters {unlisted!r}; choose from keep, no-decay, base")
 
 
 def in_blocks(layers: Iterable[int | None]) -> list[bool]:

@@ -101,8 +101,10 @@ def assign(
 
     from esdtool.decay_rule import DecayRule
     from esdtool.weight_decay import assign as assign_decays
+    from esdtool.weight_decay import check_options
 
-    # Refuses contradictions before the spectra, which may take hours.
+    # Refuse contradictions before the spectra, which may take hours.
+    check_options(weight_decay=weight_decay, score=score, unlisted=unlisted)
     DecayRule(
         assign=assign_by,
         min_ratio=min_ratio,

@@ -77,6 +77,7 @@ NOT_SCORED: tuple[Rule, ...] = (
     skip("decoder.output_projection", LM_HEAD),
     skip("shared_head.head", LM_HEAD),
     skip("cls.seq_relationship", OUTPUT_HEAD),
+    skip("^cls.**", OUTPUT_HEAD),
     skip("^classifier|score|head|qa_outputs|head_dist|v_head|value_head|reward_head", OUTPUT_HEAD),
     skip("^classifier.dense|out_proj", OUTPUT_HEAD),
     skip("^classification_head|multiple_choice_head|heads.**", OUTPUT_HEAD),
