@@ -45,7 +45,8 @@ def _quiet(pattern: str, reason: str, beside: str | None = None) -> Rule:
 COMPANIONS: tuple[Rule, ...] = (
     # GPTQ, AWQ, HQQ, AQLM, bitsandbytes, compressed-tensors, quanto, torchao, MXFP4
     _quiet("qweight|weight_packed|codes|codebooks|*_blocks|_weight_qdata|_data", QUANT_CODES),
-    _quiet("qzeros|scales|*_scales|*_scale_inv|*_proj_scale|*_global_scale|weight_scale*|_weight_scale|scale_weight", QUANT_SCALE),
+    _quiet("qzeros|scales|*_scales|weight_scale*|_weight_scale|scale_weight", QUANT_SCALE),
+    _quiet("*_scale_inv|*_proj_scale|*_global_scale", QUANT_SCALE),
     _quiet("input_scale*|scale_input|output_scale|k_scale|v_scale|q_scale", QUANT_SCALE),
     _quiet("weight_zero_point|_weight_zero_point|input_zero_point|weight_g_idx|g_idx|weight_shape", QUANT_SCALE),
     _quiet("SCB|weight_format|absmax|nested_absmax|quant_map|nested_quant_map", QUANT_SCALE),
@@ -84,12 +85,13 @@ NOT_SCORED: tuple[Rule, ...] = (
     skip("^head.fc|dense", OUTPUT_HEAD),
     # Position tables
     skip("wpe|embed_positions|*position*_embeddings|*position_embedding|*positional_embedding*", POSITIONS),
+    skip("position_embeds_layer", POSITIONS),
     skip("*pos_emb|pos_embed|*_pos_embed|*pos_embedding|relative_attention_bias|rel_embeddings", POSITIONS),
     skip("*relative_position_bias_table|relative_position_bias|rel_pos_h|rel_pos_w|seg_embed", POSITIONS),
     skip("*position_embeddings.**", POSITIONS),
     # Token and other embeddings
     skip("wte|*embed_tokens|word_embeddings|word_embedding|tok_embeddings|tok_emb", TOKEN_EMBEDDING),
-    skip("embed_in|token_embedding|token_embeddings", TOKEN_EMBEDDING),
+    skip("input_embeds_layer|embed_in|token_embedding|token_embeddings", TOKEN_EMBEDDING),
     skip("embeddings", TOKEN_EMBEDDING),
     skip("^shared|embedding|embed|emb", TOKEN_EMBEDDING),
     skip("token_type_embeddings", "token-type embedding"),
@@ -113,7 +115,9 @@ MANY_IN_ONE: tuple[Rule, ...] = (
     fused("c_attn", "k_proj", "v_proj", beside="q_attn"),  # GPT-2 cross-attention
     # One name, several layouts: the families know their own.
     fused("query_key_value", *QKV, layout=layouts.unknown),
+    # InternLM2's, and CodeGen's, lie otherwise than those of other models with these names.
     fused("wqkv", *QKV, layout=layouts.query_key_value_of_config),
+    fused("h.#.attn.qkv_proj", *QKV, layout=layouts.query_key_value_of_config),
     fused("c_attn|qkv_proj|qkv_linear|Wqkv|qkv|W_pack|to_qkv|att_proj", *QKV, layout=layouts.query_key_value),
     fused("in_proj_weight", *QKV),  # torch.nn.MultiheadAttention
     fused("attention|self_attention|self_attn|attn|self.in_proj", *QKV, layout=layouts.query_key_value),
@@ -154,9 +158,9 @@ ROLES: tuple[Rule, ...] = (
     score("up_proj|wi_1|wi|Wi|fc1_x", "up_proj"),
     score("down_proj", "down_proj"),
     score("mlp|ffn|feed_forward|ff.gate", "gate_proj"),
-    score("mlp|ffn|feed_forward|ff.up|fc1|linear_fc1|fc_in|c_fc|dense_h_to_4h|lin1|linear_1|layer_1|dense1", "up_proj"),
+    score("mlp|ffn|feed_forward|ff.up|fc1|linear_fc1|fc_in|c_fc|dense_h_to_4h|lin1|linear_1|layer_1|dense1|in_proj", "up_proj"),
     score(
-        "mlp|ffn|feed_forward|ff.down|fc2|linear_fc2|fc_out|c_proj|dense_4h_to_h|lin2|linear_2|layer_2|dense2",
+        "mlp|ffn|feed_forward|ff.down|fc2|linear_fc2|fc_out|c_proj|dense_4h_to_h|lin2|linear_2|layer_2|dense2|out_proj",
         "down_proj",
     ),
     score("up", "up_proj", beside="down"),

@@ -97,9 +97,10 @@ def _piece(path: Segments, role: str, view: View) -> Piece:
     if view.expert is not None:
         parent += [] if _EXPERTS in parent else [_EXPERTS]
         parent.append(str(view.expert))
+    leaf = role.removeprefix("cross_")  # which the parent's name says already
     return Piece(
-        name=".".join([*parent, role]),
-        qualified_name=".".join([*path, *([] if view.expert is None else [str(view.expert)]), role]),
+        name=".".join([*parent, leaf]),
+        qualified_name=".".join([*path, *([] if view.expert is None else [str(view.expert)]), leaf]),
         role=role,
         view=view,
     )
