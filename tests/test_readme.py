@@ -23,7 +23,10 @@ PLACEHOLDERS = {
     "CKPT": BUNDLED,
 }
 # Installing is .ci/run's part; these need the network, a file that the README only names, or a tool that may be absent.
-ELSEWHERE = ("pip ", "org/name", "pytorch_model.bin", "checkpoint-dcp", "jq ", "model.gguf", "adapter/", "tuned/", "step_*")
+ELSEWHERE = (
+    *("pip ", "org/name", "pytorch_model.bin", "checkpoint-dcp", "jq "),
+    *("model.gguf", "adapter/", "tuned/", "step_*"),
+)
 
 # A training run takes minutes; its first steps show that the commands work.
 SHORTENED = [

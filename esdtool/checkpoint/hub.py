@@ -94,6 +94,8 @@ def _open_snapshot(hub_id: HubId, commit: str, names: list[str], location: str) 
     if choice.kind == "index":
         for shard in read_index(weights).shards:
             _fetch(hub_id.repo, shard, commit, hub_id, location)
+    for name in choice.beside:
+        _fetch(hub_id.repo, name, commit, hub_id, location)
     return open_choice(weights.parent, choice, location=location, revision=commit)
 
 

@@ -11,10 +11,15 @@ from esdtool.errors import CheckpointError
 
 SAFETENSORS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-WEIGHT_SUFFIXES = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
+GGUF_SUFFIX = ".gguf"
+ONNX_SUFFIX = ".onnx"
+KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
+FOREIGN_SUFFIXES = (GGUF_SUFFIX, ONNX_SUFFIX, *KERAS_SUFFIXES)
+"""Formats of other libraries than torch: chosen in a folder only where there is nothing of torch's."""
+WEIGHT_SUFFIXES = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES, *FOREIGN_SUFFIXES)
 INDEX_SUFFIX = ".index.json"
 DCP_METADATA = ".metadata"
-UNREAD_SUFFIXES = (".gguf", ".ggml", ".onnx", ".h5", ".msgpack", ".npz", ".tflite", ".mlmodel", ".nemo")
+UNREAD_SUFFIXES = (".ggml", ".msgpack", ".npz", ".tflite", ".mlmodel", ".nemo")
 
 _GROUPS: dict[str, tuple[str, ...]] = {
     stem: (
@@ -34,9 +39,13 @@ _GROUPS: dict[str, tuple[str, ...]] = {
 KNOWN_NAMES: tuple[str, ...] = tuple(name for names in _GROUPS.values() for name in names)
 """Every file name that stands for a whole set of weights."""
 
+_FOREIGN_NAMES = ("model.onnx", "tf_model.h5")
+"""Names that transformers and optimum give to weights of other libraries, with a `config.json` beside them."""
+
 _SHARD = re.compile(
     r"(?P<stem>.+?)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})(?P<suffix>\.safetensors|\.bin)", re.IGNORECASE
 )
+_GGUF_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 _STATE = re.compile(
     # What trainers leave beside the weights: transformers, accelerate, DeepSpeed.
     r"training_args\.bin|optimizer(_\d+)?\.(bin|pt|pth)|optimizer_state.*\.(bin|pt|pth)|(lr_)?scheduler(_\d+)?\.(bin|pt|pth)"
@@ -56,6 +65,8 @@ class WeightChoice:
     """Name of the weight file, of the index, or `.metadata`."""
     config: str
     """Name of the configuration that belongs to it; it may be missing."""
+    beside: tuple[str, ...] = ()
+    """Further files of the folder that `file` needs: the other shards of a GGUF set, an ONNX model's external data."""
     notes: tuple[str, ...] = ()
     """Which weight files of the folder are not read."""
 
@@ -76,7 +87,7 @@ def has_known_name(name: str) -> bool:
     [True, True, False]
     """
     shard = _SHARD.fullmatch(name)
-    return f"{shard['stem']}{shard['suffix']}" in KNOWN_NAMES if shard else name in KNOWN_NAMES
+    return f"{shard['stem']}{shard['suffix']}" in KNOWN_NAMES if shard else name in (*KNOWN_NAMES, *_FOREIGN_NAMES)
 
 
 def config_name(weights: str) -> str:
@@ -88,7 +99,8 @@ def choose_weights(names: Iterable[str], *, location: str) -> WeightChoice:
     """Choose the weights among the files at the top of a folder.
 
     A known name wins over torch.distributed.checkpoint, and that over a file of any other
-    name, which must be the only one. What is passed over is named in `notes`.
+    name, which must be the only one, and that over the formats of other libraries (GGUF, ONNX,
+    Keras), of which there must be one model. What is passed over is named in `notes`.
 
     Args:
         names: file names, without folders.
@@ -117,6 +129,10 @@ def choose_weights(names: Iterable[str], *, location: str) -> WeightChoice:
         return _choice(DCP_METADATA, weights, location)
     if not weights:
         raise CheckpointError(f"{location}: no weights{_looked_for(names)}")
+    foreign = [name for name in weights if name.lower().endswith(FOREIGN_SUFFIXES)]
+    weights = [name for name in weights if name not in foreign]
+    if not weights:
+        return _choose_foreign(foreign, names, location)
     if len(weights) > 1:
         raise CheckpointError(
             f"{location}: {len(weights)} weight files and no index that joins them: {_listed(weights)}; "
@@ -128,7 +144,22 @@ def choose_weights(names: Iterable[str], *, location: str) -> WeightChoice:
             f"{location}: {weights[0]} is one of {int(shard['count'])} shards and there is no index; "
             "restore the others and the .index.json, or name this file to read it alone"
         )
-    return _choice(weights[0], (), location)
+    return _choice(weights[0], foreign, location)
+
+
+def _choose_foreign(weights: list[str], names: list[str], location: str) -> WeightChoice:
+    """Choose among GGUF, ONNX and Keras files, where there is nothing else. The shards of a GGUF set are one model."""
+    models: dict[str, list[str]] = {}
+    for name in weights:
+        shard = _GGUF_SHARD.fullmatch(name)
+        models.setdefault(f"{shard['stem']}-of-{shard['count']}" if shard else name, []).append(name)
+    if len(models) > 1:
+        firsts = [shards[0] for shards in models.values()]
+        raise CheckpointError(f"{location}: {len(models)} models: {_listed(firsts)}; name one of these files")
+    chosen, *beside = weights
+    if chosen.lower().endswith(ONNX_SUFFIX):
+        beside = [name for name in names if name.startswith((f"{chosen}_data", f"{chosen}.data"))]
+    return WeightChoice(kind="single", file=chosen, config=config_name(chosen), beside=tuple(beside))
 
 
 def _choice(chosen: str, others: Iterable[str], location: str) -> WeightChoice:

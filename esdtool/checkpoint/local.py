@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from esdtool.checkpoint.base import Checkpoint, TensorInfo
 from esdtool.checkpoint.jsonfiles import read_config, read_index
 from esdtool.checkpoint.layout import (
     DCP_METADATA,
+    GGUF_SUFFIX,
     INDEX_SUFFIX,
+    KERAS_SUFFIXES,
+    ONNX_SUFFIX,
     PICKLE_SUFFIXES,
     SAFETENSORS_SUFFIX,
     UNREAD_SUFFIXES,
@@ -29,7 +32,11 @@ if TYPE_CHECKING:
 
 
 class WeightFile(Protocol):
-    """One file with tensors."""
+    """One file with tensors.
+
+    Formats that describe the model, too, have an attribute `config`: a mapping with the names of a `config.json`,
+    which is used where there is no such file.
+    """
 
     notes: tuple[str, ...]
     tensors: dict[str, TensorInfo]
@@ -71,8 +78,8 @@ def open_file(path: Path) -> Checkpoint:
     return FileCheckpoint(
         location=str(path),
         tensors=source.tensors,
-        files=(path.name,),
-        config=config,
+        files=_files_of(source.tensors, path.name),
+        config=config or _own_config(source),
         notes=source.notes,
         sources=dict.fromkeys(source.tensors, source),
     )
@@ -100,22 +107,23 @@ def open_directory(folder: Path) -> Checkpoint:
 
 def open_choice(folder: Path, choice: WeightChoice, *, location: str, revision: str | None = None) -> Checkpoint:
     """Open what was chosen in a folder, e.g. in a snapshot of a Hub repository."""
+    config: Mapping[str, Any] = read_config(folder / choice.config)
     if choice.kind == "dcp":
         from esdtool.checkpoint.dcp import open_distributed
 
-        config = read_config(folder / choice.config)
         return open_distributed(folder, location=location, config=config, notes=choice.notes)
     if choice.kind == "index":
         sources, tensors, notes = _open_shards(folder, folder / choice.file)
     else:
         source = _open_weights(folder / choice.file, choice.file)
         sources, tensors, notes = dict.fromkeys(source.tensors, source), source.tensors, list(source.notes)
+        config = config or _own_config(source)
     return FileCheckpoint(
         location=location,
         tensors=tensors,
-        files=tuple(sorted({info.file for info in tensors.values()} or {choice.file})),
+        files=_files_of(tensors, choice.file),
         revision=revision,
-        config=read_config(folder / choice.config),
+        config=config,
         notes=(*choice.notes, *notes),
         sources=sources,
     )
@@ -132,6 +140,18 @@ def _open_weights(path: Path, label: str) -> WeightFile:
         from esdtool.checkpoint.pickle_file import PickleFile
 
         return PickleFile(path, label)
+    if name.endswith(GGUF_SUFFIX):
+        from esdtool.checkpoint.gguf_file import GGUFFile
+
+        return GGUFFile(path, label)
+    if name.endswith(ONNX_SUFFIX):
+        from esdtool.checkpoint.onnx_file import ONNXFile
+
+        return ONNXFile(path, label)
+    if name.endswith(KERAS_SUFFIXES):
+        from esdtool.checkpoint.keras_file import KerasFile
+
+        return KerasFile(path, label)
     known = f"known are {', '.join(WEIGHT_SUFFIXES)} and *{INDEX_SUFFIX}"
     if name.endswith(UNREAD_SUFFIXES):
         raise CheckpointError(f"{path}: {path.suffix.lower()} files are not read; {known}")
@@ -159,6 +179,17 @@ def _open_shards(folder: Path, index_path: Path) -> tuple[dict[str, WeightFile],
         notes.append(f"{index_path}: left out {_count(extra, 'tensor')} that the index does not list: {_first(extra)}")
     sources = {name: shards[shard] for name, shard in index.weight_map.items()}
     return sources, {name: source.tensors[name] for name, source in sources.items()}, notes
+
+
+def _own_config(source: WeightFile) -> Mapping[str, Any]:
+    """What a file says of its model, for formats that do."""
+    config: Mapping[str, Any] = getattr(source, "config", {})
+    return config
+
+
+def _files_of(tensors: Mapping[str, TensorInfo], opened: str) -> tuple[str, ...]:
+    """The files that hold the tensors; the one that was opened if there are none."""
+    return tuple(sorted({info.file for info in tensors.values()} or {opened}))
 
 
 def _subfolders_with_weights(folder: Path) -> list[str]:

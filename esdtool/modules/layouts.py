@@ -230,12 +230,8 @@ def bigcode(fusion: Fusion) -> Split:
 
 
 def chatglm(fusion: Fusion) -> Split:
-    """ChatGLM 2 and later: contiguous, with `multi_query_group_num` groups; the first ChatGLM: head after head."""
-    if fusion.config.get("multi_query_attention"):
-        return query_key_value(fusion)
-    if "position_encoding_2d" in fusion.config or not fusion.config:
-        return per_head(fusion)
-    return equal(fusion)
+    """ChatGLM: contiguous with multi-query attention (2 and later), head after head without it (the first one)."""
+    return query_key_value(fusion) if fusion.config.get("multi_query_attention") else per_head(fusion)
 
 
 def codegen(fusion: Fusion) -> Split:

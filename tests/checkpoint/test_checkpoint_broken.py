@@ -21,7 +21,7 @@ SAFE_COPY = "re-save its state dict with torch.save(model.state_dict(), ...) or 
 LOOKED_FOR = (
     "looked for model.safetensors, diffusion_pytorch_model.safetensors, adapter_model.safetensors, pytorch_model.bin, "
     "their .index.json, .metadata (torch.distributed.checkpoint), and any other .safetensors, .bin, .pt, .pth, "
-    ".ckpt file"
+    ".ckpt, .gguf, .onnx, .keras, .h5, .hdf5 file"
 )
 
 
@@ -75,11 +75,14 @@ def test_git_lfs_pointer(tmp_path, name):
     assert message(tmp_path) == expected
 
 
+KNOWN = ".safetensors, .bin, .pt, .pth, .ckpt, .gguf, .onnx, .keras, .h5, .hdf5"
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("x.gguf", ".gguf files are not read; known are .safetensors, .bin, .pt, .pth, .ckpt and *.index.json"),
-        ("x.txt", "unknown format '.txt'; known are .safetensors, .bin, .pt, .pth, .ckpt and *.index.json"),
+        ("x.ggml", f".ggml files are not read; known are {KNOWN} and *.index.json"),
+        ("x.txt", f"unknown format '.txt'; known are {KNOWN} and *.index.json"),
     ],
 )
 def test_unknown_formats(tmp_path, name, expected):
@@ -223,9 +226,9 @@ def test_folder_without_weights(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "training_args.bin").write_bytes(b"x")
     assert message(tmp_path) == f"{tmp_path}: no weights: {LOOKED_FOR}"
-    (tmp_path / "model.Q4.gguf").write_bytes(b"x")
+    (tmp_path / "model.ggml").write_bytes(b"x")
     assert message(tmp_path) == (
-        f"{tmp_path}: no weights: {LOOKED_FOR}; found model.Q4.gguf, of a format that is not read"
+        f"{tmp_path}: no weights: {LOOKED_FOR}; found model.ggml, of a format that is not read"
     )
 
 

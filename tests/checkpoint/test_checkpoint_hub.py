@@ -227,7 +227,7 @@ def test_download_that_fails(hub, tensors, error, expected):
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        (["README.md", "model.gguf"], f"{REPO}: no weights: looked for model.safetensors, "),
+        (["README.md", "model.ggml"], f"{REPO}: no weights: looked for model.safetensors, "),
         ([".metadata", "__0_0.distcp"], f"{REPO}: holds only a torch.distributed.checkpoint, which is not read from"),
         (["a.safetensors", "b.safetensors"], f"{REPO}: 2 weight files and no index that joins them: "),
     ],

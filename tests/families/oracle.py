@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 import esdtool
 from esdtool.analysis import Analysis
@@ -29,9 +31,7 @@ def check(
         config: the configuration that goes with a state dict.
         options: of `esdtool.analyze`.
     """
-    checkpoint = (
-        from_state_dict(source, config=config) if isinstance(source, Mapping) else open_checkpoint(source)
-    )
+    checkpoint = from_state_dict(source, config=config) if isinstance(source, Mapping) else open_checkpoint(source)
     analysis = esdtool.analyze(checkpoint, **{"min_eigs": 2, "jobs": 1} | options)
     found = {module.name for module in analysis.modules}
     assert found == set(expected), {"missing": sorted(set(expected) - found), "extra": sorted(found - set(expected))}
@@ -52,3 +52,13 @@ def check(
 def roles(analysis: Analysis) -> dict[str, str]:
     """Role by module name."""
     return {module.name: module.role for module in analysis.modules}
+
+
+def linears(model: nn.Module, *left_out: str) -> dict[str, torch.Tensor]:
+    """Matrix [out, in] of every linear layer, but of those whose name ends as in `left_out`."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and not name.endswith(left_out):
+            weight = module.weight.detach()
+            found[name] = weight if isinstance(module, nn.Linear) else weight.T
+    return found
