@@ -18,6 +18,7 @@ AssignName = Literal["linear", "sqrt", "log2", "sigmoid", "uniform"]
 ScoreName = Literal["alpha", "stable_rank", "frobenius_norm", "spectral_norm", "alpha_weighted"]
 Experts = Literal["mean", "all"]
 Granularity = Literal["module", "layer", "role"]
+Names = Literal["file", "live"]
 Unlisted = Literal["keep", "no-decay", "base"]
 AssignmentFormat = Literal["json", "csv", "torch-groups"]
 

@@ -12,6 +12,7 @@ from esdtool.options import (
     AssignmentFormat,
     AssignName,
     Granularity,
+    Names,
     OptimizerName,
     ScoreName,
     Unlisted,
@@ -74,6 +75,10 @@ def assign(
         bool,
         typer.Option("--normalize", help="Rescale so that the parameter-weighted mean decay equals the base."),
     ] = False,
+    names: Annotated[
+        Names,
+        typer.Option(help="Parameter names: the file's, or those of the live transformers model that loads it."),
+    ] = "file",
     file_format: Annotated[AssignmentFormat, typer.Option("--format", help="Format of --out.")] = "json",
     check: Annotated[
         Path | None,
@@ -129,6 +134,8 @@ def assign(
         unlisted=unlisted,
         normalize=normalize,
     )
+    if names == "live":
+        assignment = _with_live_names(assignment, analysis)
     if out is not None:
         write_text(out, _rendered(assignment, file_format))
     if not quiet and not stdout_is_data:
@@ -161,6 +168,16 @@ def _analysis(source: str | None, *, fit: str | None, device: str, jobs: int | N
         note(remark, quiet=quiet)
     with progress_bar(plan.cost, quiet=quiet) as advance:
         return run(plan, on_progress=advance)
+
+
+def _with_live_names(assignment: Assignment, analysis: Analysis) -> Assignment:
+    """The assignment under the names of the model that transformers makes of the checkpoint's config.json."""
+    from esdtool.checkpoint import open_checkpoint
+    from esdtool.optim.live_names import meta_model, with_live_names
+
+    source = analysis.source
+    config = open_checkpoint(source.checkpoint, revision=source.revision).config
+    return with_live_names(assignment, meta_model(config, location=source.checkpoint))
 
 
 def _rendered(assignment: Assignment, file_format: AssignmentFormat) -> str:

@@ -72,13 +72,17 @@ class Fusion:
         return self.size("num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads")
 
     @property
+    def hidden(self) -> int | None:
+        """Width of the residual stream."""
+        return self.size("hidden_size", "n_embd", "d_model", "embed_dim", "dim")
+
+    @property
     def head_dim(self) -> int | None:
         """Width of a head."""
         explicit = self.size("head_dim", "kv_channels", "attention_head_dim", "d_kv")
-        hidden = self.size("hidden_size", "n_embd", "d_model", "embed_dim", "dim")
-        if explicit is not None or hidden is None or self.heads is None:
+        if explicit is not None or self.hidden is None or self.heads is None:
             return explicit
-        return hidden // self.heads
+        return self.hidden // self.heads
 
     @property
     def key_value_heads(self) -> int | None:
@@ -174,7 +178,9 @@ def query_key_value(fusion: Fusion) -> Split:
         if axis is not None:
             return Split(axis=axis, sizes=sizes)
     rows, columns = fusion.shape[:2]
-    if rows == 3 * columns or columns == 3 * rows:
+    # A configuration of this width is this tensor's own; one of another width is of another tower.
+    own = heads and width and fusion.hidden in (rows, columns)
+    if not own and (rows == 3 * columns or columns == 3 * rows):
         return equal(fusion)
     if not (heads and width):
         raise UnknownLayoutError(_NEED_CONFIG if not fusion.config else "config.json does not tell the heads' sizes")

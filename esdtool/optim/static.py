@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from esdtool.assignment import Assignment, load_assignment
 from esdtool.errors import AssignmentError
 from esdtool.optim import groups
+from esdtool.optim.live_names import fitted
 from esdtool.optim.parameters import live_model, resolve, unlisted_decay, warn_unmatched
 from esdtool.options import Unlisted
 
@@ -64,7 +65,7 @@ def param_groups(
         AssignmentError: if the file is invalid or does not fit the model: wrong shape, unknown name (`strict`), one
             tied parameter with two values (`strict`), or nothing that matches at all.
     """
-    chosen = _loaded(assignment, base)
+    chosen = fitted(_loaded(assignment, base), model)
     live = live_model(model)
     found = resolve(live, chosen, strict=strict)
     if not strict:
@@ -116,7 +117,7 @@ def apply(
         AssignmentError: as `param_groups`; or if the optimizer holds none of the model's parameters or has no weight
             decay, or a group needs two values and cannot be split.
     """
-    chosen = _loaded(assignment, base)
+    chosen = fitted(_loaded(assignment, base), model)
     live = live_model(model)
     found = resolve(live, chosen, strict=strict)
     optimizers = groups.as_optimizers(optimizer)

@@ -8,5 +8,8 @@ from esdtool.modules.rules import Family, fused
 FAMILY = Family(
     name="gpt_bigcode",
     model_types=frozenset({"gpt_bigcode"}),
-    rules=(fused("c_attn", "q_proj", "k_proj", "v_proj", layout=layouts.bigcode),),
+    rules=(
+        fused("c_attn", "k_proj", "v_proj", beside="q_attn"),  # cross-attention
+        fused("c_attn", "q_proj", "k_proj", "v_proj", layout=layouts.bigcode),
+    ),
 )

@@ -1,0 +1,220 @@
+"""Names in a checkpoint's file to names in the transformers model that loads it.
+
+transformers renames and fuses weights as it loads them: experts that the file holds one by one become one stacked
+parameter, towers of multimodal models get other prefixes, a base model's names gain or lose one. The map is
+transformers' own, asked for the model at hand: no table is kept here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from esdtool.assignment import Assignment, Entry, Members
+from esdtool.checkpoint.base import WRAPPERS
+from esdtool.errors import AssignmentError, MissingExtraError, UsageError
+from esdtool.fused_decay import AGGREGATE, joined_roles, weighted_mean
+from esdtool.modules.names import canonical_name
+
+RENAMED = "renamed"
+"""`Members.aggregate` of an entry whose parameter only has another name in the file."""
+
+_TOO_OLD = "this version of transformers does not say how it renames weights as it loads them; esdtool knows 5.x"
+
+
+def live_names(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """For each name in a file, the model's parameters that its values go into.
+
+    Args:
+        model: a transformers model, wrapped or not; on the meta device if need be. Of any other model only names
+            that it has itself are found.
+        names: parameter names as the file has them.
+
+    Returns:
+        Names of live parameters by file name: one, or several where the loader splits a tensor. Names without a
+        counterpart are not in it.
+    """
+    parameters = {canonical_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        if canonical_name(name) in parameters:
+            found[name] = (canonical_name(name),)
+    inner = _transformers_model(model)
+    if inner is None or len(found) == len(names):
+        return found
+    loader = _Loader(inner)
+    for name in names:
+        if name not in found:
+            targets = tuple(target for target in loader.targets(canonical_name(name)) if target in parameters)
+            if targets:
+                found[name] = targets
+    return found
+
+
+def with_live_names(assignment: Assignment, model: nn.Module, *, strict: bool = True) -> Assignment:
+    """The assignment under the names of a live transformers model.
+
+    Several entries that end in one parameter become one, with the mean of their decays weighted by their numbers of
+    parameters; `members` names them. An entry that is only renamed keeps its numbers.
+
+    Raises:
+        AssignmentError: if `strict` and an entry has no counterpart. Otherwise such entries keep their names.
+    """
+    targets = live_names(model, list(assignment.parameters))
+    lost = [name for name in assignment.parameters if name not in targets]
+    if lost and strict:
+        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        raise AssignmentError(f"{lost[0]}{more} has no counterpart in {type(model).__name__}: is it the same model?")
+    sources: dict[str, list[str]] = defaultdict(list)
+    for name in assignment.parameters:
+        for target in targets.get(name, (name,)):
+            sources[target].append(name)
+    shapes = {canonical_name(name): tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    order = {name: position for position, name in enumerate(shapes)}
+    entries: dict[str, Entry] = {}
+    members: dict[str, Members] = {}
+    for target in sorted(sources, key=lambda name: order.get(name, len(order))):
+        names = sources[target]
+        entries[target] = _joined(target, [assignment.parameters[name] for name in names], shapes.get(target))
+        held = _members(assignment, target, names)
+        if held is not None:
+            members[target] = held
+    elsewhere = live_names(model, list(assignment.left_out))
+    left_out = {new: reason for name, reason in assignment.left_out.items() for new in elsewhere.get(name, (name,))}
+    return assignment.model_copy(
+        update={
+            "parameters": entries,
+            "members": members,
+            "left_out": {name: reason for name, reason in left_out.items() if name not in entries},
+        }
+    )
+
+
+def fitted(assignment: Assignment, model: nn.Module) -> Assignment:
+    """The assignment as it is, if the model has a parameter of each name; else under the live names."""
+    parameters = {canonical_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+    if parameters.issuperset(map(canonical_name, assignment.parameters)) or _transformers_model(model) is None:
+        return assignment
+    return with_live_names(assignment, model, strict=False)
+
+
+def meta_model(config: Mapping[str, Any], *, location: str) -> nn.Module:
+    """The transformers model of a config.json, without weights.
+
+    Args:
+        config: what config.json holds.
+        location: the checkpoint, for messages.
+
+    Raises:
+        MissingExtraError: without transformers.
+        UsageError: if there is no configuration, or transformers does not know the model by itself. Code that comes
+            with a checkpoint is never run.
+    """
+    import torch
+
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError("the live names of a model", "transformers") from error
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise UsageError(f"{location}: no config.json with a model_type, so the live model's names are not known")
+    try:
+        settings = transformers.AutoConfig.for_model(**config)
+        architecture = next(iter(config.get("architectures") or ()), None)
+        build = getattr(transformers, str(architecture), transformers.AutoModel.from_config)
+        with torch.device("meta"):
+            model: nn.Module = build(settings)
+    # Whatever is wrong with a configuration shows as any kind of error in the model's own code.
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise UsageError(
+            f"{location}: transformers {transformers.__version__} cannot build its model_type {model_type!r}"
+            + (f": {reason[0]}" if reason else "")
+        ) from error
+    return model
+
+
+def _transformers_model(model: nn.Module) -> Any:
+    """The PreTrainedModel inside wrappers; None for any other model."""
+    inner: Any = model
+    while inner is not None and not hasattr(inner, "base_model_prefix"):
+        inner = next((child for name in WRAPPERS if (child := inner._modules.get(name)) is not None), None)
+    return inner if inner is not None and type(inner).__module__.split(".")[0] != "peft" else None
+
+
+class _Loader:
+    """What transformers calls a file's tensors once they are loaded."""
+
+    def __init__(self, model: Any) -> None:
+        try:
+            from transformers.conversion_mapping import get_model_conversion_mapping
+            from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+        except ImportError as error:
+            raise AssignmentError(_TOO_OLD) from error
+        transforms = get_model_conversion_mapping(model)
+        self._renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+        self._converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+        # All that is asked of the state dict is which names it has.
+        self._names = {name: True for name, _ in model.named_parameters(remove_duplicate=False)}
+        self._prefix = model.base_model_prefix
+        self._rename = rename_source_key
+
+    def targets(self, name: str) -> list[str]:
+        """All names that a tensor of the file may have, those that the model does not have included."""
+        renamed, pattern = self._rename(name, self._renamings, self._converters, self._prefix, self._names)
+        found = [renamed]
+        for converter in self._converters:
+            if pattern is not None and pattern in converter.source_patterns and len(converter.target_patterns) > 1:
+                first, *others = converter.target_patterns
+                found += [renamed.replace(first, other) for other in others]
+        return found
+
+
+def _joined(target: str, entries: Sequence[Entry], shape: tuple[int, ...] | None) -> Entry:
+    """One entry from those of the tensors that a parameter is made of.
+
+    Raises:
+        AssignmentError: if they have more or fewer weights than the parameter.
+    """
+    first = entries[0]
+    if len(entries) == 1:
+        # A part of a tensor, or the tensor in another form: the shape is the live one. Any other is a wrong model's.
+        whole = math.prod(first.shape or ())
+        same = shape is not None and first.shape is not None and whole % math.prod(shape) == 0
+        return first.model_copy(update={"shape": shape}) if same else first
+    sizes = [math.prod(entry.shape) if entry.shape else 1 for entry in entries]
+    if shape is not None and all(entry.shape for entry in entries) and sum(sizes) != math.prod(shape):
+        raise AssignmentError(
+            f"{target} has {math.prod(shape)} weights in the model, its {len(entries)} entries {sum(sizes)}: "
+            "the assignment was made for another model"
+        )
+    notes = list(dict.fromkeys(entry.note for entry in entries if entry.note is not None))
+    decay = weighted_mean([entry.weight_decay for entry in entries], sizes)
+    assert decay is not None
+    return Entry(
+        weight_decay=decay,
+        ratio=weighted_mean([entry.ratio for entry in entries], sizes),
+        alpha=weighted_mean([entry.alpha for entry in entries], sizes),
+        score=weighted_mean([entry.score for entry in entries], sizes),
+        role=joined_roles(entry.role for entry in entries if entry.role is not None) or None,
+        layer=first.layer,
+        shape=shape,
+        note="; ".join(notes) or None,
+    )
+
+
+def _members(assignment: Assignment, target: str, names: Sequence[str]) -> Members | None:
+    """What a live parameter is made of; None where it is the file's own under the file's own name."""
+    if len(names) == 1:
+        known = assignment.members.get(names[0])
+        return known or (None if names[0] == target else Members.of(RENAMED, (names[0],)))
+    held: list[str] = []
+    for name in names:
+        known = assignment.members.get(name)
+        held += known.members if known else [name.removesuffix(".weight")]
+    return Members.of(AGGREGATE, tuple(held))
