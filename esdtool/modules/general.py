@@ -25,7 +25,10 @@ REPARAMETRISED = "part of a parametrised weight: the weight itself is not stored
 GATE_UP = ("gate_proj", "up_proj")
 QKV = ("q_proj", "k_proj", "v_proj")
 
-CROSS_ATTENTION = "EncDecAttention|encoder_attn|crossattention|cross_attn|cross_attn_\\w+|cross_attention|multihead_attn|decoding_cross_attention"
+CROSS_ATTENTION = (
+    r"EncDecAttention|encoder_attn|crossattention|cross_attn(_\w+)?|cross_attention|multihead_attn"
+    r"|decoding_cross_attention"
+)
 """Names of cross-attention modules: roles q_proj, k_proj, v_proj, o_proj beneath become cross_q_proj, ..."""
 
 STACKED_IF_3D = "experts|input_linear|output_linear"
