@@ -14,9 +14,9 @@ from esdtool._version import __version__
 if TYPE_CHECKING:
     from esdtool.analysis import Analysis
     from esdtool.assignment import Assignment, load_assignment
+    from esdtool.checkpoint.base import canonical_name
     from esdtool.engine import analyze
     from esdtool.errors import EsdtoolError
-    from esdtool.modules.names import canonical_name
     from esdtool.optim import AlphaDecay, apply, param_groups
     from esdtool.spectrum import esd
     from esdtool.tail import TailFit, hill, ks_fit
@@ -31,7 +31,7 @@ _HOME = {
     "analyze": "engine",
     "apply": "optim",
     "assign": "weight_decay",
-    "canonical_name": "modules.names",
+    "canonical_name": "checkpoint.base",
     "esd": "spectrum",
     "hill": "tail",
     "ks_fit": "tail",

@@ -23,11 +23,10 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from esdtool.checkpoint.base import TensorInfo
+from esdtool.checkpoint.base import TensorInfo, canonical_name
 from esdtool.errors import AssignmentError
 from esdtool.files import atomic_write_text
 from esdtool.modules import select_modules
-from esdtool.modules.names import canonical_name
 
 FORMAT: Final = "esdtool.weight_decay"
 VERSION: Final = 1

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 
 from esdtool.checkpoint import Checkpoint
+from esdtool.checkpoint.base import canonical_name
 from esdtool.modules import WeightModule
 from esdtool.modules.base import SkippedTensor
-from esdtool.modules.names import block_position, canonical_name, module_path
+from esdtool.modules.names import block_position, module_path
 from esdtool.modules.rules import ROOT_PREFIXES
 from esdtool.reading import read_matrices
 from esdtool.spectrum import rounding_error

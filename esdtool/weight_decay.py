@@ -9,11 +9,11 @@ from typing import Final, get_args
 from esdtool._version import __version__
 from esdtool.analysis import Analysis, ModuleResult
 from esdtool.assignment import Assignment, Default, Method, Source
+from esdtool.checkpoint.base import canonical_name
 from esdtool.decay_rule import DecayRule
 from esdtool.errors import NothingToAnalyzeError, UsageError
 from esdtool.fused_decay import Member, merge_members
 from esdtool.modules.base import holds_several_matrices
-from esdtool.modules.names import canonical_name
 from esdtool.modules.patterns import compile_patterns
 from esdtool.options import AssignName, Granularity, OptimizerName, ScoreName, Unlisted
 

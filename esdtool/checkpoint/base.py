@@ -8,6 +8,7 @@ not grow with the size of the checkpoint.
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -45,6 +46,19 @@ DTYPE_BYTES = {
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Name segments that DataParallel, torch.compile, FSDP1 and activation checkpointing insert."""
+
+
+@functools.lru_cache(maxsize=65536)
+def canonical_name(name: str) -> str:
+    """A parameter or module name without the segments that wrappers insert, at any depth.
+
+    >>> canonical_name("_orig_mod.module.layers.0._checkpoint_wrapped_module.fc1.weight")
+    'layers.0.fc1.weight'
+
+    A name that consists of nothing else is returned as it is.
+    """
+    kept = [segment for segment in name.split(".") if segment not in WRAPPERS]
+    return ".".join(kept) or name
 
 
 @dataclass(frozen=True, kw_only=True)

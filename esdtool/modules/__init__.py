@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from esdtool.checkpoint.base import canonical_name
 from esdtool.modules.base import Selection, SkippedTensor, WeightModule
-from esdtool.modules.names import canonical_name
 from esdtool.modules.selection import select_modules
 
 __all__ = ["Selection", "SkippedTensor", "WeightModule", "canonical_name", "select_modules"]

@@ -7,11 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from esdtool.checkpoint.base import TensorInfo
+from esdtool.checkpoint.base import TensorInfo, canonical_name
+from esdtool.checkpoint.quantized.scales import WEIGHT_SCALES
 from esdtool.modules import general, layouts
 from esdtool.modules.base import NORM_OR_BIAS
 from esdtool.modules.families import load_families
-from esdtool.modules.names import Segments, canonical_name, module_path
+from esdtool.modules.names import Segments, module_path
 from esdtool.modules.rules import Fused, Rule, Score, Skip, Stacked, Verdict, compile_pattern, matches
 from esdtool.modules.split import Piece, split_tensor
 
@@ -124,7 +125,7 @@ class Classifier:
     def _scaled(self, tensor: TensorInfo) -> str | None:
         """Why a float weight is not a weight yet: a tensor beside it holds its scale."""
         base = canonical_name(tensor.name).removesuffix("weight")
-        for suffix in general.WEIGHT_SCALES:
+        for suffix in WEIGHT_SCALES:
             scale = self._tensors.get(base + suffix)
             if scale is not None:
                 return f"{tensor.dtype} values with a separate scale ({scale.name}) that could not be applied"

@@ -34,9 +34,6 @@ CROSS_ATTENTION = (
 STACKED_IF_3D = "experts|input_linear|output_linear"
 """A 3-D tensor with such a segment is a stack of experts' matrices, not the kernel of a convolution."""
 
-WEIGHT_SCALES = ("weight_scale_inv", "weight_scale", "weight.scale", "weight_scales", "scale_weight", "weight._scale")
-"""Suffixes of the tensors without which the values of `weight` are codes, not weights."""
-
 
 def _quiet(pattern: str, reason: str, beside: str | None = None) -> Rule:
     """A companion: skipped whatever its shape and dtype, and never forced in."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 
-from esdtool.checkpoint.base import WRAPPERS
+from esdtool.checkpoint.base import canonical_name
 
 ADAPTER_SHELLS = frozenset({"base_layer", "original_module"})
 """Segments with which PEFT wraps a module that it leaves unchanged."""
@@ -34,19 +34,6 @@ _NUMBERED_BLOCK = re.compile(r"(?:encoder_|decoder_)?(?:layer|block)_(\d+)|encod
 
 Segments = tuple[str, ...]
 SortKey = tuple[tuple[int, tuple[tuple[int, int, str], ...]], ...]
-
-
-@functools.lru_cache(maxsize=65536)
-def canonical_name(name: str) -> str:
-    """A parameter or module name without the segments that wrappers insert, at any depth.
-
-    >>> canonical_name("_orig_mod.module.layers.0._checkpoint_wrapped_module.fc1.weight")
-    'layers.0.fc1.weight'
-
-    A name that consists of nothing else is returned as it is.
-    """
-    kept = [segment for segment in name.split(".") if segment not in WRAPPERS]
-    return ".".join(kept) or name
 
 
 def module_name(parameter: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from esdtool.assignment import Assignment, load_assignment
-from esdtool.modules.names import canonical_name
+from esdtool.checkpoint.base import canonical_name
 from esdtool.optim.alpha_decay import AlphaDecay
 from esdtool.optim.static import Report, apply, param_groups
 

@@ -15,10 +15,9 @@ from typing import Any
 from torch import nn
 
 from esdtool.assignment import Assignment, Entry, Members
-from esdtool.checkpoint.base import WRAPPERS
+from esdtool.checkpoint.base import WRAPPERS, canonical_name
 from esdtool.errors import AssignmentError, MissingExtraError, UsageError
 from esdtool.fused_decay import AGGREGATE, joined_roles, weighted_mean
-from esdtool.modules.names import canonical_name
 
 RENAMED = "renamed"
 """`Members.aggregate` of an entry whose parameter only has another name in the file."""

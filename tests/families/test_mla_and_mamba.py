@@ -17,11 +17,11 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
-from tests.families.oracle import check
 from torch import nn
 
 import esdtool
 from esdtool.analysis import Analysis
+from tests.families.oracle import check
 
 Matrices = dict[str, torch.Tensor]
 

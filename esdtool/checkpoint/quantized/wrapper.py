@@ -1,0 +1,188 @@
+"""A checkpoint of codes as a checkpoint of weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from esdtool.checkpoint.base import Checkpoint, TensorInfo
+from esdtool.checkpoint.quantized.base import FLOAT8, INTEGERS, QuantizedTensor, Stored, UnconvertibleError
+from esdtool.checkpoint.quantized.bitsandbytes import find_normal_float
+from esdtool.checkpoint.quantized.float4 import find_float4
+from esdtool.checkpoint.quantized.gptq import find_gptq
+from esdtool.checkpoint.quantized.packed import find_packed
+from esdtool.checkpoint.quantized.scaled import find_float8, find_int8
+from esdtool.checkpoint.quantized.scales import WEIGHT_SCALES
+
+if TYPE_CHECKING:
+    import torch
+
+_FORMATS: tuple[Callable[[TensorInfo, Stored], QuantizedTensor | None], ...] = (
+    find_gptq,
+    find_packed,
+    find_normal_float,
+    find_float4,
+    find_float8,
+    find_int8,
+)
+"""In order of precedence: int8 may hold 4-bit floats, or bytes of bitsandbytes."""
+
+_UNREAD = {
+    "W_q": "HQQ",
+    "codes": "AQLM",
+    "_data": "quanto",
+    "_weight_qdata": "torchao",
+    "weight_qdata": "torchao",
+    "Qidxs": "QuIP#",
+    "q_weight": "ExLlamaV2",
+    "indices": "VPTQ",
+    "B": "Marlin",
+    "qweight": "GPTQ or AWQ",
+}
+"""Names of the codes of methods that are not read."""
+
+
+@dataclass(kw_only=True)
+class DequantizedCheckpoint(Checkpoint):
+    """The weights for which the codes stand, and everything else as it is stored."""
+
+    inner: Checkpoint = field(repr=False)
+    weights: Mapping[str, QuantizedTensor] = field(repr=False)
+    """By logical name."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor; a weight that is stored as codes de-quantised, float32."""
+        info = self.info(name)
+        weight = self.weights.get(name)
+        return self.inner.read(name) if weight is None else weight.read_rows(self.inner, 0, info.shape[0])
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """As `read`; most formats leave the other rows' codes on disk."""
+        info = self.info(name)
+        weight = self.weights.get(name)
+        if weight is None:
+            return self.inner.read_rows(name, start, stop)
+        first, last, _ = slice(start, stop).indices(info.shape[0])
+        return weight.read_rows(self.inner, first, max(first, last))
+
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Those of the stored tensors."""
+        return None if name in self.weights else self.inner.factors(name)
+
+
+def dequantized(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with weights in the place of codes; itself if it holds no codes.
+
+    Known are fp8 and int8 with scales, MXFP4 and NVFP4, bitsandbytes' int8, nf4 and fp4, GPTQ, AWQ and
+    compressed-tensors' packed integers. Each tensor of codes is replaced by the weight for which it stands, named
+    `<module>.weight` (stacked MXFP4: `...gate_up_proj`), of shape [out, in], read as float32, with
+    `TensorInfo.quantization` and `TensorInfo.roundoff`. Scales and other companions stay in the catalogue.
+
+    What cannot be told for certain stays as it is stored: codes of unknown methods, or without their companions, or
+    with companions that do not fit. A note names the first such tensor. A floating-point tensor among them loses its
+    dtype's plain name, lest its codes be taken for weights.
+
+    Nothing but the catalogue is looked at, except for the few bytes that hold the shape of a weight of bitsandbytes, or
+    sometimes of compressed-tensors.
+    """
+    stored = Stored(checkpoint)
+    tensors: dict[str, TensorInfo] = {}
+    weights: dict[str, QuantizedTensor] = {}
+    refused: dict[str, str] = {}
+    for name, info in checkpoint.tensors.items():
+        try:
+            weight = _recognised(info, stored)
+        except UnconvertibleError as error:
+            refused[name] = str(error)
+            weight = None
+        if weight is None:
+            tensors[name] = info
+        else:
+            tensors[weight.info.name] = weight.info
+            weights[weight.info.name] = weight
+    refused |= _without_scales(tensors, weights, refused, stored)
+    if not weights and not refused:
+        return checkpoint
+    for name in refused:
+        tensors[name] = _marked(tensors[name], stored)
+    return DequantizedCheckpoint(
+        location=checkpoint.location,
+        tensors=tensors,
+        files=checkpoint.files,
+        revision=checkpoint.revision,
+        config=checkpoint.config,
+        notes=(*checkpoint.notes, *_notes(checkpoint.location, weights, refused)),
+        collective_reads=checkpoint.collective_reads,
+        inner=checkpoint,
+        weights=weights,
+    )
+
+
+def _recognised(info: TensorInfo, stored: Stored) -> QuantizedTensor | None:
+    if info.quantization is not None:  # its own reader has done it
+        return None
+    for find in _FORMATS:
+        weight = find(info, stored)
+        if weight is not None:
+            if weight.info.name != info.name and stored.find(weight.info.name) is not None:
+                raise UnconvertibleError(f"there is a tensor {weight.info.name!r}, too")
+            return weight
+    if info.dtype in INTEGERS and len(info.shape) >= 2:
+        leaf = info.name.rpartition(".")[2]
+        if leaf in _UNREAD:
+            raise UnconvertibleError(f"codes of {_UNREAD[leaf]} are not read")
+        if leaf == "weight":
+            raise UnconvertibleError(f"{info.dtype} codes of a method that is not read ({stored.settings.named})")
+    return None
+
+
+def _without_scales(
+    tensors: Mapping[str, TensorInfo],
+    weights: Mapping[str, QuantizedTensor],
+    refused: Mapping[str, str],
+    stored: Stored,
+) -> dict[str, str]:
+    """fp8 weights that lack a scale where others have one, or where the configuration speaks of a quantisation.
+
+    An fp8 checkpoint without any scales is taken at its word: weights cast to fp8.
+    """
+    if stored.settings.method is None and not any(
+        (weight.info.quantization or "").startswith("float8") for weight in weights.values()
+    ):
+        return {}
+    return {
+        name: f"{info.dtype} without a scale"
+        for name, info in tensors.items()
+        if info.dtype in FLOAT8 and name not in refused and len(info.shape) >= 2 and name.endswith("weight")
+    }
+
+
+def _marked(info: TensorInfo, stored: Stored) -> TensorInfo:
+    """A refused tensor such that nobody takes it for a weight, by its dtype or by a scale of a usual name beside it."""
+    base = info.name.removesuffix("weight")
+    told = info.name.endswith("weight") and stored.first(*(base + suffix for suffix in WEIGHT_SCALES)) is not None
+    return info if "float" not in info.dtype or told else replace(info, dtype=f"{info.dtype} codes")
+
+
+def _notes(location: str, weights: Mapping[str, QuantizedTensor], refused: Mapping[str, str]) -> list[str]:
+    notes = []
+    if weights:
+        kinds = Counter(weight.info.quantization for weight in weights.values())
+        listed = "; ".join(f"{_count(number)} of {kind}" for kind, number in kinds.most_common())
+        notes.append(
+            f"{location}: de-quantised as they are read: {listed}. The alphas describe the quantised weights, not the "
+            "originals"
+        )
+    if refused:
+        name, why = next(iter(refused.items()))
+        notes.append(
+            f"{location}: left out {_count(len(refused))} of codes that cannot be de-quantised: {name!r}: {why}; "
+            "analyse the original checkpoint, or save this one de-quantised with the library that made it"
+        )
+    return notes
+
+
+def _count(number: int) -> str:
+    return f"{number} tensor{'' if number == 1 else 's'}"
