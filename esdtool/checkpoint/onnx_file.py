@@ -7,13 +7,10 @@ tensor by tensor; what lies inside the file (2 GB at most, protobuf's limit) is 
 
 from __future__ import annotations
 
-import ast
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +18,7 @@ import torch
 from esdtool.checkpoint.base import TensorInfo
 from esdtool.checkpoint.heads import one_line, read_head
 from esdtool.checkpoint.jsonfiles import leaves_folder
+from esdtool.checkpoint.onnx_graph import ANONYMOUS, Affine, Data, Weight, all_graphs, find_uses, scale_names
 from esdtool.errors import CheckpointError, MissingExtraError
 
 _TYPES: dict[int, tuple[str, str, float]] = {
@@ -61,87 +59,6 @@ _ROUNDOFF = {
     "float8_e5m2fnuz": 0.075,
 }
 
-_ANONYMOUS = re.compile(
-    r"onnx::.*|\d+|val_\d+|(.*/)?Constant(_\d+)?_output_\d+"  # torch
-    r"|const_fold_opt__\d+|(.*/)?Const(_\d+)?(:\d+)?"  # tf2onnx
-)
-"""Names that exporters make up."""
-_PASS_ON = frozenset({"Identity", "Cast", "Transpose", "DequantizeLinear"})
-"""Nodes between a tensor and the node that uses it as a weight."""
-_INTEGER_OPS = {"MatMulInteger": 1, "ConvInteger": 1, "QLinearMatMul": 3, "QLinearConv": 3, "MatMulNBits": 1}
-"""Nodes that compute with codes, and which input holds the weight's."""
-
-_Order = Literal["stored", "transposed"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Data:
-    """Elements of one tensor, in the file or beside it."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    numpy_type: str
-    nbytes: int
-    inline: bytes | None = None
-    path: Path | None = None
-    offset: int = 0
-
-    def rows(self, start: int, stop: int) -> np.ndarray[Any, Any]:
-        """Positions `start` to `stop` of the first dimension, in the file's own numpy type; 4-bit codes unpacked."""
-        each = self.nbytes // self.shape[0] if self.shape and self.shape[0] else 0
-        packed = self.dtype.endswith("int4")
-        first, count = (0, self.nbytes) if packed or not self.shape else (start * each, (stop - start) * each)
-        if self.inline is not None:
-            raw = np.frombuffer(self.inline, dtype=np.uint8, count=count, offset=first)
-        else:
-            assert self.path is not None
-            raw = np.fromfile(self.path, dtype=np.uint8, count=count, offset=self.offset + first)
-        if raw.size != count:
-            raise EOFError
-        if not packed:
-            return np.array(raw).view(self.numpy_type).reshape((stop - start, *self.shape[1:]) if self.shape else ())
-        codes = np.stack([raw & 15, raw >> 4], axis=-1).reshape(-1)[: math.prod(self.shape)].astype(np.int8)
-        if self.dtype == "int4":
-            codes = np.where(codes > 7, codes - 16, codes).astype(np.int8)
-        return codes.reshape(self.shape)[start:stop] if self.shape else codes.reshape(())
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Affine:
-    """The scale, and zero point if any, of a DequantizeLinear node."""
-
-    scale: _Data
-    zero: _Data | None
-    axis: int
-    block: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Use:
-    """A node that uses a tensor as a weight."""
-
-    op: str
-    module: str | None
-    """Dotted path that the node's name or its scope tells."""
-    node: str
-    order: _Order
-
-
-@dataclass(kw_only=True)
-class _Weight:
-    """What is known of one tensor of the graph."""
-
-    data: _Data
-    uses: list[_Use] = field(default_factory=list)
-    affine: _Affine | None = None
-    codes: bool = False
-    """Whether nodes compute with its integers as they are."""
-
-    @property
-    def order(self) -> _Order:
-        """How to give it: as stored unless every use has it the other way round."""
-        return "transposed" if self.uses and all(use.order == "transposed" for use in self.uses) else "stored"
-
 
 class ONNXFile:
     """An ONNX model, known by its graph. External data is opened anew for each read."""
@@ -154,14 +71,14 @@ class ONNXFile:
             CheckpointError: if the file is damaged or no ONNX model, or external data is missing or outside its folder.
         """
         self._path = path
-        graphs = list(_graphs(_load(path).graph))
+        graphs = list(all_graphs(_load(path).graph))
         weights, notes = _initialisers(path, graphs)
-        _find_uses(graphs, weights)
-        scales = _scales(graphs) & weights.keys()
+        find_uses(graphs, weights)
+        scales = scale_names(graphs) & weights.keys()
         if scales:
             notes.append(f"{path}: left out the scales and zero points of quantised tensors: {len(scales)} in all")
         folder = label[: len(label) - len(path.name)]
-        self._weights: dict[str, _Weight] = {}
+        self._weights: dict[str, Weight] = {}
         self.tensors: dict[str, TensorInfo] = {}
         for name, weight in _named({name: weight for name, weight in weights.items() if name not in scales}).items():
             file = label if weight.data.path is None else folder + weight.data.path.relative_to(path.parent).as_posix()
@@ -219,18 +136,9 @@ def _load(path: Path) -> Any:
     return model
 
 
-def _graphs(graph: Any) -> Iterator[Any]:
-    """A graph and the graphs within its nodes (If, Loop, Scan)."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _graphs(inner)
-
-
-def _initialisers(path: Path, graphs: Iterable[Any]) -> tuple[dict[str, _Weight], list[str]]:
+def _initialisers(path: Path, graphs: Iterable[Any]) -> tuple[dict[str, Weight], list[str]]:
     """(tensors by their name in the graph, notes). The tensors of Constant nodes are initialisers by another name."""
-    weights: dict[str, _Weight] = {}
+    weights: dict[str, Weight] = {}
     left_out: dict[str, list[str]] = {}
     for graph in graphs:
         protos = [(proto.name, proto) for proto in graph.initializer]
@@ -243,7 +151,7 @@ def _initialisers(path: Path, graphs: Iterable[Any]) -> tuple[dict[str, _Weight]
             elif name in weights:
                 left_out.setdefault("of a name that another graph uses, too", []).append(name)
             else:
-                weights[name] = _Weight(data=_data(path, name, proto))
+                weights[name] = Weight(data=_data(path, name, proto))
         sparse = [proto.values.name for proto in graph.sparse_initializer]
         if sparse:
             left_out.setdefault("stored as sparse", []).extend(sparse)
@@ -256,7 +164,7 @@ def _initialisers(path: Path, graphs: Iterable[Any]) -> tuple[dict[str, _Weight]
     return weights, notes
 
 
-def _data(path: Path, name: str, proto: Any) -> _Data:
+def _data(path: Path, name: str, proto: Any) -> Data:
     """Where the elements of a `TensorProto` are."""
     dtype, numpy_type, size = _TYPES[proto.data_type]
     shape = tuple(proto.dims)
@@ -280,11 +188,11 @@ def _data(path: Path, name: str, proto: Any) -> _Data:
                 f"{file}: truncated: tensor {name!r} ends at byte {int(offset) + nbytes} but the file has {held}; "
                 "download or copy it again"
             )
-        return _Data(**common, path=file, offset=int(offset))
+        return Data(**common, path=file, offset=int(offset))
     inline = _inline(proto, dtype, numpy_type)
     if len(inline) != nbytes:
         raise CheckpointError(f"{path}: tensor {name!r}: damaged: {len(inline)} bytes of data, not {nbytes}")
-    return _Data(**common, inline=inline)
+    return Data(**common, inline=inline)
 
 
 def _inline(proto: Any, dtype: str, numpy_type: str) -> bytes:
@@ -304,132 +212,14 @@ def _inline(proto: Any, dtype: str, numpy_type: str) -> bytes:
     return np.asarray(proto.int32_data, dtype=np.int64).astype(bits).tobytes()
 
 
-def _find_uses(graphs: list[Any], weights: Mapping[str, _Weight]) -> None:
-    """Note, for each tensor, the nodes that use it as a weight and how they look at it."""
-    source: dict[str, tuple[str, bool]] = {name: (name, False) for name in weights}
-    for graph in graphs:
-        for node in graph.node:
-            if node.op_type not in _PASS_ON or not node.input or node.input[0] not in source:
-                continue
-            name, turned = source[node.input[0]]
-            if node.op_type == "Transpose":
-                perm = tuple(_attribute(node, "perm", ()))
-                if len(weights[name].data.shape) != 2 or perm not in ((), (1, 0), (0, 1)):
-                    continue
-                turned ^= perm != (0, 1)
-            elif node.op_type == "DequantizeLinear":
-                weights[name].affine = _affine(node, weights)
-                if weights[name].affine is None:
-                    continue
-            source[node.output[0]] = (name, turned)
-    for graph in graphs:
-        for node in graph.node:
-            _note_use(node, source, weights)
-    for weight in weights.values():
-        if weight.codes or not weight.uses:  # a bias, or no weight at all: the integers as they are
-            weight.affine = None
-
-
-def _scales(graphs: list[Any]) -> set[str]:
-    """Names of what belongs to quantised tensors: a matrix of scales, one for each block, is no matrix of weights."""
-    first = {"DequantizeLinear": 1, "MatMulNBits": 2}
-    return {
-        name
-        for graph in graphs
-        for node in graph.node
-        if node.op_type in first
-        for name in node.input[first[node.op_type] :]
-    }
-
-
-def _note_use(node: Any, source: Mapping[str, tuple[str, bool]], weights: Mapping[str, _Weight]) -> None:
-    """Add one node to the uses of its weight."""
-    inputs = list(node.input)
-    if node.op_type in _INTEGER_OPS:
-        position = _INTEGER_OPS[node.op_type]
-        if position < len(inputs) and inputs[position] in source:
-            weight = weights[source[inputs[position]][0]]
-            weight.codes = True
-            weight.uses.append(_use(node, "stored"))
-        return
-    positions: dict[int, _Order] = {}
-    if node.op_type in ("MatMul", "FusedMatMul"):
-        positions = {1: "transposed", 0: "stored"}
-        if _attribute(node, "transB", 0):
-            positions[1] = "stored"
-    elif node.op_type in ("Gemm", "FusedGemm"):
-        positions = {
-            1: "stored" if _attribute(node, "transB", 0) else "transposed",
-            0: "transposed" if _attribute(node, "transA", 0) else "stored",
-        }
-    elif node.op_type in ("Conv", "FusedConv"):
-        positions = {1: "stored"}
-    elif node.op_type == "ConvTranspose":  # with groups each has its own matrix: leave them
-        positions = {1: "transposed" if _attribute(node, "group", 1) == 1 else "stored"}
-    elif node.op_type == "Gather":
-        positions = {0: "stored"}
-    elif node.op_type == "Attention" and node.domain == "com.microsoft":
-        positions = {1: "transposed"}
-    linear = node.op_type not in ("Conv", "FusedConv", "ConvTranspose", "Gather")
-    for position, order in positions.items():
-        if position < len(inputs) and inputs[position] in source:
-            name, turned = source[inputs[position]]
-            if len(weights[name].data.shape) < 2 or (linear and len(weights[name].data.shape) != 2):
-                continue  # vectors; stacks of matrices in batched products
-            if turned:
-                order = "stored" if order == "transposed" else "transposed"
-            weights[name].uses.append(_use(node, order))
-
-
-def _use(node: Any, order: _Order) -> _Use:
-    return _Use(op=node.op_type, module=_module(node), node=node.name, order=order)
-
-
-def _module(node: Any) -> str | None:
-    """The module that a node stands for: `/encoder/layer.0/query/MatMul` is `encoder.layer.0.query`."""
-    for item in node.metadata_props:
-        if item.key == "pkg.torch.onnx.name_scopes":  # torch's newer exporter: the modules, then the node itself
-            try:
-                scopes = ast.literal_eval(item.value)
-            except (ValueError, SyntaxError):
-                break
-            if isinstance(scopes, list) and len(scopes) > 1 and isinstance(scopes[-2], str) and scopes[-2]:
-                return scopes[-2]
-    segments = [segment for segment in node.name.split("/") if segment]
-    operation = re.sub("^(Fused|QLinear)|(Integer|NBits)$", "", node.op_type)  # a quantiser keeps the node's name
-    if segments and segments[-1].startswith(operation):
-        segments.pop()
-    elif len(segments) == 1:
-        return None
-    return ".".join(segments) or None
-
-
-def _attribute(node: Any, name: str, default: Any) -> Any:
-    """The value of an integer or list attribute."""
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return list(attribute.ints) if isinstance(default, tuple) else attribute.i
-    return default
-
-
-def _affine(node: Any, weights: Mapping[str, _Weight]) -> _Affine | None:
-    """Scale and zero point of a DequantizeLinear node, if they are constant."""
-    names = [name for name in node.input[1:] if name]
-    if not names or any(name not in weights for name in names):
-        return None
-    scale, *zero = (weights[name].data for name in names)
-    axis, block = int(_attribute(node, "axis", 1)), int(_attribute(node, "block_size", 0))
-    return _Affine(scale=scale, zero=zero[0] if zero else None, axis=axis, block=block)
-
-
-def _dequantised(codes: np.ndarray[Any, Any], dtype: str, affine: _Affine) -> np.ndarray[Any, Any]:
+def _dequantised(codes: np.ndarray[Any, Any], dtype: str, affine: Affine) -> np.ndarray[Any, Any]:
     """(codes - zero) * scale, float32: one scale for all, for each position along an axis, or for each block of it.
 
     Raises:
         ValueError: if the shapes do not fit.
     """
 
-    def values(data: _Data) -> np.ndarray[Any, Any]:
+    def values(data: Data) -> np.ndarray[Any, Any]:
         array = _as_float32(data.rows(0, data.shape[0] if data.shape else 1), data.dtype)
         if array.size == 1:
             return array.reshape(())
@@ -451,13 +241,13 @@ def _as_float32(array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]
     return array.astype(np.float32)
 
 
-def _named(weights: Mapping[str, _Weight]) -> dict[str, _Weight]:
+def _named(weights: Mapping[str, Weight]) -> dict[str, Weight]:
     """The tensors under the names that they get: their own, or that of the module of the first node that uses them."""
     wanted: dict[str, str] = {}
     for name, weight in weights.items():
         new = name
         module = next((use.module for use in weight.uses if use.module), None)
-        if _ANONYMOUS.fullmatch(name) and module is not None:
+        if ANONYMOUS.fullmatch(name) and module is not None:
             new = f"{module}.weight"
         elif weight.uses:  # onnxruntime's model builder: `layers.0.attn.q_proj.MatMul.weight`
             new = name.replace(f".{weight.uses[0].op}.weight", ".weight")
@@ -465,7 +255,7 @@ def _named(weights: Mapping[str, _Weight]) -> dict[str, _Weight]:
                 new += ".weight"  # that it is a convolution's kernel is known here, and nowhere else
         wanted[name] = new
     taken = list(wanted.values())
-    named: dict[str, _Weight] = {}
+    named: dict[str, Weight] = {}
     for name, weight in weights.items():
         new = wanted[name]
         if taken.count(new) > 1 and new != name:  # several products in one module
@@ -475,7 +265,7 @@ def _named(weights: Mapping[str, _Weight]) -> dict[str, _Weight]:
     return named
 
 
-def _info(name: str, weight: _Weight, file: str) -> TensorInfo:
+def _info(name: str, weight: Weight, file: str) -> TensorInfo:
     data = weight.data
     shape = (data.shape[1], data.shape[0], *data.shape[2:]) if weight.order == "transposed" else data.shape
     if weight.affine is not None:

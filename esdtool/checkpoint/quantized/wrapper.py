@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -113,7 +113,7 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
         files=checkpoint.files,
         revision=checkpoint.revision,
         config=checkpoint.config,
-        notes=(*checkpoint.notes, *_notes(checkpoint.location, weights, refused)),
+        notes=(*checkpoint.notes, *_notes(checkpoint.location, weights, _unsaid(refused, checkpoint.notes))),
         collective_reads=checkpoint.collective_reads,
         inner=checkpoint,
         weights=weights,
@@ -164,6 +164,11 @@ def _marked(info: TensorInfo, stored: Stored) -> TensorInfo:
     base = info.name.removesuffix("weight")
     told = info.name.endswith("weight") and stored.first(*(base + suffix for suffix in WEIGHT_SCALES)) is not None
     return info if "float" not in info.dtype or told else replace(info, dtype=f"{info.dtype} codes")
+
+
+def _unsaid(refused: Mapping[str, str], notes: Sequence[str]) -> dict[str, str]:
+    """The refused tensors that no note of the file's own reader names."""
+    return {name: why for name, why in refused.items() if not any(name in note for note in notes)}
 
 
 def _notes(location: str, weights: Mapping[str, QuantizedTensor], refused: Mapping[str, str]) -> list[str]:
