@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from esdtool.checkpoint.base import Checkpoint, TensorInfo
+from esdtool.checkpoint.layout import FOREIGN_SUFFIXES
 from esdtool.checkpoint.quantized.base import FLOAT8, INTEGERS, QuantizedTensor, Stored, UnconvertibleError
 from esdtool.checkpoint.quantized.bitsandbytes import find_normal_float
 from esdtool.checkpoint.quantized.float4 import find_float4
@@ -113,7 +114,7 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
         files=checkpoint.files,
         revision=checkpoint.revision,
         config=checkpoint.config,
-        notes=(*checkpoint.notes, *_notes(checkpoint.location, weights, _unsaid(refused, checkpoint.notes))),
+        notes=(*checkpoint.notes, *_notes(checkpoint.location, weights, refused)),
         collective_reads=checkpoint.collective_reads,
         inner=checkpoint,
         weights=weights,
@@ -121,8 +122,8 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _recognised(info: TensorInfo, stored: Stored) -> QuantizedTensor | None:
-    if info.quantization is not None:  # its own reader has done it
-        return None
+    if info.quantization is not None or info.file.lower().endswith(FOREIGN_SUFFIXES):
+        return None  # its own reader has done what can be done, and said what not
     for find in _FORMATS:
         weight = find(info, stored)
         if weight is not None:
@@ -164,11 +165,6 @@ def _marked(info: TensorInfo, stored: Stored) -> TensorInfo:
     base = info.name.removesuffix("weight")
     told = info.name.endswith("weight") and stored.first(*(base + suffix for suffix in WEIGHT_SCALES)) is not None
     return info if "float" not in info.dtype or told else replace(info, dtype=f"{info.dtype} codes")
-
-
-def _unsaid(refused: Mapping[str, str], notes: Sequence[str]) -> dict[str, str]:
-    """The refused tensors that no note of the file's own reader names."""
-    return {name: why for name, why in refused.items() if not any(name in note for note in notes)}
 
 
 def _notes(location: str, weights: Mapping[str, QuantizedTensor], refused: Mapping[str, str]) -> list[str]:
