@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from esdtool.checkpoint.base import Checkpoint
 from esdtool.checkpoint.local import open_file
 from esdtool.checkpoint.memory import from_state_dict
-from esdtool.checkpoint.quantized import dequantized
+from esdtool.checkpoint.quantized.wrapper import dequantized
 
 TensorDict = dict[str, torch.Tensor]
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)

@@ -10,7 +10,7 @@ import torch
 
 from esdtool.checkpoint.base import Checkpoint
 from esdtool.checkpoint.memory import from_state_dict
-from esdtool.checkpoint.quantized import dequantized
+from esdtool.checkpoint.quantized.wrapper import dequantized
 from esdtool.errors import CheckpointError
 from esdtool.modules.classify import Classifier
 from esdtool.modules.rules import Skip
