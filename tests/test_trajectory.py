@@ -132,6 +132,13 @@ def test_the_table_of_experts(esdtool_cli, mixture: Path, tmp_path: Path) -> Non
     assert "averaged" not in every
 
 
+def test_a_dry_run_lists_the_experts_of_a_layer_once(esdtool_cli, mixture: Path) -> None:
+    shown = esdtool_cli("analyze", mixture, "--dry-run").stdout
+    assert "18 weight modules" in shown
+    assert "model.layers.1.mlp.experts.*.down_proj (3)" in shown
+    assert "experts.1." not in shown
+
+
 def test_a_stack_has_one_decay_that_names_its_members(mixture: Path) -> None:
     analysis = esdtool.analyze(mixture, exclude=["layers.1"])
     assignment = esdtool.assign(analysis, weight_decay=0.1)

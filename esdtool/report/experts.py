@@ -20,20 +20,26 @@ def fold_experts(modules: Sequence[ModuleResult]) -> list[ModuleResult]:
     """
     groups: dict[tuple[object, ...], list[ModuleResult]] = {}
     for position, module in enumerate(modules):
-        key = (position,) if module.expert is None else (_pattern(module), module.role)
+        key = (position,) if module.expert is None else (starred(module.name, module.expert), module.role)
         groups.setdefault(key, []).append(module)
     return [group[0] if group[0].expert is None else _mean(group) for group in groups.values()]
 
 
-def _pattern(module: ModuleResult) -> str:
-    """The name with a star for the expert's number."""
-    return re.sub(rf"(\bexperts\.(?:[^.]+\.)?(?:expert_)?){module.expert}(?=\.|$)", r"\1*", module.name, count=1)
+def starred(name: str, expert: int | None) -> str:
+    """The name of an expert's module with a star for its number; any other name as it is.
+
+    >>> starred("layers.3.mlp.experts.12.up_proj", 12)
+    'layers.3.mlp.experts.*.up_proj'
+    """
+    if expert is None:
+        return name
+    return re.sub(rf"(\bexperts\.(?:[^.]+\.)?(?:expert_)?){expert}(?=\.|$)", r"\1*", name, count=1)
 
 
 def _mean(group: Sequence[ModuleResult]) -> ModuleResult:
     scored = [module for module in group if module.ok]
     count = str(len(group)) if len(scored) == len(group) else f"{len(scored)} of {len(group)}"
-    name = f"{_pattern(group[0])} ({count})"
+    name = f"{starred(group[0].name, group[0].expert)} ({count})"
     if not scored:
         return group[0].model_copy(update={"name": name})
     means: dict[str, object] = {}

@@ -15,11 +15,12 @@ from rich.text import Text
 from esdtool.analysis import Analysis, ModuleResult
 from esdtool.modules.base import NORM_OR_BIAS
 from esdtool.options import Experts
-from esdtool.report.experts import fold_experts
+from esdtool.report.experts import fold_experts, starred
 from esdtool.report.verdict import closing_words, verdict
 
 if TYPE_CHECKING:
     from esdtool.engine import Plan
+    from esdtool.modules import WeightModule
     from esdtool.trajectory import Trajectory
 
 _NARROW = 128
@@ -88,9 +89,12 @@ def print_plan(plan: Plan) -> None:
     table = new_table(f"{plan.checkpoint.location}: {len(plan.selection.modules)} weight modules")
     for heading in ("module", "role", "layer", "shape", "dtype", "eigenvalues"):
         table.add_column(heading, justify="left" if heading in ("module", "role", "dtype") else "right")
+    rows: dict[str, list[WeightModule]] = {}
     for module in plan.selection.modules:
+        rows.setdefault(starred(module.name, module.expert), []).append(module)
+    for name, (module, *others) in rows.items():
         table.add_row(
-            escape(module.name),
+            escape(name if module.expert is None else f"{name} ({1 + len(others)})"),
             escape(module.role),
             _layer(module.layer),
             _shape(module.shape),
