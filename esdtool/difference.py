@@ -127,12 +127,14 @@ def _bare_name(module: WeightModule) -> Hashable:
 
 
 def _place(module: WeightModule) -> Hashable:
-    """Tower, block, role and expert, whatever the names between them."""
+    """Tower, block, role and expert, whatever the names between them; outside blocks the end of the name."""
     path = module_path(module.name)
     block = block_position(path)
-    tower = "" if block is None else "vision" if any("vis" in segment for segment in path[: block[0]]) else "text"
+    if block is None:
+        return module.role, path[-2:]
+    tower = "vision" if any("vis" in segment for segment in path[: block[0]]) else "text"
     side = next((segment for segment in path if segment in ("encoder", "decoder")), "")
-    return (tower, side, module.layer, module.role, module.expert) if block is not None else _bare_name(module)
+    return tower, side, module.layer, module.role, module.expert
 
 
 def _comparable(module: WeightModule, base: WeightModule) -> bool:
