@@ -19,7 +19,7 @@ def analyze(
             "torch.distributed.checkpoint directory, a PEFT adapter, or a Hub id org/name\\[@revision]. Several are "
             "the steps of one training run.",
             show_default=False,
-            metavar="CHECKPOINT...",
+            metavar="CHECKPOINT",
         ),
     ],
     base: Annotated[
