@@ -90,3 +90,14 @@ def test_links() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
+
+
+def test_every_family_names_a_test_that_exists() -> None:
+    table = README.split("### Model families")[1].split("###")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    present = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert len(rows) > 15
+    for row in rows:
+        named = re.findall(r"`(?:tests/\w+/)?(test_\w+\.py)`", row.rpartition(" | ")[2])
+        assert named, row
+        assert set(named) <= present, row

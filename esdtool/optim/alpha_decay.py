@@ -53,7 +53,7 @@ class AlphaDecay:
     modules (fused projections, stacked experts) has the mean of their ratios, weighted by size.
 
     How: with `assign="linear"`, decay_i = base (s1 + (alpha_i - min) / (max - min) (s2 - s1)); see
-    `esdtool.weight_decay.decay_ratios`. Works with for-loop, foreach and fused kernels, since all read
+    `esdtool.decay_rule.decay_ratios`. Works with for-loop, foreach and fused kernels, since all read
     `group["weight_decay"]` at each step. Do not compile `optimizer.step`: it would recompile at every change.
 
     With torch.distributed each spectrum is computed by one rank and the scores are gathered; construction, `step` at a

@@ -1,7 +1,7 @@
 """Weight-decay policies: what sets the decay of each parameter group, step by step.
 
 All of them write Python floats into the optimizers' `param_groups`, before the optimizer step.
-The formulas are in `esdtool.weight_decay`, the spectra in `esdtool.optim.AlphaDecay`: here are
+The formulas are in `esdtool.decay_rule`, the spectra in `esdtool.optim.AlphaDecay`: here are
 only the rules that belong to training alone.
 """
 
