@@ -85,8 +85,10 @@ def assign(
         notes.append(note)
     if all(value is None for value in scores):
         where = analysis.source.checkpoint
-        detail = f"; {modules[0].name}: {notes[0]}" if modules else ""
-        raise NothingToAnalyzeError(f"{where}: no module was scored, so there is nothing to assign{detail}")
+        name, why = (modules[0].name, notes[0]) if modules else next(iter(left_out.items()), ("", ""))
+        detail = f": {name}: {why}" if name else ""
+        what = "no module was scored" if modules else "no module is left"
+        raise NothingToAnalyzeError(f"{where}: {what}, so there is nothing to assign{detail}")
 
     ratios = rule.ratios(
         scores,
