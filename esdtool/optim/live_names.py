@@ -123,7 +123,7 @@ def meta_model(config: Mapping[str, Any], *, location: str) -> nn.Module:
     if not isinstance(model_type, str):
         raise UsageError(f"{location}: no config.json with a model_type, so the live model's names are not known")
     try:
-        settings = transformers.AutoConfig.for_model(**config)
+        settings = transformers.AutoConfig.for_model(**_plain(config))
         architecture = next(iter(config.get("architectures") or ()), None)
         build = getattr(transformers, str(architecture), transformers.AutoModel.from_config)
         with torch.device("meta"):
@@ -136,6 +136,13 @@ def meta_model(config: Mapping[str, Any], *, location: str) -> nn.Module:
             + (f": {reason[0]}" if reason else "")
         ) from error
     return model
+
+
+def _plain(value: Any) -> Any:
+    """A configuration with its infinities, which transformers writes as `{"__float__": "Infinity"}`, as numbers."""
+    if isinstance(value, Mapping):
+        return float(value["__float__"]) if set(value) == {"__float__"} else {k: _plain(v) for k, v in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _transformers_model(model: nn.Module) -> Any:

@@ -128,6 +128,27 @@ MODELS: dict[str, Any] = {
     "deepseek_v3": lambda: hf.DeepseekV3ForCausalLM(hf.DeepseekV3Config(**DEEPSEEK)),
     "granitemoe": lambda: hf.GraniteMoeForCausalLM(hf.GraniteMoeConfig(**MOE)),
     "gpt_oss": lambda: hf.GptOssForCausalLM(hf.GptOssConfig(**MOE)),
+    "jamba": lambda: hf.JambaForCausalLM(
+        hf.JambaConfig(**{k: v for k, v in MOE.items() if k != "head_dim"}, attn_layer_period=2, attn_layer_offset=1)
+    ),
+    "llama4": lambda: hf.Llama4ForCausalLM(
+        hf.Llama4TextConfig(**MOE, intermediate_size_mlp=24, interleave_moe_layer_step=1)
+    ),
+    "dbrx": lambda: hf.DbrxForCausalLM(
+        hf.DbrxConfig(
+            vocab_size=40,
+            d_model=16,
+            n_layers=2,
+            n_heads=4,
+            attn_config={"kv_n_heads": 2, "clip_qkv": None, "rope_theta": 1e4},
+            ffn_config={"ffn_hidden_size": 24, "hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
+        )
+    ),
+    "mamba2": lambda: hf.Mamba2ForCausalLM(
+        hf.Mamba2Config(
+            vocab_size=40, hidden_size=16, state_size=4, num_hidden_layers=2, num_heads=4, head_dim=8, n_groups=1
+        )
+    ),
     "mamba": lambda: hf.MambaForCausalLM(
         hf.MambaConfig(vocab_size=40, hidden_size=16, state_size=4, num_hidden_layers=2)
     ),
