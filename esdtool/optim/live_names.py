@@ -7,6 +7,7 @@ transformers' own, asked for the model at hand: no table is kept here.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,8 @@ def with_live_names(assignment: Assignment, model: nn.Module, *, strict: bool = 
     """The assignment under the names of a live transformers model.
 
     Several entries that end in one parameter become one, with the mean of their decays weighted by their numbers of
-    parameters; `members` names them. An entry that is only renamed keeps its numbers.
+    parameters; `members` names them. Where others of the parameter's tensors are left out (`--exclude`), it is the
+    mean of those that are not, as for a live model. An entry that is only renamed keeps its numbers.
 
     Raises:
         AssignmentError: if `strict` and an entry has no counterpart. Otherwise such entries keep their names.
@@ -72,17 +74,23 @@ def with_live_names(assignment: Assignment, model: nn.Module, *, strict: bool = 
     for name in assignment.parameters:
         for target in targets.get(name, (name,)):
             sources[target].append(name)
+    elsewhere = live_names(model, list(assignment.left_out))
+    incomplete = {target for found in elsewhere.values() for target in found}
     shapes = {canonical_name(name): tuple(parameter.shape) for name, parameter in model.named_parameters()}
     order = {name: position for position, name in enumerate(shapes)}
     entries: dict[str, Entry] = {}
     members: dict[str, Members] = {}
     for target in sorted(sources, key=lambda name: order.get(name, len(order))):
         names = sources[target]
-        entries[target] = _joined(target, [assignment.parameters[name] for name in names], shapes.get(target))
+        entries[target] = _joined(
+            target,
+            [assignment.parameters[name] for name in names],
+            shapes.get(target),
+            incomplete=target in incomplete,
+        )
         held = _members(assignment, target, names)
         if held is not None:
             members[target] = held
-    elsewhere = live_names(model, list(assignment.left_out))
     left_out = {new: reason for name, reason in assignment.left_out.items() for new in elsewhere.get(name, (name,))}
     return assignment.model_copy(
         update={
@@ -122,12 +130,14 @@ def meta_model(config: Mapping[str, Any], *, location: str) -> nn.Module:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise UsageError(f"{location}: no config.json with a model_type, so the live model's names are not known")
+    kind = _model_class(config, location)
     try:
         settings = transformers.AutoConfig.for_model(**_plain(config))
-        architecture = next(iter(config.get("architectures") or ()), None)
-        build = getattr(transformers, str(architecture), transformers.AutoModel.from_config)
         with torch.device("meta"):
-            model: nn.Module = build(settings)
+            if kind is None:
+                model: nn.Module = transformers.AutoModel.from_config(settings, trust_remote_code=False)
+            else:
+                model = kind(settings)
     # Whatever is wrong with a configuration shows as any kind of error in the model's own code.
     except Exception as error:
         reason = str(error).strip().splitlines()
@@ -138,6 +148,33 @@ def meta_model(config: Mapping[str, Any], *, location: str) -> nn.Module:
     return model
 
 
+def _model_class(config: Mapping[str, Any], location: str) -> Any:
+    """The class that `architectures` names; None if it names none.
+
+    Raises:
+        UsageError: if transformers has no model of that name. The file chooses the name, so nothing but a model may be
+            called by it.
+    """
+    import transformers
+
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named else named
+    if not name:
+        return None
+    try:
+        kind = getattr(transformers, name)
+        if issubclass(kind, transformers.PreTrainedModel):
+            return kind
+    # No string, no attribute, no class, or a module that cannot be imported here.
+    except (TypeError, AttributeError, ImportError, RuntimeError):
+        pass
+    remedy = "it needs the checkpoint's own code" if "auto_map" in config else "it may need another version"
+    raise UsageError(
+        f"{location}: transformers {transformers.__version__} has no model {name!r}, which config.json names: "
+        f"{remedy}, so the live model's names are not known"
+    )
+
+
 def _plain(value: Any) -> Any:
     """A configuration with its infinities, which transformers writes as `{"__float__": "Infinity"}`, as numbers."""
     if isinstance(value, Mapping):
@@ -145,12 +182,43 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
+def _is_transformers(model: object) -> bool:
+    # Of the class: torch.compile's wrapper and PEFT's pass on the attributes of what they hold.
+    return hasattr(type(model), "base_model_prefix")
+
+
 def _transformers_model(model: nn.Module) -> Any:
     """The PreTrainedModel inside wrappers; None for any other model."""
     inner: Any = model
-    while inner is not None and not hasattr(inner, "base_model_prefix"):
+    while inner is not None and not _is_transformers(inner):
         inner = next((child for name in WRAPPERS if (child := inner._modules.get(name)) is not None), None)
-    return inner if inner is not None and type(inner).__module__.split(".")[0] != "peft" else None
+    return inner
+
+
+def _untouched(model: Any) -> Any:
+    """The model as transformers builds it, without weights.
+
+    transformers finds a model's map by names of classes and modules. FSDP2 gives the classes other names, and wrappers
+    inside the model the modules.
+    """
+    import torch
+
+    classes = {type(module) for module in model.modules() if _is_transformers(module)}
+    if not any(_of_torch(kind) for kind in classes) and all(
+        canonical_name(name) == name for name, _ in model.named_parameters()
+    ):
+        return model
+    kind = next(kind for kind in type(model).__mro__ if not _of_torch(kind))
+    try:
+        with torch.device("meta"):
+            return kind(copy.deepcopy(model.config))
+    # A subclass of the user's may need more than a configuration; then the model at hand must do.
+    except Exception:
+        return model
+
+
+def _of_torch(kind: type) -> bool:
+    return kind.__module__.split(".")[0] == "torch"
 
 
 class _Loader:
@@ -162,6 +230,7 @@ class _Loader:
             from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
         except ImportError as error:
             raise AssignmentError(_TOO_OLD) from error
+        model = _untouched(model)
         transforms = get_model_conversion_mapping(model)
         self._renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
         self._converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
@@ -181,22 +250,31 @@ class _Loader:
         return found
 
 
-def _joined(target: str, entries: Sequence[Entry], shape: tuple[int, ...] | None) -> Entry:
+def _joined(target: str, entries: Sequence[Entry], shape: tuple[int, ...] | None, *, incomplete: bool) -> Entry:
     """One entry from those of the tensors that a parameter is made of.
 
+    Args:
+        target: the parameter's name.
+        entries: at least one.
+        shape: the parameter's, if known.
+        incomplete: whether other tensors of the parameter are left out of the assignment.
+
     Raises:
-        AssignmentError: if they have more or fewer weights than the parameter.
+        AssignmentError: if they have more weights than the parameter, or fewer and none is left out.
     """
     first = entries[0]
     if len(entries) == 1:
         # A part of a tensor, or the tensor in another form: the shape is the live one. Any other is a wrong model's.
         whole = math.prod(first.shape or ())
-        same = shape is not None and first.shape is not None and whole % math.prod(shape) == 0
-        return first.model_copy(update={"shape": shape}) if same else first
+        if shape is None or first.shape is None:
+            return first
+        fits = whole % math.prod(shape) == 0 or (incomplete and whole < math.prod(shape))
+        return first.model_copy(update={"shape": shape}) if fits else first
     sizes = [math.prod(entry.shape) if entry.shape else 1 for entry in entries]
-    if shape is not None and all(entry.shape for entry in entries) and sum(sizes) != math.prod(shape):
+    expected = sum(sizes) if shape is None or not all(entry.shape for entry in entries) else math.prod(shape)
+    if sum(sizes) > expected or (sum(sizes) < expected and not incomplete):
         raise AssignmentError(
-            f"{target} has {math.prod(shape)} weights in the model, its {len(entries)} entries {sum(sizes)}: "
+            f"{target} has {expected} weights in the model, its {len(entries)} entries {sum(sizes)}: "
             "the assignment was made for another model"
         )
     notes = list(dict.fromkeys(entry.note for entry in entries if entry.note is not None))
