@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
+from esdtool.checkpoint.base import dimensions
 from esdtool.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -275,7 +276,7 @@ class Analysis(Record):
             row: dict[str, Any] = module.model_dump(
                 exclude={"alphas", "fits", "comparisons", "shape", "parameter_shape"}
             )
-            row["shape"] = "x".join(str(size) for size in module.shape)
+            row["shape"] = dimensions(module.shape)
             for fit in self.settings.fit:
                 row[f"alphas.{fit}"] = module.alphas.get(fit)
             rows.append(row)

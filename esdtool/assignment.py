@@ -23,7 +23,7 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from esdtool.checkpoint.base import TensorInfo, canonical_name
+from esdtool.checkpoint.base import TensorInfo, canonical_name, dimensions
 from esdtool.errors import AssignmentError
 from esdtool.files import atomic_write_text
 from esdtool.modules import select_modules
@@ -202,7 +202,7 @@ class Assignment(_Part):
         writer.writeheader()
         for name, entry in self.parameters.items():
             row = entry.model_dump()
-            row["shape"] = None if entry.shape is None else "x".join(str(size) for size in entry.shape)
+            row["shape"] = None if entry.shape is None else dimensions(entry.shape)
             writer.writerow({"parameter": name, **row})
         return buffer.getvalue()
 
@@ -368,7 +368,7 @@ def _compact(value: object) -> str:
 
 
 def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(str(size) for size in shape) or "a scalar"
+    return dimensions(shape) or "a scalar"
 
 
 def _more(items: tuple[object, ...]) -> str:

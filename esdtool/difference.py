@@ -15,11 +15,10 @@ from dataclasses import dataclass
 import torch
 
 from esdtool.checkpoint import Checkpoint
-from esdtool.checkpoint.base import canonical_name
+from esdtool.checkpoint.base import canonical_name, dimensions
 from esdtool.modules import WeightModule
 from esdtool.modules.base import SkippedTensor
-from esdtool.modules.names import block_position, module_path
-from esdtool.modules.rules import ROOT_PREFIXES
+from esdtool.modules.names import block_position, module_path, without_root
 from esdtool.reading import read_matrices
 from esdtool.spectrum import rounding_error
 
@@ -60,7 +59,7 @@ def pair_modules(
                 pairs[ours[0].name] = theirs[0]
             elif key is _name:
                 wrong_shape[ours[0].name] = theirs[0]
-    taken = {module.name for module in pairs.values()}
+    taken = {module.name for module in (*pairs.values(), *wrong_shape.values())}
     unmatched = [
         _unmatched(module, _reason(module, wrong_shape.get(module.name), base_location))
         for module in modules
@@ -69,7 +68,7 @@ def pair_modules(
     unmatched += [
         _unmatched(module, f"only in the base: {location} has no such module")
         for module in base_modules
-        if module.name not in taken and module not in wrong_shape.values()
+        if module.name not in taken
     ]
     return Pairing(base=pairs, unmatched=tuple(unmatched))
 
@@ -120,10 +119,7 @@ def _name(module: WeightModule) -> Hashable:
 
 def _bare_name(module: WeightModule) -> Hashable:
     """The name without outer prefixes such as `model.`: a base model and one with a head differ in them."""
-    path = list(module_path(module.name))
-    while len(path) > 1 and path[0] in ROOT_PREFIXES:
-        path.pop(0)
-    return tuple(path)
+    return without_root(module_path(module.name))
 
 
 def _place(module: WeightModule) -> Hashable:
@@ -147,12 +143,8 @@ def _comparable(module: WeightModule, base: WeightModule) -> bool:
 def _reason(module: WeightModule, other: WeightModule | None, base_location: str) -> str:
     if other is None:
         return f"not in the base {base_location}"
-    return f"shape {_dimensions(module)}, but {_dimensions(other)} in the base {base_location}"
+    return f"shape {dimensions(module.shape)}, but {dimensions(other.shape)} in the base {base_location}"
 
 
 def _unmatched(module: WeightModule, reason: str) -> SkippedTensor:
     return SkippedTensor(name=module.name, shape=module.shape, dtype=module.dtype, reason=reason)
-
-
-def _dimensions(module: WeightModule) -> str:
-    return "x".join(str(size) for size in module.shape)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from esdtool.checkpoint.adapter import AdapterCheckpoint, Update
 from esdtool.checkpoint.base import Checkpoint, TensorInfo
 from esdtool.errors import CheckpointError
-from esdtool.modules.names import module_path
-from esdtool.modules.rules import ROOT_PREFIXES
+from esdtool.modules.names import module_path, without_root
 
 if TYPE_CHECKING:
     import torch
@@ -140,9 +139,5 @@ def _found(
 
 def _bare(name: str) -> tuple[str, ...]:
     """The path of a parameter's module without outer prefixes."""
-    path = list(module_path(name))
-    while len(path) > 1 and path[0] in ROOT_PREFIXES:
-        path.pop(0)
-    if not name.endswith(".weight"):
-        path.append("")  # a bias is not its module's weight
-    return tuple(path)
+    path = without_root(module_path(name))
+    return path if name.endswith(".weight") else (*path, "")  # a bias is not its module's weight

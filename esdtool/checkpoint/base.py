@@ -61,6 +61,15 @@ def canonical_name(name: str) -> str:
     return ".".join(kept) or name
 
 
+def dimensions(shape: tuple[int, ...]) -> str:
+    """A shape for people.
+
+    >>> dimensions((4096, 11008))
+    '4096x11008'
+    """
+    return "x".join(map(str, shape))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo:
     """One stored tensor, known from a header without reading its data."""

@@ -8,6 +8,7 @@ of each token of the vocabulary; the package de-quantises.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -20,11 +21,8 @@ import torch
 from esdtool.checkpoint.base import TensorInfo
 from esdtool.checkpoint.gguf_header import Stored, read_header
 from esdtool.checkpoint.heads import one_line, read_head
+from esdtool.checkpoint.layout import GGUF_SHARD
 from esdtool.errors import CheckpointError, MissingExtraError
-
-SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
-"""Name of one file of a split model, as llama.cpp's gguf-split writes it."""
-
 
 _PLAIN: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -118,7 +116,7 @@ def _ggml_types(path: Path) -> Mapping[int, tuple[str, int, int]]:
 
 def _parts(path: Path) -> list[Path]:
     """The file itself, or all files of its set."""
-    shard = SHARD.fullmatch(path.name)
+    shard = GGUF_SHARD.fullmatch(path.name)
     if shard is None:
         return [path]
     count = int(shard["count"])
@@ -140,7 +138,7 @@ def _check_count(path: Path, metadata: Mapping[str, Any], found: int) -> None:
     if isinstance(promised, int) and promised != found and metadata.get("split.count", 0) > 1:
         raise CheckpointError(
             f"{path}: its set has {promised} tensors, but {found} are in the files; they do not fit together"
-            if SHARD.fullmatch(path.name)
+            if GGUF_SHARD.fullmatch(path.name)
             else f"{path}: one file of a set of {metadata['split.count']}, renamed; restore its name '...-00001-of-...'"
         )
 
@@ -192,6 +190,7 @@ def _transposed(name: str, stored: Stored) -> bool:
     return match is not None and match["which"] == "k" and len(stored.shape) == 3
 
 
+@functools.cache
 def _can_dequantise(kind: str) -> bool:
     """Whether the package knows the type: tried on a block of zeros, since it has no list to ask."""
     import gguf

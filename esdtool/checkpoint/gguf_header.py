@@ -15,20 +15,15 @@ from esdtool.errors import CheckpointError
 
 _MAGIC = b"GGUF"
 
-
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Metadata value types by number, as `struct` spells them."""
 
-
 _STRING = 8
-
 
 _ARRAY = 9
 
-
 _LONGEST_LIST = 4096
 """Arrays of numbers up to this length are read (sizes layer by layer); others, the vocabulary's above all, are not."""
-
 
 _MOST_DIMENSIONS = 4
 

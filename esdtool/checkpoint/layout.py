@@ -45,7 +45,8 @@ _FOREIGN_NAMES = ("model.onnx", "tf_model.h5")
 _SHARD = re.compile(
     r"(?P<stem>.+?)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})(?P<suffix>\.safetensors|\.bin)", re.IGNORECASE
 )
-_GGUF_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
+GGUF_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
+"""Name of one file of a split model, as llama.cpp's gguf-split writes it."""
 _STATE = re.compile(
     # What trainers leave beside the weights: transformers, accelerate, DeepSpeed.
     r"training_args\.bin|optimizer(_\d+)?\.(bin|pt|pth)|optimizer_state.*\.(bin|pt|pth)|(lr_)?scheduler(_\d+)?\.(bin|pt|pth)"
@@ -151,7 +152,7 @@ def _choose_foreign(weights: list[str], names: list[str], location: str) -> Weig
     """Choose among GGUF, ONNX and Keras files, where there is nothing else. The shards of a GGUF set are one model."""
     models: dict[str, list[str]] = {}
     for name in weights:
-        shard = _GGUF_SHARD.fullmatch(name)
+        shard = GGUF_SHARD.fullmatch(name)
         models.setdefault(f"{shard['stem']}-of-{shard['count']}" if shard else name, []).append(name)
     if len(models) > 1:
         firsts = [shards[0] for shards in models.values()]

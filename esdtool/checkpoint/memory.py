@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from esdtool.checkpoint.base import WRAPPERS, Checkpoint
+from esdtool.checkpoint.base import WRAPPERS, Checkpoint, canonical_name
 from esdtool.checkpoint.pickle_file import tensor_info
 from esdtool.checkpoint.state_dict import ModelTensors, model_tensors
 from esdtool.errors import CheckpointError
@@ -74,7 +74,7 @@ def from_model(model: nn.Module) -> Checkpoint:
         raise CheckpointError(f"memory: {type(model).__name__} has no parameters")
     for name, tensor in tensors.items():
         _check_whole(name, tensor)
-    stripped = {_without_wrappers(name): tensor for name, tensor in tensors.items()}
+    stripped = {canonical_name(name): tensor for name, tensor in tensors.items()}
     # A model may have a submodule that is really called `module`; distinct names come first.
     names_are_distinct = len(stripped) == len(tensors)
     return _checkpoint(stripped if names_are_distinct else tensors, config=_config(model), location="memory", notes=())
@@ -106,10 +106,6 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
             if name not in transient:
                 yield dot + name, buffer
-
-
-def _without_wrappers(name: str) -> str:
-    return ".".join(segment for segment in name.split(".") if segment not in WRAPPERS) or name
 
 
 def _check_whole(name: str, tensor: torch.Tensor) -> None:

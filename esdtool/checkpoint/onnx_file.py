@@ -8,6 +8,7 @@ tensor by tensor; what lies inside the file (2 GB at most, protobuf's limit) is 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -254,11 +255,11 @@ def _named(weights: Mapping[str, Weight]) -> dict[str, Weight]:
             if len(weight.data.shape) > 2 and not weight.codes and not new.endswith(".weight"):
                 new += ".weight"  # that it is a convolution's kernel is known here, and nowhere else
         wanted[name] = new
-    taken = list(wanted.values())
+    taken = Counter(wanted.values())
     named: dict[str, Weight] = {}
     for name, weight in weights.items():
         new = wanted[name]
-        if taken.count(new) > 1 and new != name:  # several products in one module
+        if taken[new] > 1 and new != name:  # several products in one module
             node = next((use.node for use in weight.uses if use.module), "").strip("/").replace("/", ".")
             new = f"{node}.weight" if node and f"{node}.weight" not in taken else name
         named[new if new not in named else name] = weight

@@ -18,14 +18,11 @@ ANONYMOUS = re.compile(
 )
 """Names that exporters make up."""
 
-
 _PASS_ON = frozenset({"Identity", "Cast", "Transpose", "DequantizeLinear"})
 """Nodes between a tensor and the node that uses it as a weight."""
 
-
 _INTEGER_OPS = {"MatMulInteger": 1, "ConvInteger": 1, "QLinearMatMul": 3, "QLinearConv": 3, "MatMulNBits": 1}
 """Nodes that compute with codes, and which input holds the weight's."""
-
 
 _Order = Literal["stored", "transposed"]
 

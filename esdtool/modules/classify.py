@@ -7,8 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from esdtool.checkpoint.base import TensorInfo, canonical_name
+from esdtool.checkpoint.base import TensorInfo, canonical_name, dimensions
+from esdtool.checkpoint.quantized.base import FLOAT8
 from esdtool.checkpoint.quantized.scales import WEIGHT_SCALES
+from esdtool.checkpoint.quantized.settings import read_settings
 from esdtool.modules import general, layouts
 from esdtool.modules.base import NORM_OR_BIAS
 from esdtool.modules.families import load_families
@@ -16,18 +18,7 @@ from esdtool.modules.names import Segments, module_path
 from esdtool.modules.rules import Fused, Rule, Score, Skip, Stacked, Verdict, compile_pattern, matches
 from esdtool.modules.split import Piece, split_tensor
 
-FLOAT_DTYPES = frozenset(
-    {
-        "float64",
-        "float32",
-        "float16",
-        "bfloat16",
-        "float8_e4m3fn",
-        "float8_e5m2",
-        "float8_e4m3fnuz",
-        "float8_e5m2fnuz",
-    }
-)
+FLOAT_DTYPES = frozenset({"float64", "float32", "float16", "bfloat16"}) | FLOAT8
 """Storage dtypes whose values are weights as they stand."""
 
 LONGEST_UNNAMED_KERNEL = 128
@@ -62,7 +53,7 @@ class Classifier:
             self._by_path[path] = tensor
             for depth, child in enumerate(path):
                 self._children[path[:depth]].add(child)
-        self._quantisation = _quantisation_method(config or {})
+        self._quantisation = read_settings(config or {}).method
         self._config = config or {}
         rules = _rules_for(_model_types(config or {}), {_kind(path) for path in self._by_path})
         self._find_companion = _Lookup(general.COMPANIONS, self._children)
@@ -163,12 +154,15 @@ class Classifier:
         """A tensor of three or more dimensions: a convolution, or many matrices in one."""
         if self._is_stack(tensor, path):
             return Stacked(parts=(role,))
-        dimensions = "x".join(str(size) for size in tensor.shape)
         if not is_weight(tensor.name) or len(tensor.shape) > 5:
-            return Skip(reason=f"{len(tensor.shape)}-D parameter ({dimensions}) of unknown layout", forceable=False)
+            return Skip(
+                reason=f"{len(tensor.shape)}-D parameter ({dimensions(tensor.shape)}) of unknown layout",
+                forceable=False,
+            )
         named_conv = any("conv" in segment.lower() for segment in path)
         if len(tensor.shape) == 3 and not named_conv and tensor.shape[2] > LONGEST_UNNAMED_KERNEL:
-            return Skip(reason=f"3-D weight ({dimensions}): a convolution or stacked matrices, its name does not tell")
+            what = f"3-D weight ({dimensions(tensor.shape)})"
+            return Skip(reason=f"{what}: a convolution or stacked matrices, its name does not tell")
         if tensor.shape[1] == 1:
             return Skip(reason="convolution with one input channel for each filter (depthwise): vectors, not matrices")
         return Score(role=_cross(path, role))
@@ -193,7 +187,7 @@ class Classifier:
                 if tensor.shape != (2 * sibling.shape[1], sibling.shape[0]):
                     return None
                 if score.role == "q_proj":
-                    return Fused(parts=("q_proj", "q_gate"), layout=layouts.query_gate)
+                    return Fused(parts=("q_proj", "q_gate"), layout=layouts.per_head)
                 return Fused(parts=score.halves, layout=layouts.stacked_rows)
         return None
 
@@ -258,9 +252,3 @@ def _model_types(config: Mapping[str, Any]) -> frozenset[str]:
     """`model_type` of the configuration and of its parts (`text_config`, `vision_config`, ...)."""
     parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
     return frozenset(value for part in parts if isinstance(value := part.get("model_type"), str))
-
-
-def _quantisation_method(config: Mapping[str, Any]) -> str | None:
-    settings = config.get("quantization_config")
-    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
-    return method if isinstance(method, str) else None

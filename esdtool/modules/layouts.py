@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from esdtool.checkpoint.base import dimensions
+
 _NEED_CONFIG = "where one ends and the next begins is known only from config.json, which is missing"
 
 _TOWERS = (
@@ -63,13 +65,25 @@ class Fusion:
         """As `size`, but it must be there."""
         value = self.size(*names)
         if value is None:
-            raise UnknownLayoutError(_NEED_CONFIG if not self.config else f"config.json has no {names[0]}")
+            raise self.unsaid(f"config.json has no {names[0]}")
         return value
+
+    def unsaid(self, what: str) -> UnknownLayoutError:
+        """The error for sizes that the configuration does not give, or that there is no configuration to give."""
+        return UnknownLayoutError(what if self.config else _NEED_CONFIG)
 
     @property
     def heads(self) -> int | None:
         """Attention heads."""
         return self.size("num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads")
+
+    @property
+    def known_heads(self) -> int:
+        """As `heads`, but it must be there."""
+        heads = self.heads
+        if heads is None:
+            raise self.unsaid("config.json does not tell the number of heads")
+        return heads
 
     @property
     def hidden(self) -> int | None:
@@ -117,20 +131,17 @@ def sizes_of(config: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, A
 
 def equal(fusion: Fusion) -> Split:
     """Contiguous parts of one size, along the rows, or along the columns where only these are wider than the rest."""
-    rows, columns = fusion.shape[:2]
-    axis = 1 if columns == fusion.parts * rows else 0
-    return _checked(fusion, Split(axis=axis, sizes=(fusion.shape[axis] // fusion.parts,) * fusion.parts))
+    return _even(fusion, _wide_axis(fusion))
 
 
 def stacked_rows(fusion: Fusion) -> Split:
     """Contiguous parts of one size along the rows."""
-    return _checked(fusion, Split(axis=0, sizes=(fusion.shape[0] // fusion.parts,) * fusion.parts))
+    return _even(fusion, 0)
 
 
 def gate_up(fusion: Fusion) -> Split:
     """The two halves of a gated MLP's first matrix; the second one, `down`, tells which axis has them."""
-    axis = _gate_up_axis(fusion)
-    return _checked(fusion, Split(axis=axis, sizes=(fusion.shape[axis] // 2,) * 2))
+    return _even(fusion, _gate_up_axis(fusion))
 
 
 def gate_up_of_config(fusion: Fusion) -> Split:
@@ -143,12 +154,24 @@ def gate_up_of_config(fusion: Fusion) -> Split:
 def alternating(fusion: Fusion) -> Split:
     """Gate and up on alternate positions (gpt-oss: `[..., ::2]` and `[..., 1::2]`)."""
     axis = _gate_up_axis(fusion)
-    return _checked(fusion, Split(axis=axis, sizes=(1, 1), groups=fusion.shape[axis] // 2))
+    return _even(fusion, axis, groups=fusion.shape[axis] // fusion.parts)
 
 
 def alternating_rows(fusion: Fusion) -> Split:
     """Two parts on alternate rows (Zamba's Mamba: `view(-1, 2, ...)` of the projection's output)."""
-    return _checked(fusion, Split(axis=0, sizes=(1, 1), groups=fusion.shape[0] // 2))
+    return _even(fusion, 0, groups=fusion.shape[0] // fusion.parts)
+
+
+def _even(fusion: Fusion, axis: int, *, groups: int = 1) -> Split:
+    """Parts of one size in each of `groups` equal groups."""
+    each = fusion.shape[axis] // (fusion.parts * groups) if groups else 0
+    return _checked(fusion, Split(axis=axis, sizes=(each,) * fusion.parts, groups=groups))
+
+
+def _wide_axis(fusion: Fusion) -> int:
+    """The columns (GPT-2's Conv1D) where they are as many times the rows as there are parts, else the rows."""
+    rows, columns = fusion.shape[:2]
+    return 1 if columns == fusion.parts * rows else 0
 
 
 def _gate_up_axis(fusion: Fusion) -> int:
@@ -183,7 +206,7 @@ def query_key_value(fusion: Fusion) -> Split:
     if not own and (rows == 3 * columns or columns == 3 * rows):
         return equal(fusion)
     if not (heads and width):
-        raise UnknownLayoutError(_NEED_CONFIG if not fusion.config else "config.json does not tell the heads' sizes")
+        raise fusion.unsaid("config.json does not tell the heads' sizes")
     raise _misfit(fusion, f"{heads} heads and {key_value} key-value heads of {width}")
 
 
@@ -195,24 +218,29 @@ def query_key_value_of_config(fusion: Fusion) -> Split:
 
 
 def per_head(fusion: Fusion) -> Split:
-    """Head after head, each with its query, key and value (GPT-NeoX, BLOOM): view(heads, 3, head_dim, hidden)."""
-    heads = fusion.heads
-    if heads is None:
-        raise UnknownLayoutError(_NEED_CONFIG if not fusion.config else "config.json does not tell the number of heads")
-    axis = 1 if fusion.shape[1] == fusion.parts * fusion.shape[0] else 0
-    length = fusion.shape[axis]
-    if length % (heads * fusion.parts):
+    """Head after head, each with all parts: view(heads, 3, head_dim, hidden) of GPT-NeoX and BLOOM, and the like."""
+    heads, axis = fusion.known_heads, _wide_axis(fusion)
+    if fusion.shape[axis] % (heads * fusion.parts):
         raise _misfit(fusion, f"{heads} heads")
-    return Split(axis=axis, sizes=(length // (heads * fusion.parts),) * fusion.parts, groups=heads)
+    return _even(fusion, axis, groups=heads)
 
 
 def per_key_value_head(fusion: Fusion) -> Split:
     """Group after group: the queries of the group, its key, its value (InternLM2, Falcon's new decoder)."""
-    heads, groups = fusion.heads, fusion.key_value_heads
-    if heads is None or groups is None:
-        raise UnknownLayoutError(_NEED_CONFIG if not fusion.config else "config.json does not tell the number of heads")
-    if heads % groups or fusion.shape[0] % (heads + 2 * groups):
-        raise _misfit(fusion, f"{heads} heads in {groups} groups")
+    heads, groups = fusion.known_heads, fusion.key_value_heads or 0
+    return _grouped(fusion, heads, groups, f"{heads} heads in {groups} groups")
+
+
+def _one_key_value_head(fusion: Fusion) -> Split:
+    """All queries, then one key and one value (multi-query attention)."""
+    heads = fusion.known_heads
+    return _grouped(fusion, heads, 1, f"{heads} heads and one key-value head")
+
+
+def _grouped(fusion: Fusion, heads: int, groups: int, words: str) -> Split:
+    """`groups` groups of rows: queries, a key, a value."""
+    if not groups or heads % groups or fusion.shape[0] % (heads + 2 * groups):
+        raise _misfit(fusion, words)
     width = fusion.shape[0] // (heads + 2 * groups)
     return Split(axis=0, sizes=(heads // groups * width, width, width), groups=groups)
 
@@ -252,11 +280,6 @@ def unknown(fusion: Fusion) -> Split:
     raise UnknownLayoutError(f"the layout of model_type {fusion.config.get('model_type')!r} is not known")
 
 
-def query_gate(fusion: Fusion) -> Split:
-    """Head after head, each with its query and its output gate (Qwen3-Next)."""
-    return per_head(fusion)
-
-
 def latent_rope(fusion: Fusion) -> Split:
     """The compressed latent of keys and values, then the rotary key that all heads share (DeepSeek's MLA)."""
     up = fusion.neighbours.get("kv_b_proj") or fusion.neighbours.get("wkv_b")
@@ -276,10 +299,14 @@ def latent_key_value(fusion: Fusion) -> Split:
 
 def mamba2(fusion: Fusion) -> Split:
     """Gate z, then what the convolution takes (x, B, C), then the step sizes: as wide as its neighbours say."""
-    out, conv, decay = (fusion.neighbours.get(name) for name in ("out_proj", "conv1d", "A_log"))
-    if out is None or conv is None or decay is None:
-        raise UnknownLayoutError("out_proj, conv1d and A_log, which tell where its parts end, are not beside it")
-    inner, state, steps = out[1], (conv[0] - out[1]) // 2, decay[0]
+    out, conv, decay = (
+        next((shape for name in names if (shape := fusion.neighbours.get(name)) is not None), None)
+        for names in (("out_proj", "ssm_out"), ("conv1d", "ssm_conv1d"), ("A_log",))
+    )
+    if out is None or conv is None or len(out) < 2:
+        raise UnknownLayoutError("the output and the convolution, which tell where its parts end, are not beside it")
+    inner, state = out[1], (conv[0] - out[1]) // 2
+    steps = fusion.shape[0] - 2 * inner - 2 * state if decay is None else decay[0]
     return _checked(fusion, Split(axis=0, sizes=(inner, inner, state, state, steps)))
 
 
@@ -300,30 +327,15 @@ def gated_delta_contiguous(fusion: Fusion) -> Split:
 
 def by_key_head(fusion: Fusion) -> Split:
     """Equal parts for each of the linear attention's key heads."""
-    heads = fusion.need("linear_num_key_heads")
-    return _checked(
-        fusion, Split(axis=0, sizes=(fusion.shape[0] // (heads * fusion.parts),) * fusion.parts, groups=heads)
-    )
-
-
-def _one_key_value_head(fusion: Fusion) -> Split:
-    """All queries, then one key and one value (multi-query attention)."""
-    heads = fusion.heads
-    if heads is None:
-        raise UnknownLayoutError(_NEED_CONFIG if not fusion.config else "config.json does not tell the number of heads")
-    if fusion.shape[0] % (heads + 2):
-        raise _misfit(fusion, f"{heads} heads and one key-value head")
-    width = fusion.shape[0] // (heads + 2)
-    return Split(axis=0, sizes=(heads * width, width, width))
+    return _even(fusion, 0, groups=fusion.need("linear_num_key_heads"))
 
 
 def _checked(fusion: Fusion, split: Split) -> Split:
     """The split itself, if its parts fill the tensor."""
-    if split.groups * sum(split.sizes) != fusion.shape[split.axis] or 0 in split.sizes:
+    if split.groups * sum(split.sizes) != fusion.shape[split.axis] or min(split.sizes) <= 0:
         raise _misfit(fusion, f"{split.groups} x {'+'.join(map(str, split.sizes))} of them")
     return split
 
 
 def _misfit(fusion: Fusion, expected: str) -> UnknownLayoutError:
-    dimensions = "x".join(str(size) for size in fusion.shape)
-    return UnknownLayoutError(f"its shape {dimensions} does not fit {expected}")
+    return UnknownLayoutError(f"its shape {dimensions(fusion.shape)} does not fit {expected}")

@@ -61,6 +61,22 @@ def module_path(parameter: str) -> Segments:
     return tuple(kept) or tuple(segments)
 
 
+ROOT_PREFIXES = frozenset({"base_model", "model", "transformer", "language_model"})
+"""Outer segments in which a model with a head and the model within it differ."""
+
+
+def without_root(path: Segments) -> Segments:
+    """A path without its outer prefixes, its last segment aside.
+
+    >>> without_root(("model", "layers", "0")), without_root(("model",))
+    (('layers', '0'), ('model',))
+    """
+    start = 0
+    while start < len(path) - 1 and path[start] in ROOT_PREFIXES:
+        start += 1
+    return path[start:]
+
+
 def block_position(path: Segments) -> tuple[int, int] | None:
     """(position in `path` of the segment that holds the block's number, the number), or None.
 

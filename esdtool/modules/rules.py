@@ -28,10 +28,7 @@ import re
 from dataclasses import dataclass, field
 
 from esdtool.modules.layouts import Layout, equal, gate_up
-from esdtool.modules.names import Segments
-
-ROOT_PREFIXES = frozenset({"base_model", "model", "transformer", "language_model"})
-"""Outer segments that `^` looks through."""
+from esdtool.modules.names import Segments, without_root
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,10 +158,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 def matches(rule: Rule, path: Segments) -> bool:
     """Whether the rule's pattern matches a module path (its `beside` is not looked at)."""
     if rule.pattern.startswith("^"):
-        start = 0
-        while start < len(path) - 1 and path[start] in ROOT_PREFIXES:
-            start += 1
-        path = path[start:]
+        path = without_root(path)
     return rule.regex.search(".".join(path)) is not None
 
 

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from esdtool.checkpoint.base import WRAPPERS, TensorInfo
@@ -98,10 +98,6 @@ class _Part:
         """Whether an expression means this part."""
         return any(pattern.search(name) for name in self.names)
 
-    def but(self, verdict: Score | Skip) -> _Part:
-        """The same part with another verdict."""
-        return _Part(tensor=self.tensor, verdict=verdict, piece=self.piece, name=self.name)
-
 
 def _parts(
     catalogue: Sequence[TensorInfo], verdicts: Mapping[str, Verdict], classifier: Classifier, *, split_fused: bool
@@ -156,11 +152,11 @@ def _restrict(parts: Sequence[_Part], includes: Sequence[re.Pattern[str]]) -> li
     restricted = []
     for part in parts:
         if not any(part.matches(pattern) for pattern in includes):
-            restricted.append(part.but(Skip(reason="not matched by --include")))
+            restricted.append(replace(part, verdict=Skip(reason="not matched by --include")))
         elif isinstance(part.verdict, Score) or not _can_be_forced(part.tensor, part.verdict):
             restricted.append(part)
         else:
-            restricted.append(part.but(Score(role=leaf_role(part.tensor))))
+            restricted.append(replace(part, verdict=Score(role=leaf_role(part.tensor))))
     for pattern in includes:
         matching = sorted((part for part in restricted if part.matches(pattern)), key=lambda part: part.names)
         first = matching[0].verdict
@@ -182,7 +178,7 @@ def _without(part: _Part, excludes: Sequence[re.Pattern[str]]) -> _Part:
     if isinstance(part.verdict, Score):
         for pattern in excludes:
             if part.matches(pattern):
-                return part.but(Skip(reason=f"excluded by --exclude {pattern.pattern!r}"))
+                return replace(part, verdict=Skip(reason=f"excluded by --exclude {pattern.pattern!r}"))
     return part
 
 

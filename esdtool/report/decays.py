@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esdtool.assignment import Assignment, CheckReport, Entry
+from esdtool.checkpoint.base import dimensions
 from esdtool.report.terminal import format_number, new_table, stdout_console
 
 _BAR_WIDTH = 24
@@ -36,7 +37,7 @@ def print_check(report: CheckReport, *, path: str, model: str) -> None:
     for name in report.unknown:
         table.add_row(escape(name), Text("in the file, not in the model", style="red"))
     for name, listed, found in report.wrong_shape:
-        words = f"{_shape(listed)} in the file, {_shape(found)} in the model"
+        words = f"{dimensions(listed)} in the file, {dimensions(found)} in the model"
         table.add_row(escape(name), Text(words, style="red"))
     for name in report.uncovered:
         table.add_row(escape(name), Text("in the model, not in the file", style="red"))
@@ -118,7 +119,3 @@ def _shade(entry: Entry, largest: float) -> str:
     if largest <= 0:
         return _SHADES[0]
     return _SHADES[min(int(entry.weight_decay / largest * len(_SHADES)), len(_SHADES) - 1)]
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

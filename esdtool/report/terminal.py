@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esdtool.analysis import Analysis, ModuleResult
+from esdtool.checkpoint.base import dimensions
 from esdtool.modules.base import NORM_OR_BIAS
 from esdtool.options import Experts
 from esdtool.report.experts import fold_experts, starred
@@ -97,7 +98,7 @@ def print_plan(plan: Plan) -> None:
             escape(name if module.expert is None else f"{name} ({1 + len(others)})"),
             escape(module.role),
             _layer(module.layer),
-            _shape(module.shape),
+            dimensions(module.shape),
             module.dtype,
             str(module.num_eigs),
         )
@@ -185,7 +186,7 @@ def _columns(analysis: Analysis, *, narrow: bool) -> list[tuple[str, Callable[[M
     return [
         ("module", lambda module: escape(module.name)),
         *([] if narrow else place),
-        ("shape", lambda module: _shape(module.shape)),
+        ("shape", lambda module: dimensions(module.shape)),
         ("alpha", lambda module: format_number(module.alpha, ".3f")),
         ("+-", lambda module: format_number(module.alpha_stderr, ".2f")),
         *((name, other(name)) for name in fit[1:]),
@@ -251,10 +252,6 @@ def format_number(value: float | None, spec: str) -> str:
 
 def _layer(layer: int | None) -> str:
     return "-" if layer is None else str(layer)
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(str(size) for size in shape)
 
 
 def _bar_range(values: list[float]) -> tuple[float, float]:

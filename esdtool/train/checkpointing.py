@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from esdtool.checkpoint.base import dimensions
 from esdtool.errors import CheckpointError, ConfigError, OutputError
 from esdtool.train.quiet import one_line, quiet_transformers
 from esdtool.train.settings import TrainConfig
@@ -369,4 +370,4 @@ def _what_is_left(run: Path) -> str:
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else "x".join(map(str, shape))
+    return "missing" if shape is None else dimensions(shape)

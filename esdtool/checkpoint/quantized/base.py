@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 FLOAT8 = frozenset({"float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"})
 INTEGERS = frozenset({"int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"})
+FLOATS = frozenset({"float32", "bfloat16", "float16", "float64"})
+"""Dtypes of scales that are numbers."""
+WORDS = frozenset({"int32"})
+"""Dtype of packed codes."""
 POWERS = frozenset({"uint8", "float8_e8m0fnu"})
 """Dtypes of scales that are powers of two, stored as their exponents."""
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from esdtool.checkpoint.base import Checkpoint, TensorInfo
 from esdtool.checkpoint.quantized.base import (
+    FLOATS,
     POWERS,
     QuantizedTensor,
     Stored,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 _BLOCKS = "_blocks"
 _BYTES_OF_BLOCK = 16
 _FP8 = frozenset({"float8_e4m3fn"})
-_FLOATS = frozenset({"float32", "bfloat16", "float16", "float64"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ def _pairs(
     if whole is not None:
         if whole.numel != 1:
             raise UnconvertibleError(f"scale of the whole has shape {shown(whole.shape)}, expected one number")
-        expect(whole, whole.shape, _FLOATS)
+        expect(whole, whole.shape, FLOATS)
     return Float4Tensor(
         info=logical(
             codes,

@@ -17,7 +17,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from esdtool.checkpoint.base import Checkpoint, TensorInfo
-from esdtool.checkpoint.quantized.base import QuantizedTensor, Stored, UnconvertibleError, expect, logical, shown
+from esdtool.checkpoint.quantized.base import (
+    WORDS,
+    QuantizedTensor,
+    Stored,
+    UnconvertibleError,
+    expect,
+    logical,
+    shown,
+)
 from esdtool.checkpoint.quantized.bits import WORD, unpack_words
 from esdtool.checkpoint.quantized.roundoff import integer_roundoff
 from esdtool.errors import CheckpointError
@@ -25,7 +33,6 @@ from esdtool.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-_INT32 = frozenset({"int32"})
 _INTEGERS = frozenset({"int32", "int64"})
 _GPTQ_BITS = (2, 3, 4, 8)
 _AWQ_BITS = 4
@@ -131,7 +138,7 @@ def find_gptq(codes: TensorInfo, stored: Stored) -> QuantizedTensor | None:
     if leaf != "qweight" or codes.dtype == "int8":  # one code a byte is not packed
         return None
     prefix = f"{module}." if module else ""
-    expect(codes, codes.shape, _INT32)
+    expect(codes, codes.shape, WORDS)
     scales, zeros = stored.need(prefix + "scales"), stored.need(prefix + "qzeros")
     if len(codes.shape) != 2 or len(scales.shape) != 2 or 0 in (*codes.shape, *scales.shape):
         raise UnconvertibleError(f"'qweight' {shown(codes.shape)} with 'scales' {shown(scales.shape)}")
@@ -150,7 +157,7 @@ def _gptq(codes: TensorInfo, scales: TensorInfo, zeros: TensorInfo, stored: Stor
     bits = zeros.shape[1] * WORD // outputs
     if bits not in _GPTQ_BITS:
         raise UnconvertibleError(f"{bits} bits (known are 2, 3, 4 and 8)")
-    expect(zeros, (groups, outputs * bits // WORD), _INT32)
+    expect(zeros, (groups, outputs * bits // WORD), WORDS)
     if codes.shape[0] * WORD % bits or (WORD % bits and codes.shape[0] % bits):
         raise UnconvertibleError(f"'qweight' {shown(codes.shape)} does not hold codes of {bits} bits")
     inputs = codes.shape[0] * WORD // bits
@@ -193,7 +200,7 @@ def _awq(codes: TensorInfo, scales: TensorInfo, zeros: TensorInfo, stored: Store
             f"'qweight' {shown(codes.shape)} with 'scales' {shown(scales.shape)} is neither GPTQ's nor AWQ's 4-bit "
             f"GEMM layout ({stored.settings.named}, {stored.settings.layout or 'no version'})"
         )
-    expect(zeros, (groups, codes.shape[1]), _INT32)
+    expect(zeros, (groups, codes.shape[1]), WORDS)
     return AwqTensor(
         info=logical(
             codes,

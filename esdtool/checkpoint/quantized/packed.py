@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from esdtool.checkpoint.base import Checkpoint, TensorInfo
-from esdtool.checkpoint.quantized.base import QuantizedTensor, Stored, UnconvertibleError, expect, logical, shown
+from esdtool.checkpoint.quantized.base import (
+    FLOATS,
+    WORDS,
+    QuantizedTensor,
+    Stored,
+    UnconvertibleError,
+    expect,
+    logical,
+    shown,
+)
 from esdtool.checkpoint.quantized.bits import WORD, packed_length, unpack_words
 from esdtool.checkpoint.quantized.roundoff import integer_roundoff
 from esdtool.checkpoint.quantized.scales import ScaleGrid, fit_scales
@@ -22,8 +31,6 @@ if TYPE_CHECKING:
     import torch
 
 _BITS = (2, 4, 8)
-_INT32 = frozenset({"int32"})
-_FLOATS = frozenset({"float32", "bfloat16", "float16", "float64"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +99,9 @@ def find_packed(codes: TensorInfo, stored: Stored) -> QuantizedTensor | None:
     if leaf != "weight_packed" or codes.dtype == "uint8":
         return None
     prefix = f"{module}." if module else ""
-    expect(codes, codes.shape, _INT32)
+    expect(codes, codes.shape, WORDS)
     scale = stored.need(prefix + "weight_scale")
-    expect(scale, scale.shape, _FLOATS)
+    expect(scale, scale.shape, FLOATS)
     if len(codes.shape) != 2 or 0 in codes.shape:
         raise UnconvertibleError(f"codes have shape {shown(codes.shape)}, expected [out, in * bits / 32]")
     stored_shape = stored.find(prefix + "weight_shape")
@@ -105,7 +112,7 @@ def find_packed(codes: TensorInfo, stored: Stored) -> QuantizedTensor | None:
     if zero is not None:
         if len(scale.shape) != 2:
             raise UnconvertibleError(f"zero points with scales {shown(scale.shape)}")
-        expect(zero, (packed_length(scale.shape[0], bits), scale.shape[1]), _INT32)
+        expect(zero, (packed_length(scale.shape[0], bits), scale.shape[1]), WORDS)
     groups = stored.find(prefix + "weight_g_idx")
     if groups is not None:
         expect(groups, (inputs,))

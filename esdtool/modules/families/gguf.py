@@ -9,21 +9,7 @@ from __future__ import annotations
 
 from esdtool.modules import layouts
 from esdtool.modules.general import LM_HEAD, OUTPUT_HEAD, POSITIONS, QKV, ROUTER, TOKEN_EMBEDDING
-from esdtool.modules.layouts import Fusion, Split, UnknownLayoutError
 from esdtool.modules.rules import Family, fused, score, skip, stacked
-
-
-def mamba2(fusion: Fusion) -> Split:
-    """Rows of Mamba-2's `ssm_in`: gate z, x, B, C, then the step sizes; the neighbours' widths tell how many each."""
-    out, conv = fusion.neighbours.get("ssm_out"), fusion.neighbours.get("ssm_conv1d")
-    if out is None or conv is None or len(out) < 2:
-        raise UnknownLayoutError("ssm_out and ssm_conv1d, which tell where its parts end, are not beside it")
-    inner, state = out[1], (conv[0] - out[1]) // 2
-    steps = fusion.shape[0] - 2 * inner - 2 * state
-    if state <= 0 or steps <= 0:
-        raise UnknownLayoutError(f"its {fusion.shape[0]} rows do not fit ssm_out and ssm_conv1d beside it")
-    return Split(axis=0, sizes=(inner, inner, state, state, steps))
-
 
 FAMILY = Family(
     name="gguf",
@@ -83,7 +69,7 @@ FAMILY = Family(
         # State spaces: Mamba has `ssm_x`, Mamba-2 has not, Qwen3-Next has `ssm_ba` and its own order.
         fused("blk.#.ssm_in", "in_proj_x", "in_proj_z", layout=layouts.stacked_rows, beside="ssm_x"),
         fused("blk.#.ssm_in", *QKV, "z_proj", layout=layouts.gated_delta, beside="ssm_ba"),
-        fused("blk.#.ssm_in", "in_proj_z", "in_proj_x", "in_proj_B", "in_proj_C", "in_proj_dt", layout=mamba2),
+        fused("blk.#.ssm_in", "in_proj_z", "in_proj_x", "in_proj_B", "in_proj_C", "in_proj_dt", layout=layouts.mamba2),
         fused("blk.#.ssm_ba", "b_proj", "a_proj", layout=layouts.by_key_head),
         score("blk.#.ssm_x", "x_proj"),
         score("blk.#.ssm_dt", "dt_proj"),
