@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,30 +35,23 @@ class Member:
     note: str | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Merged:
-    """One entry a parameter."""
-
-    entries: Mapping[str, Entry]
-    """By parameter name, in the order of the first members."""
-    members: Sequence[Members | None]
-    """For each entry; None where the parameter is one module."""
-
-
-def merge_members(members: Sequence[Member], base: float) -> Merged:
+def merge_members(members: Sequence[Member], base: float) -> dict[str, tuple[Entry, Members | None]]:
     """The entries of a wd.json from the ratios of modules.
 
     Args:
         members: every module, those of one parameter in any order.
         base: base decay, which the ratios multiply.
+
+    Returns:
+        For each parameter, in the order of the first members, its entry, and what it holds if that is not one module.
     """
     groups: dict[str, list[Member]] = defaultdict(list)
     for member in members:
         groups[member.parameter].append(member)
-    return Merged(
-        entries={parameter: _entry(group, base) for parameter, group in groups.items()},
-        members=[members_of([member.name for member in group]) for group in groups.values()],
-    )
+    return {
+        parameter: (_entry(group, base), members_of([member.name for member in group]))
+        for parameter, group in groups.items()
+    }
 
 
 def members_of(names: Sequence[str]) -> Members | None:
@@ -90,18 +83,46 @@ def weighted_mean(values: Sequence[float | None], sizes: Sequence[int]) -> float
     return first + total / sum(size for _, size in known)
 
 
-def _entry(group: Sequence[Member], base: float) -> Entry:
-    first, sizes = group[0], [member.size for member in group]
-    ratio = weighted_mean([member.ratio for member in group], sizes)
-    assert ratio is not None
-    notes = list(dict.fromkeys(f"{member.name}: {member.note}" for member in group if member.note is not None))
+def mean_entry(entries: Sequence[Entry], sizes: Sequence[int], *, shape: tuple[int, ...] | None) -> Entry:
+    """One entry for a parameter from several: means weighted by size, the distinct roles and notes joined.
+
+    Args:
+        entries: at least one.
+        sizes: weights that each stands for.
+        shape: of the parameter.
+    """
+    decay = weighted_mean([entry.weight_decay for entry in entries], sizes)
+    assert decay is not None
     return Entry(
-        weight_decay=base * ratio,
-        ratio=ratio,
-        alpha=weighted_mean([member.alpha for member in group], sizes),
-        score=weighted_mean([member.score for member in group], sizes),
-        role=joined_roles(member.role for member in group),
-        layer=first.layer,
-        shape=first.stored_shape,
-        note=first.note if len(group) == 1 else "; ".join(notes) or None,
+        weight_decay=decay,
+        ratio=weighted_mean([entry.ratio for entry in entries], sizes),
+        alpha=weighted_mean([entry.alpha for entry in entries], sizes),
+        score=weighted_mean([entry.score for entry in entries], sizes),
+        role=joined_roles(entry.role for entry in entries if entry.role is not None) or None,
+        layer=entries[0].layer,
+        shape=shape,
+        note="; ".join(dict.fromkeys(entry.note for entry in entries if entry.note is not None)) or None,
     )
+
+
+def _entry(group: Sequence[Member], base: float) -> Entry:
+    alone = len(group) == 1
+    entries = [
+        Entry(
+            weight_decay=base * member.ratio,
+            ratio=member.ratio,
+            alpha=member.alpha,
+            score=member.score,
+            role=member.role,
+            layer=member.layer,
+            shape=member.stored_shape,
+            note=member.note if alone or member.note is None else f"{member.name}: {member.note}",
+        )
+        for member in group
+    ]
+    if alone:
+        return entries[0]
+    mean = mean_entry(entries, [member.size for member in group], shape=group[0].stored_shape)
+    assert mean.ratio is not None
+    # Rounded as everywhere else: base times ratio.
+    return mean.model_copy(update={"weight_decay": base * mean.ratio})

@@ -40,10 +40,11 @@ def module_result(module: WeightModule, score: MatrixScore, options: ScoreOption
     first = score.fits[options.fit[0]]
     assert first is not None
     metrics = asdict(spectral_metrics(score.spectrum, module.matrix_shape, num_matrices=module.num_matrices))
-    null = null_alpha(options.fit[0], module.matrix_shape, module.num_matrices, options)
-    if module.rank is not None:
+    null = None
+    if module.rank is None:
+        null = null_alpha(options.fit[0], module.matrix_shape, module.num_matrices, options)
+    else:
         metrics |= dict.fromkeys(_OF_FULL_RANK)
-        null = None
     warned = score.fits.get(_WARNING_FIT)
     return ModuleResult(
         **described,

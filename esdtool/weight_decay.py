@@ -114,8 +114,8 @@ def assign(
         ],
         weight_decay,
     )
-    entries = dict(zip(_canonical(list(parameters.entries)), parameters.entries.values(), strict=True))
-    left_out = {name: reason for name, reason in left_out.items() if name not in entries}
+    found = dict(zip(_canonical(list(parameters)), parameters.values(), strict=True))
+    left_out = {name: reason for name, reason in left_out.items() if name not in found}
     low, high = rule.ratios_range if assign == "linear" else (None, None)
     return Assignment(
         created_by=f"esdtool {__version__}",
@@ -137,8 +137,8 @@ def assign(
             normalize=normalize,
         ),
         default=Default.of(unlisted, weight_decay),
-        parameters=entries,
-        members={name: found for name, found in zip(entries, parameters.members, strict=True) if found is not None},
+        parameters={name: entry for name, (entry, _) in found.items()},
+        members={name: members for name, (_, members) in found.items() if members is not None},
         left_out=left_out,
     )
 

@@ -189,14 +189,10 @@ class AlphaDecay:
             roles=[module.role for module in modules],
             sizes=sizes,
         )
-        of_module = {
-            module.name: (score, ratio, size)
-            for module, score, ratio, size in zip(modules, scores, ratios, sizes, strict=True)
-        }
-        for name, held in self._modules.items():
-            self._scores[name], self._ratios[name] = _of_parameter(
-                [module.name for module in held], *zip(*(of_module[module.name] for module in held), strict=True)
-            )
+        start = 0
+        for (name, held), held_scores in zip(self._modules.items(), found, strict=True):
+            part = slice(start, start := start + len(held))
+            self._scores[name], self._ratios[name] = _of_parameter(held, held_scores, ratios[part], sizes[part])
         self.apply()
 
     def apply(self) -> None:
@@ -317,14 +313,16 @@ class AlphaDecay:
 
 
 def _of_parameter(
-    names: Sequence[str], scores: Sequence[LiveScore], ratios: Sequence[float], sizes: Sequence[int]
+    modules: Sequence[WeightModule], scores: Sequence[LiveScore], ratios: Sequence[float], sizes: Sequence[int]
 ) -> tuple[LiveScore, float]:
     """(score, ratio) of a parameter from those of its modules."""
-    if len(names) == 1:
+    if len(modules) == 1:
         return scores[0], ratios[0]
     ratio = weighted_mean(ratios, sizes)
     assert ratio is not None
-    problems = [f"{name}: {score.status}" for name, score in zip(names, scores, strict=True) if score.status != "ok"]
+    problems = [
+        f"{module.name}: {score.status}" for module, score in zip(modules, scores, strict=True) if score.status != "ok"
+    ]
     score = LiveScore(
         status="; ".join(problems) or "ok",
         alpha=weighted_mean([score.alpha for score in scores], sizes),

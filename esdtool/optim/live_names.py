@@ -18,7 +18,7 @@ from torch import nn
 from esdtool.assignment import Assignment, Entry, Members
 from esdtool.checkpoint.base import WRAPPERS, canonical_name
 from esdtool.errors import AssignmentError, MissingExtraError, UsageError
-from esdtool.fused_decay import AGGREGATE, joined_roles, weighted_mean
+from esdtool.fused_decay import AGGREGATE, mean_entry
 
 RENAMED = "renamed"
 """`Members.aggregate` of an entry whose parameter only has another name in the file."""
@@ -38,7 +38,7 @@ def live_names(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, .
         Names of live parameters by file name: one, or several where the loader splits a tensor. Names without a
         counterpart are not in it.
     """
-    parameters = {canonical_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+    parameters = _parameter_names(model)
     found: dict[str, tuple[str, ...]] = {}
     for name in names:
         if canonical_name(name) in parameters:
@@ -65,7 +65,8 @@ def with_live_names(assignment: Assignment, model: nn.Module, *, strict: bool = 
     Raises:
         AssignmentError: if `strict` and an entry has no counterpart. Otherwise such entries keep their names.
     """
-    targets = live_names(model, list(assignment.parameters))
+    everything = live_names(model, [*assignment.parameters, *assignment.left_out])
+    targets = {name: found for name, found in everything.items() if name in assignment.parameters}
     lost = [name for name in assignment.parameters if name not in targets]
     if lost and strict:
         more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
@@ -74,7 +75,7 @@ def with_live_names(assignment: Assignment, model: nn.Module, *, strict: bool = 
     for name in assignment.parameters:
         for target in targets.get(name, (name,)):
             sources[target].append(name)
-    elsewhere = live_names(model, list(assignment.left_out))
+    elsewhere = {name: found for name, found in everything.items() if name in assignment.left_out}
     incomplete = {target for found in elsewhere.values() for target in found}
     shapes = {canonical_name(name): tuple(parameter.shape) for name, parameter in model.named_parameters()}
     order = {name: position for position, name in enumerate(shapes)}
@@ -103,8 +104,10 @@ def with_live_names(assignment: Assignment, model: nn.Module, *, strict: bool = 
 
 def fitted(assignment: Assignment, model: nn.Module) -> Assignment:
     """The assignment as it is, if the model has a parameter of each name; else under the live names."""
-    parameters = {canonical_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
-    if parameters.issuperset(map(canonical_name, assignment.parameters)) or _transformers_model(model) is None:
+    if (
+        _parameter_names(model).issuperset(map(canonical_name, assignment.parameters))
+        or _transformers_model(model) is None
+    ):
         return assignment
     return with_live_names(assignment, model, strict=False)
 
@@ -180,6 +183,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return float(value["__float__"]) if set(value) == {"__float__"} else {k: _plain(v) for k, v in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _parameter_names(model: nn.Module) -> set[str]:
+    return {canonical_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
 
 
 def _is_transformers(model: object) -> bool:
@@ -277,19 +284,7 @@ def _joined(target: str, entries: Sequence[Entry], shape: tuple[int, ...] | None
             f"{target} has {expected} weights in the model, its {len(entries)} entries {sum(sizes)}: "
             "the assignment was made for another model"
         )
-    notes = list(dict.fromkeys(entry.note for entry in entries if entry.note is not None))
-    decay = weighted_mean([entry.weight_decay for entry in entries], sizes)
-    assert decay is not None
-    return Entry(
-        weight_decay=decay,
-        ratio=weighted_mean([entry.ratio for entry in entries], sizes),
-        alpha=weighted_mean([entry.alpha for entry in entries], sizes),
-        score=weighted_mean([entry.score for entry in entries], sizes),
-        role=joined_roles(entry.role for entry in entries if entry.role is not None) or None,
-        layer=first.layer,
-        shape=shape,
-        note="; ".join(notes) or None,
-    )
+    return mean_entry(entries, sizes, shape=shape)
 
 
 def _members(assignment: Assignment, target: str, names: Sequence[str]) -> Members | None:
