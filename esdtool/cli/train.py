@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from esdtool.train.settings import TrainConfig
+    from esdtool.train.train_config import TrainConfig
 
 
 def train(

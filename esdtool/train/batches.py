@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol, TypeVar
 from esdtool.errors import ConfigError
 from esdtool.train.config import check_batch
 from esdtool.train.packing import Ids, MicroBatch, PackingName, count_targets, targets_of, to_micro_batches
-from esdtool.train.settings import TrainConfig
+from esdtool.train.train_config import TrainConfig
 
 __all__ = ["Layout", "MicroBatch", "TrainBatches", "ValidationBatches", "check_identity", "count_targets"]
 

@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.state_dict import (
 from esdtool.checkpoint.base import dimensions
 from esdtool.errors import CheckpointError, ConfigError, OutputError
 from esdtool.train.quiet import one_line, quiet_transformers
-from esdtool.train.settings import TrainConfig
+from esdtool.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

@@ -29,9 +29,9 @@ from esdtool.train.settings import (
     RunSettings,
     ScheduleSettings,
     TokenizerSettings,
-    TrainConfig,
     WeightDecaySettings,
 )
+from esdtool.train.train_config import TrainConfig
 
 __all__ = [
     "BatchSettings",

@@ -22,10 +22,10 @@ from esdtool.train.batches import Layout, TrainBatches, ValidationBatches
 from esdtool.train.corpus import Corpus, Stream, open_corpus
 from esdtool.train.local_batches import LocalBatches
 from esdtool.train.packing import Ids, pack
-from esdtool.train.settings import TrainConfig
 from esdtool.train.stream_batches import StreamBatches
 from esdtool.train.token_store import open_token_store
 from esdtool.train.tokenizer import Encoder, load_tokenizer
+from esdtool.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

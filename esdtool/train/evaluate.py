@@ -21,8 +21,9 @@ from esdtool.train.distributed import Ranks, open_ranks
 from esdtool.train.model import build_model
 from esdtool.train.packing import NO_TARGET
 from esdtool.train.run_log import perplexity
-from esdtool.train.settings import DataSettings, TrainConfig
+from esdtool.train.settings import DataSettings
 from esdtool.train.tokenizer import Encoder, load_tokenizer
+from esdtool.train.train_config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,8 +37,8 @@ from esdtool.train.packing import MicroBatch
 from esdtool.train.policies import Record, Target, make_policy, total_norm
 from esdtool.train.run_log import RunLog, perplexity, sync_logs
 from esdtool.train.schedule import lr_factor
-from esdtool.train.settings import TrainConfig
 from esdtool.train.signals import StopSignals
+from esdtool.train.train_config import TrainConfig
 
 
 class TrainingDivergedError(EsdtoolError):

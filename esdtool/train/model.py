@@ -12,7 +12,7 @@ import torch
 from esdtool.errors import ConfigError, MissingExtraError
 from esdtool.train.presets import PRESETS
 from esdtool.train.quiet import one_line, quiet_transformers
-from esdtool.train.settings import TrainConfig
+from esdtool.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast

@@ -17,7 +17,7 @@ from esdtool.fused_decay import joined_roles
 from esdtool.modules import WeightModule, canonical_name, select_modules
 from esdtool.modules.names import layer_index, module_name
 from esdtool.modules.patterns import compile_patterns
-from esdtool.train.settings import TrainConfig
+from esdtool.train.train_config import TrainConfig
 from esdtool.weight_decay import in_blocks
 
 Group = dict[str, Any]

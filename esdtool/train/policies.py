@@ -18,7 +18,7 @@ from esdtool.decay_rule import decay_ratios
 from esdtool.errors import ConfigError
 from esdtool.modules import WeightModule
 from esdtool.train.optimizers import Group, all_groups, groups_by_parameter, trainable
-from esdtool.train.settings import TrainConfig
+from esdtool.train.train_config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from esdtool.files import atomic_write_text
 from esdtool.train.checkpointing import SavedRun, find_checkpoint, list_checkpoints
 from esdtool.train.config import to_toml
 from esdtool.train.run_log import CONFIG, DECAY, METRICS
-from esdtool.train.settings import TrainConfig
+from esdtool.train.train_config import TrainConfig
 
 
 def find(run: Path, resume: str | None) -> tuple[SavedRun | None, list[str]]:

@@ -15,7 +15,7 @@ from esdtool.errors import ConfigError, MissingExtraError, OutputError
 from esdtool.files import atomic_write
 from esdtool.modules import WeightModule
 from esdtool.train.policies import Record
-from esdtool.train.settings import TrainConfig
+from esdtool.train.train_config import TrainConfig
 
 METRICS: Final = "metrics.jsonl"
 DECAY: Final = "decay.jsonl"

@@ -1,8 +1,8 @@
 """Every setting of a training run, as pydantic models: one per section of the TOML file.
 
 The text under each field is its documentation: it goes into the JSON Schema
-(`esdtool schema train`) and the reference pages. Reading files, overrides and error
-messages are in `esdtool.train.config`. Imports nothing heavy.
+(`esdtool schema train`) and the reference pages. `esdtool.train.train_config` joins the sections; reading
+files, overrides and error messages are in `esdtool.train.config`. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Strings = Annotated[tuple[Text, ...], BeforeValidator(_one_or_many)]
 Betas = Annotated[tuple[Momentum, Momentum], BeforeValidator(_one_or_many)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     """Base of all sections: immutable, exact types, no unknown key."""
 
     model_config = ConfigDict(
@@ -45,7 +45,7 @@ class _Section(BaseModel):
     )
 
 
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """[model] What is trained: exactly one of preset, config and from."""
 
     preset: Text | None = Field(default=None, json_schema_extra={"enum": [*PRESETS, None]})
@@ -65,7 +65,7 @@ class ModelSettings(_Section):
         return self
 
 
-class DataSettings(_Section):
+class DataSettings(Section):
     """[data] The text, how it becomes rows, and what is held out for validation."""
 
     source: Literal["stdlib", "files", "huggingface"] = "stdlib"
@@ -132,7 +132,7 @@ class DataSettings(_Section):
         return self
 
 
-class TokenizerSettings(_Section):
+class TokenizerSettings(Section):
     """[tokenizer] Text to tokens: exactly one of name, file and train_vocab_size; none to take that of model.from.
 
     Each document starts with the tokenizer's begin-of-text token if the tokenizer itself
@@ -156,7 +156,7 @@ class TokenizerSettings(_Section):
         return self
 
 
-class BatchSettings(_Section):
+class BatchSettings(Section):
     """[batch] Sizes, in sequences and tokens."""
 
     global_size: Count = 512
@@ -175,7 +175,7 @@ class BatchSettings(_Section):
         return self
 
 
-class OptimizerSettings(_Section):
+class OptimizerSettings(Section):
     """[optimizer] The update rule."""
 
     name: Literal["adamw", "adam", "muon"] = "adamw"
@@ -202,7 +202,7 @@ class OptimizerSettings(_Section):
         return self
 
 
-class ScheduleSettings(_Section):
+class ScheduleSettings(Section):
     """[schedule] The learning rate over the steps."""
 
     steps: Count
@@ -231,7 +231,7 @@ class ScheduleSettings(_Section):
         return self
 
 
-class WeightDecaySettings(_Section):
+class WeightDecaySettings(Section):
     """[weight_decay] Which decay every parameter gets, and when it changes."""
 
     policy: Literal["alphadecay", "uniform", "none", "awd", "adadecay", "file"] = "alphadecay"
@@ -318,7 +318,7 @@ class WeightDecaySettings(_Section):
         )
 
 
-class PrecisionSettings(_Section):
+class PrecisionSettings(Section):
     """[precision] Number formats."""
 
     name: Literal["float32", "bf16-autocast", "bf16"] = "float32"
@@ -326,7 +326,7 @@ class PrecisionSettings(_Section):
     bfloat16, as the paper's code."""
 
 
-class EvalSettings(_Section):
+class EvalSettings(Section):
     """[eval] Validation loss."""
 
     every: Count = 1000
@@ -337,7 +337,7 @@ class EvalSettings(_Section):
     """Sequences per forward pass; default: batch.micro_size."""
 
 
-class CheckpointSettings(_Section):
+class CheckpointSettings(Section):
     """[checkpoint] What is saved, and how much of it is kept."""
 
     every: Count = 1000
@@ -348,7 +348,7 @@ class CheckpointSettings(_Section):
     """Storage dtype of RUN/final; the checkpoints to resume from stay as trained."""
 
 
-class LoggingSettings(_Section):
+class LoggingSettings(Section):
     """[logging] Where the numbers go, besides metrics.jsonl and decay.jsonl."""
 
     every: Count = 10
@@ -361,7 +361,7 @@ class LoggingSettings(_Section):
     """wandb: project name."""
 
 
-class RunSettings(_Section):
+class RunSettings(Section):
     """[run] The run itself."""
 
     dir: Text | None = None
@@ -376,99 +376,6 @@ class RunSettings(_Section):
     """Compile the model with torch.compile."""
     threads: Count | None = None
     """CPU threads of one rank; default: torch's own choice."""
-
-
-class TrainConfig(_Section):
-    """The whole of a training run."""
-
-    model: ModelSettings
-    data: DataSettings = DataSettings()
-    tokenizer: TokenizerSettings = TokenizerSettings()
-    batch: BatchSettings = BatchSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    schedule: ScheduleSettings
-    weight_decay: WeightDecaySettings = WeightDecaySettings()
-    precision: PrecisionSettings = PrecisionSettings()
-    eval: EvalSettings = EvalSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    logging: LoggingSettings = LoggingSettings()
-    run: RunSettings = RunSettings()
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        tokenizer = self.tokenizer
-        if (tokenizer.name, tokenizer.file, tokenizer.train_vocab_size) == (None, None, None) and not self.model.from_:
-            raise ValueError("one of tokenizer.name, tokenizer.file and tokenizer.train_vocab_size is needed")
-        if self.weight_decay.max_ratio is None and self.weight_decay.min_ratio > self.ratio_range[1]:
-            raise ValueError(
-                f"weight_decay.min_ratio {self.weight_decay.min_ratio} is more than weight_decay.max_ratio, "
-                f"{self.ratio_range[1]} for {self.optimizer.name} by default"
-            )
-        return self
-
-    @property
-    def base_decay(self) -> float:
-        """weight_decay.base, or the optimizer's default."""
-        if self.weight_decay.base is not None:
-            return self.weight_decay.base
-        return 1e-5 if self.optimizer.name == "adam" else 0.1
-
-    @property
-    def ratio_range(self) -> tuple[float, float]:
-        """(min_ratio, max_ratio), the published maximum where none is given."""
-        published = 3.0 if self.optimizer.name == "adam" else 5.0
-        maximum = self.weight_decay.max_ratio
-        return self.weight_decay.min_ratio, published if maximum is None else maximum
-
-    @property
-    def warmup_steps(self) -> int:
-        """schedule.warmup_steps, or a tenth of the steps."""
-        given = self.schedule.warmup_steps
-        return self.schedule.steps // 10 if given is None else given
-
-    @property
-    def decay_steps(self) -> int:
-        """schedule.decay_steps, or a tenth of the steps (at least 1) for wsd; 0 for other schedules."""
-        if self.schedule.name != "wsd":
-            return 0
-        return self.schedule.decay_steps or max(1, self.schedule.steps // 10)
-
-    @property
-    def run_dir(self) -> str:
-        """run.dir, or `runs/run` for a config that came from no file."""
-        return self.run.dir or "runs/run"
-
-    @property
-    def eval_micro_size(self) -> int:
-        """eval.micro_size, or batch.micro_size."""
-        return self.eval.micro_size or self.batch.micro_size
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Positions of one global batch, padding included."""
-        return self.batch.global_size * self.batch.sequence_length
-
-    def resolved(self) -> TrainConfig:
-        """The same run with every default that depends on another key written out."""
-        muon = self.optimizer.name == "muon"
-        held_out = (self.data.validation_fraction, self.data.validation_files, self.data.validation_split)
-        updates: dict[str, dict[str, Any]] = {
-            "data": {"validation_fraction": 0.02} if held_out == (None, None, None) else {},
-            "optimizer": {
-                "muon_lr": self.optimizer.muon_lr or self.optimizer.lr,
-                "muon_momentum": 0.95 if self.optimizer.muon_momentum is None else self.optimizer.muon_momentum,
-            }
-            if muon
-            else {},
-            "schedule": {"warmup_steps": self.warmup_steps, "decay_steps": self.decay_steps or None},
-            "weight_decay": {"base": self.base_decay, "max_ratio": self.ratio_range[1]},
-            "eval": {"micro_size": self.eval_micro_size},
-            "run": {"dir": self.run_dir},
-        }
-        document = self.model_dump(by_alias=True)
-        for section, values in updates.items():
-            document[section].update(values)
-        return TrainConfig.model_validate(document)
 
 
 def _exactly_one(section: str, **alternatives: object) -> None:

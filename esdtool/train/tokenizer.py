@@ -20,7 +20,7 @@ from esdtool.files import atomic_write_text
 from esdtool.train.cache import cache_folder, locked
 from esdtool.train.corpus import Corpus, Stream, fingerprint_of
 from esdtool.train.quiet import one_line, quiet_transformers
-from esdtool.train.settings import TrainConfig
+from esdtool.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
