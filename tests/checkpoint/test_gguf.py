@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +13,16 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 from esdtool.checkpoint import open_checkpoint
-from esdtool.checkpoint.gguf_file import GGUFFile, roundoff
-from esdtool.errors import CheckpointError, MissingExtraError
+from esdtool.checkpoint.gguf_file import roundoff
+from esdtool.errors import CheckpointError
 from esdtool.modules import select_modules
-
-Writer = Callable[..., Path]
+from tests.checkpoint.gguf_files import Writer, normal, writer_to
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Writer:
-    """Write arrays, or (bytes, type) of quantised ones, with the metadata of an architecture."""
-
-    def build(
-        tensors: dict[str, Any],
-        name: str = "m.gguf",
-        arch: str = "llama",
-        sizes: dict[str, Any] | None = None,
-        **more: Any,
-    ) -> Path:
-        writer = gguf.GGUFWriter(tmp_path / name, arch, **more)
-        for key, value in (sizes or {}).items():
-            add = writer.add_array if isinstance(value, list) else writer.add_uint32
-            add(f"{arch}.{key}", value)
-        for tensor, value in tensors.items():
-            data, kind = value if isinstance(value, tuple) else (value, None)
-            writer.add_tensor(tensor, np.ascontiguousarray(data), raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return tmp_path / name
-
-    return build
-
-
-def normal(*shape: int, seed: int = 0) -> np.ndarray:
-    return (0.02 * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+    """See `writer_to`."""
+    return writer_to(tmp_path)
 
 
 QUANTISED = [Type.Q8_0, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1]
@@ -367,71 +339,8 @@ def test_weights_of_torch_win(write: Writer, tmp_path: Path) -> None:
     assert checkpoint.notes == (f"{tmp_path}: best.pt is read; not read: m.gguf",)
 
 
-def test_truncated_anywhere(write: Writer) -> None:
-    path = write({"blk.0.attn_q.weight": normal(4, 8)}, sizes={"some_names": ["a", "bc"], "block_count": 1})
-    whole = path.read_bytes()
-    for size in [*range(1, 300, 7), len(whole) - 1]:
-        if size >= len(whole):
-            continue
-        path.write_bytes(whole[:size])
-        with pytest.raises(CheckpointError) as caught:
-            open_checkpoint(path)
-        assert str(caught.value).startswith(f"{path}: ")
-        assert "\n" not in str(caught.value)
-
-
-def test_damaged_anywhere(write: Writer) -> None:
-    """Any byte of the header may be wrong: an error of one line, or a catalogue; never another exception."""
-    path = write({"blk.0.attn_q.weight": normal(4, 8)}, sizes={"some_names": ["a", "bc"], "block_count": 1})
-    whole = path.read_bytes()
-    refused: list[str] = []
-    for position in range(0, 240):
-        for value in (0xFF, 0x00):
-            path.write_bytes(whole[:position] + bytes([value]) + whole[position + 1 :])
-            try:
-                open_checkpoint(path)
-            except CheckpointError as error:
-                refused.append(str(error))
-    assert len(refused) > 100
-    assert not [message for message in refused if "\n" in message]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "empty file"),
-        (b"PK\x03\x04 something else", "not a GGUF file: it does not begin with 'GGUF'"),
-        (b"GGUF\x01\x00\x00\x00" + bytes(16), "GGUF version 1, which is not read"),
-        (b"GGUF\x00\x00\x00\x03" + bytes(16), "big-endian, which is not read"),
-        (b"GGUF\x03\x00\x00\x00" + b"\xff" * 16, "truncated within its header"),
-    ],
-)
-def test_not_gguf(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "x.gguf"
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError) as caught:
-        open_checkpoint(path)
-    assert str(caught.value).startswith(f"{path}: {message}")
-
-
-def test_without_the_extra(write: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write({"x": normal(4)})
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(MissingExtraError) as caught:
-        open_checkpoint(path)
-    assert str(caught.value) == f"{path}: reading a GGUF file needs an optional extra: pip install 'esdtool[gguf]'"
-
-
 def test_roundoff_halves_with_each_bit() -> None:
     assert roundoff("Q4_K") == 2 * roundoff("Q5_K") == 4 * roundoff("Q6_K")
-
-
-def test_file_that_shrinks_after_opening(write: Writer) -> None:
-    path = write({"x": normal(64, 64)})
-    file = GGUFFile(path, path.name)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="tensor 'x': cannot read: the file has become shorter"):
-        file.read("x")
 
 
 @pytest.mark.slow
