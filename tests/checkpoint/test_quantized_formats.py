@@ -187,15 +187,6 @@ def test_mxfp4_of_a_linear_layer(names: tuple[str, str, torch.dtype]) -> None:
     check(opened(tensors), "q.weight", expected)
 
 
-# bitsandbytes
-
-
-# GPTQ and AWQ
-
-
-# compressed-tensors
-
-
 # Where the parts lie
 
 

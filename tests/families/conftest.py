@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from tests.families.oracle import random_model
+
 Matrices = dict[str, torch.Tensor]
 Run = Callable[[int], object]
 """Runs the model on a batch of this many sequences of one token."""
@@ -99,18 +101,7 @@ def _assert_whole(fused: torch.Tensor, parts: Sequence[torch.Tensor]) -> None:
 def build() -> Callable[[type[Any], Any], Any]:
     """A model of this class and configuration with random matrices, biases of zero, in evaluation."""
 
-    def make(model_class: type[Any], config: Any) -> Any:
-        torch.manual_seed(0)
-        model = model_class(config).eval()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.ndim > 1:
-                    parameter.normal_()
-                elif name.endswith("bias"):
-                    parameter.zero_()
-        return model
-
-    return make
+    return random_model
 
 
 @pytest.fixture

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -47,6 +50,69 @@ def check(
     assert all(skipped.values())
     assert not [reason for reason in skipped.values() if reason.startswith(("fused", "stacked"))]
     return analysis
+
+
+def check_layouts(
+    model: Any, folder: Path, expected: Mapping[str, torch.Tensor], *, in_files: Mapping[str, str] | None = None
+) -> tuple[Analysis, Analysis]:
+    """Check a model against the files that it writes, against its state dict in a file, and against itself in memory.
+
+    Args:
+        model: the live model.
+        folder: an empty folder.
+        expected: module name and matrix as the live model names them.
+        in_files: patterns and replacements that turn a live name into the one in the files.
+
+    Returns:
+        The analyses of the files and of the state dict.
+    """
+    model.save_pretrained(folder / "saved")
+    renamed = {}
+    for name, matrix in expected.items():
+        for pattern, replacement in (in_files or {}).items():
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = matrix
+    saved = check(folder / "saved", renamed)
+
+    model.config.save_pretrained(folder / "live")
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "live" / "model.safetensors")
+    live = check(folder / "live", expected)
+
+    memory = esdtool.analyze(model, min_eigs=2, jobs=1)
+    assert [(module.name, module.role, module.expert) for module in memory.modules] == [
+        (module.name, module.role, module.expert) for module in live.modules
+    ]
+    for name, eigenvalues in memory.esds.items():
+        np.testing.assert_array_equal(eigenvalues, live.esds[name])
+    return saved, live
+
+
+def random_model(
+    model_class: type[Any], config: Any, *, zeroed: Callable[[str], bool] = lambda name: name.endswith("bias")
+) -> Any:
+    """A model in evaluation all of whose matrices are random; by themselves, some of them start with zeros.
+
+    Args:
+        model_class: of transformers.
+        config: its configuration.
+        zeroed: by name, which of the other parameters are set to 0; by default biases, which probes must not see.
+    """
+    torch.manual_seed(0)
+    model = model_class(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_()
+            elif zeroed(name):
+                parameter.zero_()
+    return model
+
+
+def assert_whole(fused: torch.Tensor, *parts: torch.Tensor) -> None:
+    """The parts make up the fused matrix: nothing is lost, nothing counts twice."""
+    assert sum(part.numel() for part in parts) == fused.numel()
+    assert sum(part.square().sum() for part in parts).item() == pytest.approx(fused.square().sum().item(), rel=1e-5)
 
 
 def roles(analysis: Analysis) -> dict[str, str]:

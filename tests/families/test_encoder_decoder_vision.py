@@ -6,7 +6,6 @@ that follows the split keeps what reaches it. A convolution's eigenvalues are th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
 from torch import nn
 
-import esdtool
 from esdtool.analysis import Analysis
-from tests.families.oracle import check
+from tests.families import oracle
+from tests.families.oracle import assert_whole
+from tests.families.oracle import random_model as build
 
 Matrices = dict[str, torch.Tensor]
 
@@ -93,19 +92,6 @@ def role_of(name: str) -> str:
     return ROLES[max(ends, key=len)].rpartition(".")[2]
 
 
-def build(model_class: type[transformers.PreTrainedModel], config: transformers.PreTrainedConfig) -> Any:
-    """A model with random matrices and no biases, which the probes below must not see."""
-    torch.manual_seed(0)
-    model = model_class(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                parameter.normal_()
-            elif name.endswith("bias"):
-                parameter.zero_()
-    return model
-
-
 def pooled(kernel: torch.Tensor) -> torch.Tensor:
     """One matrix whose squared singular values are a convolution's ESD.
 
@@ -136,35 +122,17 @@ def modules_of(model: nn.Module, *left_out: str) -> Matrices:
 def check_layouts(
     model: Any, tmp_path: Path, expected: Matrices, *, in_files: Mapping[str, str] | None = None
 ) -> tuple[Analysis, Analysis]:
-    """Check `expected` against the model in memory and its state dict, and, renamed, against the files that it writes.
+    """See the oracle's; the roles are those of the names, too.
 
     Returns:
         The analyses of the state dict and of the files.
     """
-    model.save_pretrained(tmp_path / "saved")
-    renamed = {}
-    for name, matrix in expected.items():
-        for pattern, replacement in (in_files or {}).items():
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = matrix
-    saved = check(tmp_path / "saved", renamed)
-
-    live_folder = tmp_path / "live"
-    model.config.save_pretrained(live_folder)
-    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, live_folder / "model.safetensors")
-    live = check(live_folder, expected)
-
+    saved, live = oracle.check_layouts(model, tmp_path, expected, in_files=in_files)
     for analysis in (live, saved):
         assert {module.name: module.role for module in analysis.modules} == {
             module.name: role_of(module.name) for module in analysis.modules
         }
         assert all(module.expert is None for module in analysis.modules)
-    memory = esdtool.analyze(model, min_eigs=2, jobs=1)
-    assert [(module.name, module.role) for module in memory.modules] == [
-        (module.name, module.role) for module in live.modules
-    ]
-    for name, eigenvalues in memory.esds.items():
-        np.testing.assert_array_equal(eigenvalues, live.esds[name])
     return live, saved
 
 
@@ -175,12 +143,6 @@ def reasons_of(analysis: Analysis) -> dict[str, str]:
 def by_rows(states: torch.Tensor) -> torch.Tensor:
     """[1, heads, inputs, head_dim] that identity inputs gave: the projection's matrix [heads * head_dim, inputs]."""
     return states[0].transpose(1, 2).flatten(0, 1)
-
-
-def assert_whole(fused: torch.Tensor, *parts: torch.Tensor) -> None:
-    """The parts make up the fused matrix: nothing is lost, nothing counts twice."""
-    assert sum(part.numel() for part in parts) == fused.numel()
-    assert sum(part.square().sum() for part in parts).item() == pytest.approx(fused.square().sum().item(), rel=1e-5)
 
 
 # Encoder-decoders

@@ -6,6 +6,7 @@ The expected matrices are what the model's own forward makes of identity inputs:
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Callable
@@ -16,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
 from torch import nn
 
 import esdtool
 from esdtool.analysis import Analysis
-from tests.families.oracle import check
+from tests.families import oracle
+from tests.families.oracle import assert_whole, random_model
 
 Matrices = dict[str, torch.Tensor]
 
@@ -48,15 +49,7 @@ ROLES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj", "0": "linear", "
 """Roles of modules whose last segment is none itself."""
 
 
-def build(model_class: type[transformers.PreTrainedModel], config: transformers.PreTrainedConfig) -> Any:
-    """A model all of whose matrices are random; by themselves, some of them start with zeros."""
-    torch.manual_seed(0)
-    model = model_class(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_()
-    return model
+build = functools.partial(random_model, zeroed=lambda name: False)
 
 
 def linears(model: nn.Module, *left_out: str) -> Matrices:
@@ -84,34 +77,20 @@ def experts_of(model: nn.Module) -> Matrices:
     return matrices
 
 
-def assert_whole(fused: torch.Tensor, *parts: torch.Tensor) -> None:
-    """The parts make up the fused matrix: nothing is lost, nothing counts twice."""
-    assert sum(part.numel() for part in parts) == fused.numel()
-    assert sum(part.square().sum() for part in parts).item() == pytest.approx(fused.square().sum().item(), rel=1e-5)
-
-
 def check_layouts(model: Any, tmp_path: Path, expected: Matrices) -> Analysis:
-    """Check against the files that the model writes, its state dict in a file, and the model itself.
+    """See the oracle's; the roles and experts are those of the names, too.
 
     Returns:
         The analysis of the state dict.
     """
-    model.save_pretrained(tmp_path / "saved")
-    live_folder = tmp_path / "live"
-    model.config.save_pretrained(live_folder)
-    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, live_folder / "model.safetensors")
-    live = check(live_folder, expected)
-    for analysis in (check(tmp_path / "saved", expected), live):
+    saved, live = oracle.check_layouts(model, tmp_path, expected)
+    for analysis in (saved, live):
         for module in analysis.modules:
             leaf = module.name.rpartition(".")[2]
             role = "o_proj" if module.name.endswith("self_attn.out_proj") else ROLES.get(leaf, leaf)
             assert module.role == role, module.name
             number = re.search(r"\.experts\.(\d+)\.", module.name)
             assert module.expert == (int(number[1]) if number else None), module.name
-    memory = esdtool.analyze(model, min_eigs=2, jobs=1)
-    assert [module.name for module in memory.modules] == [module.name for module in live.modules]
-    for name, eigenvalues in memory.esds.items():
-        np.testing.assert_array_equal(eigenvalues, live.esds[name])
     return live
 
 

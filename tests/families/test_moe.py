@@ -6,6 +6,7 @@ activation function shows what reaches it (the gate), and a `down_proj` that pas
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
 from torch import nn
 
 import esdtool
 from esdtool.analysis import Analysis
-from tests.families.oracle import check
+from tests.families import oracle
+from tests.families.oracle import assert_whole, random_model
 
 Matrices = dict[str, torch.Tensor]
 Renames = Mapping[str, str]
@@ -56,17 +57,8 @@ ROLES = {
 """Role of a module by the last segment of its name."""
 
 
-def build(model_class: type[transformers.PreTrainedModel], config: transformers.PreTrainedConfig) -> Any:
-    """A model all of whose matrices are random; by themselves, some of them start with zeros."""
-    torch.manual_seed(0)
-    model = model_class(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_()
-            else:
-                parameter.zero_()  # biases: the probes below must not see them
-    return model
+# Vectors are 0: the probes below must not see biases.
+build = functools.partial(random_model, zeroed=lambda name: True)
 
 
 def linears(model: nn.Module, *left_out: str) -> Matrices:
@@ -94,19 +86,7 @@ def check_layouts(
     Returns:
         The analysis of the live layout.
     """
-    model.save_pretrained(tmp_path / "saved")
-    renamed = {}
-    for name, matrix in expected.items():
-        for pattern, replacement in in_files.items():
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = matrix
-    saved = check(tmp_path / "saved", renamed)
-
-    live_folder = tmp_path / "live"
-    model.config.save_pretrained(live_folder)
-    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, live_folder / "model.safetensors")
-    live = check(live_folder, expected)
-
+    saved, live = oracle.check_layouts(model, tmp_path, expected, in_files=in_files)
     for analysis, names in ((saved, routers.values()), (live, routers.keys())):
         reasons = {tensor.name: tensor.reason for tensor in analysis.skipped}
         for name in names:
@@ -115,12 +95,6 @@ def check_layouts(
             assert module.role == ROLES[module.name.rpartition(".")[2]], module.name
             number = re.search(r"\bexperts\.(?:mlp\.)?(\d+)\.", module.name)
             assert module.expert == (int(number[1]) if number else None), module.name
-
-    memory = esdtool.analyze(model, min_eigs=2, jobs=1)
-    assert [module.name for module in memory.modules] == [module.name for module in live.modules]
-    assert [module.expert for module in memory.modules] == [module.expert for module in live.modules]
-    for name, eigenvalues in memory.esds.items():
-        np.testing.assert_array_equal(eigenvalues, live.esds[name])
     return live
 
 
@@ -180,12 +154,6 @@ def named(name: str, expert: int, *, gate: torch.Tensor, up: torch.Tensor, down:
         f"{name}.{expert}.up_proj": up,
         f"{name}.{expert}.down_proj": down.detach(),
     }
-
-
-def assert_whole(fused: torch.Tensor, *parts: torch.Tensor) -> None:
-    """The parts make up the fused matrix: nothing is lost, nothing counts twice."""
-    assert sum(part.numel() for part in parts) == fused.numel()
-    assert sum(part.square().sum() for part in parts).item() == pytest.approx(fused.square().sum().item(), rel=1e-5)
 
 
 def with_experts(model: nn.Module) -> Matrices:
