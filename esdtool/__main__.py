@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
+
+from esdtool.errors import EsdtoolError
 
 _INTERRUPTED = 130
 
 
 def main() -> None:
     """Entry point. Exit codes: 0 fine, 1 cannot read or run, 2 usage, 3 nothing to analyse, 130 interrupted."""
-    from esdtool.cli import app
-    from esdtool.errors import EsdtoolError
-
     try:
+        from esdtool.cli import app  # here, so that Ctrl-C is one line from the beginning
+
         code = app(prog_name="esdtool", standalone_mode=False)
     except EsdtoolError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _interrupted()
+    except SystemExit as leaving:
+        _leave(leaving.code if isinstance(leaving.code, int) else 0)
     except BrokenPipeError:
         _abandon_stdout()  # its reader (`head`, say) has gone, and knows
         sys.exit(1)
@@ -36,13 +40,27 @@ def main() -> None:
         _fail(error.format_message() + hint, getattr(error, "exit_code", 2))
     if code == _INTERRUPTED:  # how some versions of typer report Ctrl-C
         _interrupted()
-    sys.exit(code or 0)
+    _leave(code or 0)
 
 
-def _fail(message: str, code: int) -> None:
+def _leave(code: int) -> NoReturn:
+    """End the process; one of several ranks ends without Python's finalization.
+
+    DDP and FSDP2 keep gloo's threads alive after destroy_process_group, and such a thread aborts the process if it
+    drops a tensor while Python is being finalized (pytorch issue 190489). All files are closed by now.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _fail(message: str, code: int) -> NoReturn:
     """One line on stderr, whatever the message contains."""
     print("esdtool: error: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(code)
+    _leave(code)
 
 
 def _abandon_stdout() -> None:
@@ -50,7 +68,7 @@ def _abandon_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _interrupted() -> None:
+def _interrupted() -> NoReturn:
     """End at once: worker threads may be minutes deep in LAPACK, and nothing is half-written."""
     print("\nesdtool: interrupted", file=sys.stderr, flush=True)
     sys.stdout.flush()

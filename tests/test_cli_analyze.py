@@ -188,9 +188,9 @@ def test_a_closed_pipe_is_no_error_message(llama_dir: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
     path = tmp_path / "big.safetensors"
-    save_file({f"layers.{i}.linear.weight": torch.randn(1500, 1500) for i in range(12)}, path)
+    save_file({f"layers.{i}.linear.weight": torch.randn(1500, 1500) for i in range(24)}, path)
     process = subprocess.Popen(
-        [sys.executable, "-m", "esdtool", "analyze", str(path), "--json", str(tmp_path / "out.json")],
+        [sys.executable, "-m", "esdtool", "analyze", str(path), "--jobs", "1", "--json", str(tmp_path / "out.json")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -6,6 +6,7 @@ python rank_process.py RENDEZVOUS_FILE RANK NUM_RANKS
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -99,8 +100,9 @@ def main() -> None:
     }
     if size > 1:
         results |= {"mismatch": mismatch(), "failure": failure()}
-    print(json.dumps(results))
+    print(json.dumps(results), flush=True)
     dist.destroy_process_group()
+    os._exit(0)  # gloo's threads must not meet Python's finalization: see esdtool.__main__
 
 
 if __name__ == "__main__":

@@ -18,16 +18,9 @@ from esdtool.train.loop import train
 Config = Callable[..., Any]
 Logs = Callable[[Path], tuple[list[dict[str, Any]], list[dict[str, Any]]]]
 
-SCRIPT = """
-import sys
-from esdtool.train.config import load_config
-from esdtool.train.loop import train
-train(load_config(sys.argv[1]), resume=sys.argv[2] if len(sys.argv) > 2 else None, quiet=True)
-"""
-
 
 def run_ranks(config: Path, *arguments: str, ranks: int = 2, check: bool = True) -> str:
-    """Run SCRIPT on several ranks, as torchrun would; returns what rank 0 wrote to stderr."""
+    """Run the command on several ranks, as torchrun would; returns what rank 0 wrote to stderr."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -39,7 +32,7 @@ def run_ranks(config: Path, *arguments: str, ranks: int = 2, check: bool = True)
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(config), *arguments],
+            [sys.executable, "-m", "esdtool", "train", str(config), "--quiet", *arguments],
             env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -113,7 +106,7 @@ def test_the_number_of_ranks_may_change(
     go_on(before)
     for name in ("step_000010", "step_000012"):  # as if it had been killed after step 5
         (tmp_path / "changed/checkpoints" / name / "esdtool_checkpoint.json").unlink()
-    go_on(after, "auto")
+    go_on(after, "--resume", "auto")
     assert_same(logs(tmp_path / "changed"), logs(whole))
 
 
