@@ -32,6 +32,31 @@ def mp_edges(rows: int, columns: int) -> tuple[float, float]:
     return (long - short) ** 2, (long + short) ** 2
 
 
+def mp_density(eigenvalues: npt.ArrayLike, rows: int, columns: int, *, mean_square: float = 1.0) -> Vector:
+    """Density of the eigenvalues of W^T W for a random [rows, columns] matrix, at given eigenvalues.
+
+    >>> low, high = mp_edges(400, 100)
+    >>> grid = np.linspace(low, high, 100_001)
+    >>> round(float(np.trapezoid(mp_density(grid, 400, 100), grid)), 4)
+    1.0
+
+    Args:
+        eigenvalues: [k], positive.
+        rows: rows of the matrix.
+        columns: columns of the matrix.
+        mean_square: variance of the elements.
+
+    Returns:
+        [k] float64: the density of the min(rows, columns) eigenvalues that are not zero by construction; 0 outside
+        the support.
+    """
+    x = np.asarray(eigenvalues, dtype=np.float64)
+    low, high = (mean_square * edge for edge in mp_edges(rows, columns))
+    inside = np.clip((high - x) * (x - low), 0.0, None)
+    density: Vector = np.sqrt(inside) / (2 * math.pi * mean_square * min(rows, columns) * x)
+    return density
+
+
 @lru_cache(maxsize=64)
 def mp_quantiles(rows: int, columns: int, count: int | None = None) -> Vector:
     """Expected eigenvalues of W^T W for a random [rows, columns] matrix with elements of variance 1, ascending.
