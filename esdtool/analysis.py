@@ -12,7 +12,7 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
@@ -233,24 +233,7 @@ class Analysis(Record):
         Raises:
             CheckpointError: if the file is missing, is no JSON, or is no analysis of version 1.
         """
-        try:
-            document: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot read the analysis: {error.strerror}") from error
-        except ValueError as error:
-            raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise CheckpointError(f'{path}: not an esdtool analysis (no "format": "{FORMAT}")')
-        if document.get("version") != VERSION:
-            raise CheckpointError(
-                f"{path}: analysis version {document.get('version')!r} is not supported (this esdtool reads {VERSION})"
-            )
-        try:
-            return cls.model_validate(document)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise CheckpointError(f"{path}: invalid analysis at {where}: {first['msg']}") from error
+        return read_document(path, cls, format_name=FORMAT, version=VERSION, what="analysis")
 
     def to_csv(self) -> str:
         """One line a module; columns are the JSON's module keys, nested values flattened (`alphas.ks`)."""
@@ -281,3 +264,39 @@ class Analysis(Record):
                 row[f"alphas.{fit}"] = module.alphas.get(fit)
             rows.append(row)
         return rows
+
+
+Document = TypeVar("Document", bound=Record)
+
+
+def read_document(path: str | Path, kind: type[Document], *, format_name: str, version: int, what: str) -> Document:
+    """Read one of esdtool's JSON files.
+
+    Args:
+        path: the file.
+        kind: its model.
+        format_name: value of its key `format`.
+        version: value of its key `version`.
+        what: the file in a word, for errors.
+
+    Raises:
+        CheckpointError: if the file is missing, is no JSON, or is something else.
+    """
+    try:
+        document: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read the {what}: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != format_name:
+        raise CheckpointError(f'{path}: not an esdtool {what} (no "format": "{format_name}")')
+    if document.get("version") != version:
+        raise CheckpointError(
+            f"{path}: {what} version {document.get('version')!r} is not supported (this esdtool reads {version})"
+        )
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{path}: invalid {what} at {where}: {first['msg']}") from error

@@ -6,13 +6,13 @@ import csv
 import io
 import re
 from collections.abc import Sequence
-from pathlib import PurePath
-from typing import Final, Literal
+from pathlib import Path, PurePath
+from typing import Final, Literal, Self
 
 from pydantic import Field
 
 from esdtool._version import __version__
-from esdtool.analysis import Analysis, Record
+from esdtool.analysis import Analysis, Record, read_document
 
 FORMAT: Final = "esdtool.trajectory"
 VERSION: Final = 1
@@ -40,6 +40,15 @@ class Trajectory(Record):
     def to_json(self) -> str:
         """The trajectory as indented JSON with a final newline; the same input gives the same text."""
         return self.model_dump_json(indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Self:
+        """Read a trajectory that `to_json` wrote.
+
+        Raises:
+            CheckpointError: if the file is missing, is no JSON, or is no trajectory of version 1.
+        """
+        return read_document(path, cls, format_name=FORMAT, version=VERSION, what="trajectory")
 
     def to_csv(self) -> str:
         """One line a module and checkpoint: the columns of `Analysis.to_csv` after `checkpoint` and `step`."""

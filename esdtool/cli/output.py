@@ -9,10 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from esdtool.errors import OutputError, UsageError
+from esdtool.errors import CheckpointError, OutputError, UsageError
 from esdtool.files import atomic_write, atomic_write_text
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from esdtool.analysis import Analysis
     from esdtool.modules import WeightModule
 
@@ -63,6 +66,23 @@ def write_esds(path: str, analysis: Analysis) -> None:
         return
     with atomic_write(path) as temporary:
         save_file(esds, temporary, metadata=metadata)
+
+
+def read_esds(path: str) -> dict[str, npt.NDArray[np.float64]]:
+    """Eigenvalues of each module by its name, as `write_esds` saved them.
+
+    Raises:
+        CheckpointError: if the file cannot be read or is another one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if (file.metadata() or {}).get("format") != "esdtool.esd":
+                raise CheckpointError(f"{path}: not written by 'esdtool analyze --esd'")
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot read the eigenvalues: {error}") from error
 
 
 def note(text: str, *, quiet: bool = False) -> None:
