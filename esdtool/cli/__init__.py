@@ -11,6 +11,7 @@ from esdtool.cli.analyze import analyze
 from esdtool.cli.assign import assign
 from esdtool.cli.compare import compare
 from esdtool.cli.evaluate import evaluate
+from esdtool.cli.plot import plot
 from esdtool.cli.schema import schema
 from esdtool.cli.train import train
 
@@ -43,4 +44,5 @@ app.command()(assign)
 app.command()(train)
 app.command("eval")(evaluate)
 app.command()(compare)
+app.command()(plot)
 app.command()(schema)

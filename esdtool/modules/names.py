@@ -131,6 +131,15 @@ _OTHER_ROLE = (len(_ROLE_GROUPS), 0)
 _NO_ROLE = (len(_ROLE_GROUPS) + 1, 0)
 
 
+def role_rank(role: str) -> tuple[int, int]:
+    """Sort key of a role: attention, cross-attention, MLP, then all others alike.
+
+    >>> sorted(["mixer", "down_proj", "o_proj", "q_proj"], key=role_rank)
+    ['q_proj', 'o_proj', 'down_proj', 'mixer']
+    """
+    return _PLACE_OF_ROLE.get(role, _OTHER_ROLE)
+
+
 def order_key(parameter: str, role: str | None) -> SortKey:
     """Sort key of the model's natural order.
 

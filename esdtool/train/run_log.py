@@ -105,9 +105,11 @@ class RunLog:
             step: the update, counted from 1, that is the first with these decays; 0: those of the start.
             record: the refresh.
         """
-        modules = {}
+        modules: dict[str, dict[str, Any]] = {}
         for name, decay in record.modules.items():
             modules[name] = {"alpha": decay.alpha, "weight_decay": decay.weight_decay}
+            if name in self._modules:
+                modules[name] |= {"role": self._modules[name].role, "layer": self._modules[name].layer}
             if decay.score is not None:
                 modules[name]["score"] = decay.score
         _append(self._decay, self._run / DECAY, {"step": step, "seconds": record.seconds, "modules": modules})

@@ -1,0 +1,184 @@
+"""`esdtool plot`: figures of checkpoints, analyses, assignments and runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from esdtool.options import FITS
+
+if TYPE_CHECKING:
+    from esdtool.analysis import Analysis
+    from esdtool.assignment import Assignment
+    from esdtool.options import ScoreOptions
+    from esdtool.report.figures import Material
+    from esdtool.train.compare import Run
+    from esdtool.trajectory import Trajectory
+
+FigureFormat = Literal["png", "svg", "pdf"]
+
+
+def plot(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Checkpoints (whatever 'esdtool analyze' takes), its JSON files, wd.json files of 'esdtool assign' "
+            "and run directories of 'esdtool train', in any mixture. Default: the latest analysis.",
+            show_default=False,
+            metavar="[SOURCE]...",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures.", metavar="DIR")] = Path("figures"),
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Figure to draw; repeatable. Default: all that the sources have. esd: a module's spectrum with its "
+            "tail and the untrained null; ks: KS distance against xmin; heat-map: alpha by layer and role; depth: "
+            "alpha by depth; roles: mean alpha by role; decay: weight decay by layer and role; alpha-steps, "
+            "decay-steps, loss, perplexity: over training.",
+            show_default=False,
+        ),
+    ] = None,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Modules for esd and ks; repeatable. Default: the heaviest, the median and the lightest tail.",
+            show_default=False,
+            metavar="REGEX",
+        ),
+    ] = None,
+    esd_path: Annotated[
+        str | None,
+        typer.Option("--esd", help="Eigenvalues of the one analysis that is read from a file.", metavar="FILE"),
+    ] = None,
+    figure_format: Annotated[FigureFormat, typer.Option("--format", help="Format of the figures.")] = "png",
+    dpi: Annotated[int, typer.Option(help="Pixels per inch of PNG files.", min=30, max=1200)] = 150,
+    fit: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Estimator of alpha for checkpoints: {', '.join(FITS)}. Default: hill.",
+            show_default=False,
+            autocompletion=lambda: list(FITS),
+        ),
+    ] = None,
+    k_fraction: Annotated[float, typer.Option(help="Fraction of the eigenvalues in the tail of 'hill'.")] = 0.5,
+    min_eigs: Annotated[int, typer.Option(help="Do not score modules with fewer eigenvalues.")] = 50,
+    fast: Annotated[bool, typer.Option("--fast", help="Use float32 where its error bound admits it.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", help="Modules at a time. Default: one per core.", min=1)
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print neither progress nor the files' names.")] = False,
+) -> None:
+    """Draw spectra, alphas, weight decays and training curves, as PNG, SVG or PDF files."""
+    from esdtool.cli.output import note
+    from esdtool.errors import UsageError
+    from esdtool.options import ScoreOptions
+    from esdtool.report.figures import KINDS
+
+    for wanted in kind or ():
+        if wanted not in KINDS:
+            raise UsageError(f"--kind {wanted}: no such figure; there are {', '.join(KINDS)}")
+    options = ScoreOptions(fit=tuple(fit or ["hill"]), k_fraction=k_fraction, min_eigs=min_eigs, fast=fast)
+    found = _sort_out(sources or [])
+    if esd_path is not None and len(found.analyses) != 1:
+        raise UsageError("--esd goes with one analysis that is read from a file")
+    if esd_path is not None:
+        from esdtool.cli.output import read_esds
+
+        found.analyses[0] = found.analyses[0].with_esds(read_esds(esd_path))
+    material = _material(found, options, modules=tuple(module or ()), device=device, jobs=jobs, quiet=quiet)
+
+    from esdtool.report.figures import save_figures
+
+    for path in save_figures(material, out, kinds=kind or (), suffix=figure_format, dpi=dpi):
+        note(f"wrote {path}", quiet=quiet)
+
+
+@dataclass(kw_only=True)
+class _Found:
+    """The sources by what they are."""
+
+    checkpoints: list[str] = field(default_factory=list)
+    analyses: list[Analysis] = field(default_factory=list)
+    trajectories: list[Trajectory] = field(default_factory=list)
+    assignments: list[tuple[str, Assignment]] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+
+
+def _sort_out(sources: list[str]) -> _Found:
+    """Recognise each source and read it; checkpoints are only named."""
+    from esdtool.analysis import FORMAT as ANALYSIS
+    from esdtool.analysis import Analysis
+    from esdtool.assignment import FORMAT as ASSIGNMENT
+    from esdtool.assignment import load_assignment
+    from esdtool.trajectory import FORMAT as TRAJECTORY
+    from esdtool.trajectory import Trajectory
+
+    found = _Found()
+    if not sources:
+        from esdtool.latest import recall
+
+        found.analyses.append(recall()[0])
+    for source in sources:
+        path = Path(source)
+        if path.suffix == ".json" and path.is_file():
+            kind = _format_of(path)
+            if kind == TRAJECTORY:
+                found.trajectories.append(Trajectory.from_json(path))
+            elif kind == ASSIGNMENT:
+                found.assignments.append((source, load_assignment(path)))
+            elif kind == ANALYSIS:
+                found.analyses.append(Analysis.from_json(path))
+            else:
+                found.checkpoints.append(source)  # an index of shards, or an error that says what it is
+        elif (path / "metrics.jsonl").is_file():
+            from esdtool.train.compare import load_run
+
+            found.runs.append(load_run(path))
+        else:
+            found.checkpoints.append(source)
+    return found
+
+
+def _format_of(path: Path) -> str | None:
+    try:
+        document: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document.get("format") if isinstance(document, dict) else None
+
+
+def _material(
+    found: _Found, options: ScoreOptions, *, modules: tuple[str, ...], device: str, jobs: int | None, quiet: bool
+) -> Material:
+    """What is to be drawn, with the checkpoints analysed."""
+    from esdtool.cli.output import note, progress_bar
+    from esdtool.engine import make_plan, run
+    from esdtool.report.figures import Material
+    from esdtool.trajectory import in_order_of_training, make_trajectory, step_of
+
+    plans = [
+        make_plan(checkpoint, options, device=device, jobs=jobs)
+        for checkpoint in in_order_of_training(found.checkpoints)
+    ]
+    for plan in plans:
+        for remark in plan.notes:
+            note(remark, quiet=quiet)
+    with progress_bar(sum(plan.cost for plan in plans), quiet=quiet) as advance:
+        computed = [run(plan, on_progress=advance) for plan in plans]
+    trajectories = list(found.trajectories)
+    steps = {step_of(checkpoint) for checkpoint in found.checkpoints}
+    if len(computed) > 1 and None not in steps and len(steps) == len(computed):
+        trajectories.append(make_trajectory(computed))
+    return Material(
+        analyses=(*found.analyses, *computed),
+        trajectories=tuple(trajectories),
+        assignments=tuple(found.assignments),
+        runs=tuple(found.runs),
+        modules=modules,
+    )

@@ -1,0 +1,200 @@
+"""Figures of a whole checkpoint: alpha by layer and role."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.ticker import MaxNLocator
+
+from esdtool.analysis import Analysis
+from esdtool.modules.names import role_rank
+from esdtool.report.figures.style import (
+    COLOUR_MAP,
+    DIVERGING_MAP,
+    legend_below,
+    legend_beside,
+    new_figure,
+    nth_style,
+    plain,
+    role_styles,
+    set_title,
+    subject,
+)
+
+Grid = npt.NDArray[np.float64]
+
+_MOST_NUMBERS = 600
+"""Cells of a heat map that still hold a readable number."""
+
+
+def alpha_grid(analysis: Analysis) -> tuple[list[int], list[str], Grid]:
+    """Mean alpha by layer and role.
+
+    Returns:
+        (layers ascending, roles in the order of a block, [roles, layers] float64 with NaN where there is no module).
+    """
+    values: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for module in analysis.scored:
+        if module.layer is not None and module.alpha is not None:
+            values[module.role, module.layer].append(module.alpha)
+    layers = sorted({layer for _, layer in values})
+    roles = sorted(dict.fromkeys(role for role, _ in values), key=role_rank)
+    grid = np.full((len(roles), len(layers)), np.nan)
+    for (role, layer), alphas in values.items():
+        grid[roles.index(role), layers.index(layer)] = fmean(alphas)
+    return layers, roles, grid
+
+
+def save_heat_map(path: Path, analysis: Analysis, *, dpi: int = 150) -> Path | None:
+    """Heat map of alpha, role by layer. None, and no file, where no module stands in a numbered block."""
+    layers, roles, grid = alpha_grid(analysis)
+    if not layers:
+        return None
+    title = f"{_alpha_name(analysis)} by layer and role\n{subject(analysis)}"
+    return _heat_map(path, layers, roles, grid, title=title, label="α (smaller: heavier tail)", dpi=dpi)
+
+
+def save_difference_map(path: Path, first: Analysis, second: Analysis, *, dpi: int = 150) -> Path | None:
+    """Heat map of the second checkpoint's alphas minus the first's; None where they share no cell."""
+    layers, roles, grid = alpha_grid(first)
+    other_layers, other_roles, other = alpha_grid(second)
+    change = np.full_like(grid, np.nan)
+    for row, role in enumerate(roles):
+        for column, layer in enumerate(layers):
+            if role in other_roles and layer in other_layers:
+                there = other[other_roles.index(role), other_layers.index(layer)]
+                change[row, column] = there - grid[row, column]
+    if not np.isfinite(change).any():
+        return None
+    title = f"Change of {_alpha_name(first)}: {subject(second)}\nminus {subject(first)}"
+    return _heat_map(path, layers, roles, change, title=title, label="difference of α", dpi=dpi, diverging=True)
+
+
+def _heat_map(
+    path: Path,
+    layers: Sequence[int],
+    roles: Sequence[str],
+    grid: Grid,
+    *,
+    title: str,
+    label: str,
+    dpi: int,
+    diverging: bool = False,
+) -> Path:
+    colours = colormaps[DIVERGING_MAP if diverging else COLOUR_MAP].with_extremes(bad="#F2F2F2")
+    norm = _norm(grid, diverging=diverging)
+    numbers = grid.size <= _MOST_NUMBERS
+    width = 2.6 + len(layers) * (0.42 if numbers else 0.12)
+    with new_figure(path, width=max(width, 5.0), height=1.4 + 0.3 * len(roles), dpi=dpi) as (figure, (axes,)):
+        image = axes.imshow(grid, aspect="auto", cmap=colours, norm=norm)
+        axes.grid(visible=False)
+        step = max(1, len(layers) // 40)
+        axes.set_xticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
+        axes.set_yticks(range(len(roles)), [plain(role) for role in roles])
+        axes.set_xlabel("layer")
+        set_title(axes, title)
+        if numbers:
+            _write_numbers(axes, grid, lambda value: colours(norm(value)), signed=diverging)
+        figure.colorbar(image, ax=axes, label=label, pad=0.02)
+    return path
+
+
+def _norm(grid: Grid, *, diverging: bool) -> Normalize:
+    low, high = float(np.nanmin(grid)), float(np.nanmax(grid))
+    if not diverging:
+        return Normalize(low, high if high > low else low + 1e-6)
+    reach = max(abs(low), abs(high)) or 1e-6
+    return TwoSlopeNorm(0.0, -reach, reach)
+
+
+def _write_numbers(axes: Axes, grid: Grid, colour: Callable[[float], tuple[float, ...]], *, signed: bool) -> None:
+    for (row, column), value in np.ndenumerate(grid):
+        if np.isnan(value):
+            continue
+        red, green, blue, *_ = colour(float(value))
+        dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45
+        text = f"{value:+.2f}" if signed else f"{value:.2f}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+
+
+def save_depth(path: Path, analysis: Analysis, *, dpi: int = 150) -> Path | None:
+    """Alpha by depth, one line a role; None with fewer than two layers."""
+    layers, roles, grid = alpha_grid(analysis)
+    if len(layers) < 2:
+        return None
+    styles = role_styles(roles)
+    with new_figure(path, width=7.2, height=4.0, dpi=dpi) as (figure, (axes,)):
+        for role, values in zip(roles, grid, strict=True):
+            there = np.isfinite(values)
+            axes.plot(np.array(layers)[there], values[there], label=plain(role), **styles[role])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("layer")
+        axes.set_ylabel("α (smaller: heavier tail)")
+        set_title(axes, f"{_alpha_name(analysis)} by depth\n{subject(analysis)}")
+        legend_beside(figure, axes)
+    return path
+
+
+def save_role_bars(path: Path, analyses: Sequence[Analysis], *, dpi: int = 150) -> Path | None:
+    """Mean alpha by role, bars of several checkpoints side by side (AlphaDecay, figure 1); None without an alpha.
+
+    Whiskers are the standard deviation over the modules, and a grey tick the untrained null.
+    """
+    roles = sorted(dict.fromkeys(row.role for analysis in analyses for row in analysis.summary.by_role), key=role_rank)
+    if not roles:
+        return None
+    width = 0.8 / len(analyses)
+    inches = min(max(4.8, 1.6 + len(roles) * (0.35 + 0.28 * len(analyses))), 16.0)
+    with new_figure(path, width=inches, height=3.8, dpi=dpi) as (figure, (axes,)):
+        for index, analysis in enumerate(analyses):
+            rows = {row.role: row for row in analysis.summary.by_role}
+            places = [roles.index(role) + (index - (len(analyses) - 1) / 2) * width for role in rows]
+            axes.bar(
+                places,
+                [row.mean_alpha for row in rows.values()],
+                0.92 * width,
+                yerr=[row.std_alpha for row in rows.values()],
+                error_kw={"elinewidth": 0.8, "capsize": 2},
+                color=nth_style(index)["color"],
+                alpha=0.85,
+                label=subject(analysis) if len(analyses) > 1 else "mean and standard deviation over the modules",
+            )
+            _draw_nulls(axes, places, [row.mean_mp_alpha for row in rows.values()], width, named=index == 0)
+        axes.set_xticks(range(len(roles)), [plain(role) for role in roles], rotation=30 if len(roles) > 8 else 0)
+        axes.grid(visible=False, axis="x")
+        low = min(row.mean_alpha - row.std_alpha for analysis in analyses for row in analysis.summary.by_role)
+        # An alpha is above 1 by definition: bars start there, unless that would hide all differences.
+        axes.set_ylim(bottom=1.0 if low < 3 else 0.0)
+        axes.set_ylabel("mean α (smaller: heavier tail)")
+        one = f"\n{subject(analyses[0])}" if len(analyses) == 1 else ""
+        set_title(axes, f"{_alpha_name(analyses[0])} by role{one}")
+        legend_below(figure, axes)
+    return path
+
+
+def _draw_nulls(
+    axes: Axes, places: Sequence[float], nulls: Sequence[float | None], width: float, *, named: bool
+) -> None:
+    known = [(place, null) for place, null in zip(places, nulls, strict=True) if null is not None]
+    if not known:
+        return
+    axes.hlines(
+        [null for _, null in known],
+        [place - width / 2 for place, _ in known],
+        [place + width / 2 for place, _ in known],
+        color="#555555",
+        linewidth=1.6,
+        label="untrained null" if named else "_",
+    )
+
+
+def _alpha_name(analysis: Analysis) -> str:
+    return f"α ({analysis.settings.fit[0]})"
