@@ -59,7 +59,7 @@ else:
     import esdtool, esdtool.engine, scipy.integrate
     options = {"esdtool": {}, "esdtool --fast": {"fast": True}, "esdtool --fit ks": {"fit": "ks"}}[contestant]
     start = time.perf_counter()
-    analysis = esdtool.analyze(checkpoint, **options)
+    analysis = esdtool.analyze(checkpoint, cache=False, **options)
     alphas = {module.name: module.alpha for module in analysis.scored}
 seconds = time.perf_counter() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

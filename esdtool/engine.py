@@ -28,6 +28,7 @@ from esdtool.options import LOW_RANK_MIN_EIGS, ScoreOptions
 from esdtool.reading import read_matrices
 from esdtool.results import module_result
 from esdtool.scoring import ALL_ZERO, cost, score_matrices
+from esdtool.spectrum_cache import SpectrumCache
 from esdtool.summary import summarize
 from esdtool.tail import Vector
 from esdtool.threads import available_cores, single_blas_workers
@@ -74,6 +75,8 @@ class Plan:
     split_fused: bool = True
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    cache: SpectrumCache | None = None
+    """Where spectra are looked up and kept; None: all are computed."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -111,6 +114,7 @@ def analyze(
     farms_rows: int = 100,
     farms_ratio: float = 2.0,
     farms_windows: int = 10,
+    cache: bool = True,
     on_progress: OnProgress | None = None,
 ) -> Analysis:
     """Spectra and alphas of every weight module.
@@ -134,6 +138,7 @@ def analyze(
         farms_rows: rows of a FARMS window.
         farms_ratio: columns over rows of a FARMS window.
         farms_windows: FARMS windows per dimension.
+        cache: look up and keep the spectra of a path or Hub id in the user's cache (`esdtool.spectrum_cache`).
         on_progress: called after each module.
 
     Returns:
@@ -165,6 +170,7 @@ def analyze(
         device=device,
         jobs=jobs,
         revision=revision,
+        cache=cache,
     )
     return run(plan, on_progress=on_progress)
 
@@ -180,6 +186,7 @@ def make_plan(
     device: str | torch.device = "auto",
     jobs: int | None = None,
     revision: str | None = None,
+    cache: bool = True,
 ) -> Plan:
     """Open the source and choose its modules, without reading weights. Arguments and errors as `analyze`."""
     chosen = resolve_device(device)
@@ -219,6 +226,8 @@ def make_plan(
         split_fused=split_fused,
         include=tuple(include),
         exclude=tuple(exclude),
+        # What is in memory changes and is not met again.
+        cache=SpectrumCache.of_user() if cache and isinstance(source, str | Path) else None,
     )
 
 
@@ -240,6 +249,8 @@ def run(plan: Plan, *, on_progress: OnProgress | None = None) -> Analysis:
         scored[module.name] = result, eigenvalues
         if on_progress is not None:
             on_progress(module, cost(module))
+    if plan.cache is not None:
+        plan.cache.trim()
     results = [scored[module.name] for module in plan.selection.modules]
     checkpoint, options = plan.checkpoint, plan.options
     uses_farms = "farms" in options.fit
@@ -332,7 +343,14 @@ def _score(plan: Plan, module: WeightModule) -> tuple[ModuleResult, Vector | Non
     options = plan.options
     if module.rank is not None:
         options = replace(options, min_eigs=min(options.min_eigs, LOW_RANK_MIN_EIGS))
-    score = score_matrices(matrices, options, device=plan.device, scale=module.eigenvalue_scale, roundoff=roundoff)
+    score = score_matrices(
+        matrices,
+        options,
+        device=plan.device,
+        scale=module.eigenvalue_scale,
+        roundoff=roundoff,
+        cache=plan.cache,
+    )
     if plan.base is not None and score.status == ALL_ZERO:
         score = replace(score, status=_UNCHANGED)
     return module_result(module, score, options), None if score.spectrum is None else score.spectrum.eigenvalues

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from esdtool.marchenko_pastur import mp_quantiles
 from esdtool.modules.base import WeightModule
 from esdtool.options import ScoreOptions, SpectrumPath
 from esdtool.spectrum import Spectrum, compute_spectrum, peak_of
+from esdtool.spectrum_cache import SpectrumCache, content_hash, entry_key
 from esdtool.tail import TailFit, Vector, fix_finger_fit, hill, hill_index, ks_fit
 
 _TOLERANCE: dict[SpectrumPath, float] = {"gram-float32": 1e-4, "gram-float64": 1e-7, "svd-float64": 1e-7}
@@ -69,6 +70,8 @@ def score_matrices(
     device: torch.device | None = None,
     scale: float = 1.0,
     roundoff: float | None = None,
+    cache: SpectrumCache | None = None,
+    content: str | None = None,
 ) -> MatrixScore:
     """Alpha of one module.
 
@@ -78,6 +81,8 @@ def score_matrices(
         device: where to compute; default the matrices' own.
         scale: factor of the eigenvalues (`WeightModule.eigenvalue_scale`); alpha does not depend on it.
         roundoff: relative rounding error of the stored weights, where it is more than that of the matrices' dtype.
+        cache: where spectra are looked up and kept.
+        content: what identifies the matrices in the cache; default a hash of their bytes.
 
     Returns:
         A score, never an exception for bad weights: the status says what is wrong with them.
@@ -92,7 +97,9 @@ def score_matrices(
     if num_eigs < options.min_eigs:
         return MatrixScore(status=f"too few eigenvalues: {num_eigs} < {options.min_eigs}")
 
-    source = _Source(matrices=matrices, device=device, scale=scale, peak=peak, roundoff=roundoff)
+    source = _Source(
+        matrices=matrices, device=device, scale=scale, peak=peak, roundoff=roundoff, cache=cache, known_content=content
+    )
     for path in options.ladder:
         try:
             return _score_on(source, path, options)
@@ -143,13 +150,35 @@ class _Source:
     """Largest absolute element."""
     roundoff: float | None
     """See `score_matrices`."""
+    cache: SpectrumCache | None
+    known_content: str | None
+
+    @cached_property
+    def content(self) -> str:
+        """What identifies the matrices in the cache."""
+        return self.known_content or content_hash(self.matrices)
+
+    def spectrum(self, path: SpectrumPath) -> Spectrum:
+        """The spectrum by a path, from the cache if it is there."""
+        if self.cache is None:
+            return self._compute(path)
+        device = (self.device or self.matrices[0].device).type
+        key = entry_key(self.content, path, device, self.scale, self.roundoff)
+        spectrum = self.cache.load(key)
+        if spectrum is None:
+            spectrum = self._compute(path)
+            self.cache.save(key, spectrum)
+        return spectrum
+
+    def _compute(self, path: SpectrumPath) -> Spectrum:
+        return compute_spectrum(
+            self.matrices, path, device=self.device, scale=self.scale, peak=self.peak, roundoff=self.roundoff
+        )
 
 
 def _score_on(source: _Source, path: SpectrumPath, options: ScoreOptions) -> MatrixScore:
     """All fits on one path; raises `_Unresolved` if a better path is needed and allowed."""
-    spectrum = compute_spectrum(
-        source.matrices, path, device=source.device, scale=source.scale, peak=source.peak, roundoff=source.roundoff
-    )
+    spectrum = source.spectrum(path)
     last = path == options.ladder[-1]
     fits: dict[str, TailFit | None] = {}
     problems: list[str] = []
@@ -237,7 +266,18 @@ def _farms(source: _Source, options: ScoreOptions) -> TailFit:
         source.matrices, rows=options.farms_rows, ratio=options.farms_ratio, windows=options.farms_windows
     )
     inner = replace(options, fit=("hill",))
-    score = score_matrices(windows, inner, device=source.device, scale=source.scale, roundoff=source.roundoff)
+    score = score_matrices(
+        windows,
+        inner,
+        device=source.device,
+        scale=source.scale,
+        roundoff=source.roundoff,
+        cache=source.cache,
+        # The windows overlap: hashing them would cost many times what hashing the matrices does.
+        content=None
+        if source.cache is None
+        else f"{source.content} farms {options.farms_rows} {options.farms_ratio} {options.farms_windows}",
+    )
     fit = score.fits.get("hill")
     if fit is None:
         raise _NoTail(score.status)

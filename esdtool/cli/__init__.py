@@ -9,6 +9,7 @@ import typer
 from esdtool._version import __version__
 from esdtool.cli.analyze import analyze
 from esdtool.cli.assign import assign
+from esdtool.cli.cache import app as cache_app
 from esdtool.cli.compare import compare
 from esdtool.cli.evaluate import evaluate
 from esdtool.cli.plot import plot
@@ -46,3 +47,4 @@ app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(plot)
 app.command()(schema)
+app.add_typer(cache_app, name="cache")
