@@ -1,0 +1,123 @@
+"""The report of one analysis, from the conclusion down to every tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from esdtool.analysis import Analysis
+from esdtool.options import Experts
+from esdtool.report.html.chart import depth_chart, range_glyph
+from esdtool.report.html.colours import sequential
+from esdtool.report.html.heatmap import Place, heat_maps, stack_of
+from esdtool.report.html.lead import lead, subject
+from esdtool.report.html.markup import DASH, Html, joined, name_tag, tag
+from esdtool.report.html.module_table import glossary, module_table
+from esdtool.report.html.page import noscript, page, section
+from esdtool.report.html.panels import panel_data
+from esdtool.report.html.rows import ModuleRows, module_rows
+from esdtool.report.html.skipped import skipped_part
+from esdtool.report.html.table import Cell, Column, Row, number, table
+
+_DOTS = 4000
+"""So many dots tell no more than the line through them."""
+
+
+def analysis_page(analysis: Analysis, *, experts: Experts = "mean") -> str:
+    """The report as one HTML file that needs nothing else, not even a network.
+
+    Without JavaScript all of it can be read but the figures of single modules; tables then do not sort.
+
+    Args:
+        analysis: of one checkpoint; with its ESDs, if there are to be figures.
+        experts: rows of a mixture of experts in the module table: each layer's mean, or all.
+    """
+    rows = module_rows(analysis, experts)
+    data = panel_data(analysis, rows)
+    parts = [
+        lead(analysis, rows),
+        noscript(
+            "Without JavaScript the tables cannot be sorted or filtered, and the modules' spectra and further metrics "
+            "cannot be opened. All else is here; esdtool analyze --csv writes every number."
+        ),
+        *_alpha_parts(analysis, rows),
+        section("Modules", _modules(analysis, rows, data["missing"]), anchor="modules"),
+    ]
+    if analysis.skipped:
+        parts.append(section("Skipped tensors", skipped_part(analysis.skipped), anchor="skipped"))
+    title = f"{subject(analysis)}, spectral analysis"
+    return page(title, parts, data)
+
+
+def _alpha_parts(analysis: Analysis, rows: ModuleRows) -> list[Html]:
+    parts = []
+    layered = [module for module in analysis.modules if module.layer is not None]
+    places = [
+        Place(stack=stack_of(module.parameter), layer=module.layer, role=module.role, value=module.alpha)
+        for module in layered
+        if module.layer is not None
+    ]
+    values = [place.value for place in places if place.value is not None]
+    if values:
+        parts.append(section("Alpha by layer and role", _map(analysis, rows, places, values), anchor="map"))
+    if analysis.summary.by_role:
+        parts.append(section("Alpha by role", _roles(analysis), anchor="roles"))
+    if len(analysis.summary.by_layer) > 2:
+        dots = [(place.layer, place.value) for place in places if place.value is not None]
+        means = [(row.layer, row.mean_alpha) for row in analysis.summary.by_layer]
+        words = tag("p", "Each dot is a module, the line goes through the layers' means.", class_="note")
+        chart = depth_chart(dots if len(dots) <= _DOTS else [], means)
+        parts.append(section("Alpha by depth", [words, chart], anchor="depth"))
+    return parts
+
+
+def _map(analysis: Analysis, rows: ModuleRows, places: Sequence[Place], values: Sequence[float]) -> Html:
+    scale = sequential(values)
+    outside = [module for module in analysis.modules if module.layer is None and module.alpha is not None]
+    parts = [
+        heat_maps(places, scale, caption=f"Alpha by {analysis.settings.fit[0]}, modules of one cell averaged"),
+        scale.legend(left="heavier tails", right="lighter tails"),
+    ]
+    if any(place.value is None for place in places):
+        parts.append(tag("p", f"{DASH} no such module; n/s not scored.", class_="note"))
+    if 0 < len(outside) <= 12:
+        items = [tag("li", [rows.link(module.name), f" {module.alpha:.2f}"]) for module in outside]
+        parts.append(tag("div", [tag("p", "Outside the numbered layers:"), tag("ul", items)], class_="note"))
+    return joined(parts)
+
+
+def _roles(analysis: Analysis) -> Html:
+    by_role = analysis.summary.by_role
+    nulls = [row.mean_mp_alpha for row in by_role if row.mean_mp_alpha is not None]
+    ends = (
+        min(*nulls, *(row.min_alpha for row in by_role), float("inf")),
+        max(*nulls, *(row.max_alpha for row in by_role), float("-inf")),
+    )
+    columns = [
+        Column(heading="role"),
+        *(Column(heading=name, kind="number") for name in ("modules", "mean", "spread", "min", "max", "null")),
+        Column(heading="min to max, mean ●, null |"),
+    ]
+    body = [
+        Row(
+            cells=[
+                Cell(content=name_tag(row.role)),
+                number(row.count, "d"),
+                number(row.mean_alpha, ".3f"),
+                number(row.std_alpha, ".3f"),
+                number(row.min_alpha, ".3f"),
+                number(row.max_alpha, ".3f"),
+                number(row.mean_mp_alpha, ".3f"),
+                Cell(content=range_glyph(row.min_alpha, row.mean_alpha, row.max_alpha, row.mean_mp_alpha, ends=ends)),
+            ]
+        )
+        for row in by_role
+    ]
+    caption = "Over the scored modules of each role; spread is the standard deviation, null the untrained alpha"
+    return table(caption, columns, body)
+
+
+def _modules(analysis: Analysis, rows: ModuleRows, missing: str | None) -> Html:
+    parts = [module_table(analysis, rows)]
+    if missing is not None:
+        parts.insert(0, tag("p", missing, class_="note"))
+    return joined([*parts, glossary(analysis)])

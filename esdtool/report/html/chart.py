@@ -1,0 +1,88 @@
+"""Small drawings that need no script: the spread of a role, and alpha by depth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from esdtool.report.html.markup import Html, tag
+from esdtool.report.html.table import scroller
+
+_WIDTH, _HEIGHT = 720, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 12, 40
+
+
+def range_glyph(low: float, mean: float, high: float, null: float | None, *, ends: tuple[float, float]) -> Html:
+    """A role's values on a line: smallest to largest, a dot at the mean, a tick at the untrained null.
+
+    Args:
+        low: smallest value.
+        mean: of all.
+        high: largest value.
+        null: untrained value; None for no tick.
+        ends: of the axis, the same for all roles.
+    """
+    span = ends[1] - ends[0]
+
+    def x(value: float) -> float:
+        return round(6 + 148 * ((value - ends[0]) / span if span > 0 else 0.5), 1)
+
+    parts = [
+        tag("line", x1=6, x2=154, y1=8, y2=8, class_="axis"),
+        tag("line", x1=x(low), x2=x(high), y1=8, y2=8, class_="range"),
+        tag("circle", cx=x(mean), cy=8, r=4, class_="mean"),
+    ]
+    if null is not None:
+        parts.insert(1, tag("line", x1=x(null), x2=x(null), y1=1, y2=15, class_="null"))
+    return tag("svg", parts, viewBox="0 0 160 16", class_="glyph", aria_hidden="true")
+
+
+def depth_chart(points: Sequence[tuple[int, float]], means: Sequence[tuple[int, float]]) -> Html:
+    """Alpha (up) by layer (across): a dot for each module, a line through the layers' means.
+
+    Args:
+        points: (layer, alpha) of each dot.
+        means: (layer, mean alpha), ascending, at least two.
+    """
+    layers = [layer for layer, _ in means]
+    values = [value for _, value in [*points, *means]]
+    ticks = nice_ticks(min(values), max(values))
+    low, high = min(ticks[0], *values), max(ticks[-1], *values)
+
+    def x(layer: float) -> float:
+        share = (layer - layers[0]) / (layers[-1] - layers[0])
+        return round(_LEFT + 10 + share * (_WIDTH - _LEFT - _RIGHT - 20), 1)
+
+    def y(value: float) -> float:
+        return round(_HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _BOTTOM - _TOP), 1)
+
+    bottom = _HEIGHT - _BOTTOM
+    parts = []
+    decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+    for value in ticks:
+        parts.append(tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y(value), y2=y(value), class_="grid"))
+        parts.append(tag("text", f"{value:.{decimals}f}", x=_LEFT - 6, y=y(value) + 4, text_anchor="end"))
+    step = math.ceil(len(layers) / 20)
+    parts += [tag("text", str(layer), x=x(layer), y=bottom + 18, text_anchor="middle") for layer in layers[::step]]
+    parts.append(tag("text", "layer", x=(_LEFT + _WIDTH - _RIGHT) / 2, y=bottom + 35, text_anchor="middle"))
+    parts += [tag("circle", cx=x(layer), cy=y(value), r=3, class_="dot") for layer, value in points]
+    line = " ".join(f"{x(layer)},{y(value)}" for layer, value in means)
+    parts.append(tag("polyline", points=line, class_="trend"))
+    label = f"Mean alpha from {means[0][1]:.2f} in layer {layers[0]} to {means[-1][1]:.2f} in layer {layers[-1]}"
+    drawing = tag("svg", parts, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", class_="depth", role="img", aria_label=label)
+    return scroller(drawing)
+
+
+def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Round numbers that cover an interval.
+
+    >>> nice_ticks(1.31, 1.78)
+    [1.2, 1.4, 1.6, 1.8]
+    """
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 10) for index in range(first, last + 1)]

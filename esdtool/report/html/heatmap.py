@@ -1,0 +1,89 @@
+"""Values by layer (down) and role (across) as a table of coloured cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from esdtool.modules.names import block_position, module_path
+from esdtool.report.html.colours import Scale
+from esdtool.report.html.markup import DASH, Content, Html, joined, tag
+from esdtool.report.html.table import scroller
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A module's number and where it belongs."""
+
+    stack: str
+    """The container of its layer: models with an encoder and a decoder number both from 0."""
+    layer: int
+    role: str
+    value: float | None
+    """None if the module has no number."""
+
+
+def stack_of(parameter: str) -> str:
+    """The container whose number is the parameter's layer.
+
+    >>> stack_of("model.decoder.layers.3.self_attn.q_proj.weight")
+    'model.decoder.layers'
+    """
+    path = module_path(parameter)
+    block = block_position(path)
+    return "" if block is None else ".".join(path[: block[0]])
+
+
+def heat_maps(places: Sequence[Place], scale: Scale, *, caption: str, spec: str = ".2f") -> Html:
+    """One map for each stack of layers; modules in one cell are averaged.
+
+    Args:
+        places: at least one.
+        scale: of the colours.
+        caption: says what the numbers are.
+        spec: format of the numbers.
+    """
+    stacks = list(dict.fromkeys(place.stack for place in places))
+    maps = []
+    for stack in stacks:
+        own = [place for place in places if place.stack == stack]
+        heading: Content = caption if len(stacks) == 1 else [f"{caption}: ", tag("bdi", stack)]
+        maps.append(_heat_map(own, scale, heading, spec))
+    return joined(maps)
+
+
+def _heat_map(places: Sequence[Place], scale: Scale, caption: Content, spec: str) -> Html:
+    roles = list(dict.fromkeys(place.role for place in places))
+    cells: dict[tuple[int, str], list[Place]] = {}
+    for place in places:
+        cells.setdefault((place.layer, place.role), []).append(place)
+    head = tag(
+        "tr",
+        [tag("th", "layer", scope="col"), *(tag("th", tag("bdi", role), scope="col") for role in roles)],
+    )
+    rows = [
+        tag(
+            "tr",
+            [
+                tag("th", str(layer), scope="row"),
+                *(_cell(cells.get((layer, role)), scale, spec) for role in roles),
+            ],
+        )
+        for layer in sorted({place.layer for place in places})
+    ]
+    body = [tag("caption", joined(caption)), tag("thead", head), tag("tbody", rows)]
+    return scroller(tag("table", body, class_="heat"))
+
+
+def _cell(places: Sequence[Place] | None, scale: Scale, spec: str) -> Html:
+    if places is None:
+        return tag("td", DASH, class_="none", title="no such module")
+    values = [place.value for place in places if place.value is not None]
+    if not values:
+        return tag("td", "n/s", class_="none", title="not scored")
+    mean = fmean(values)
+    title = None if len(places) == 1 else f"mean of {len(values)} modules"
+    if title and len(values) < len(places):
+        title += f", {len(places) - len(values)} more not scored"
+    return tag("td", format(mean, spec), class_=scale.css_class(mean), title=title)

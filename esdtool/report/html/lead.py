@@ -1,0 +1,94 @@
+"""How the report opens: the conclusion, and what was analysed how."""
+
+from __future__ import annotations
+
+from esdtool._version import __version__
+from esdtool.analysis import Analysis, Settings
+from esdtool.report.html.markup import Content, Html, joined, name_tag, tag
+from esdtool.report.html.page import details, facts
+from esdtool.report.html.rows import ModuleRows
+from esdtool.report.verdict import closing_words
+
+_FILES = 8
+"""More are told by their number."""
+
+
+def subject(analysis: Analysis) -> str:
+    """What was analysed, for titles."""
+    source = analysis.source
+    return source.checkpoint if source.base is None else f"{source.checkpoint} minus {source.base}"
+
+
+def lead(analysis: Analysis, rows: ModuleRows) -> Html:
+    """Heading, conclusion and facts."""
+    heading = tag("h1", [tag("span", "Spectral analysis of ", class_="kind"), name_tag(subject(analysis))])
+    parts: list[Html] = [heading, *_verdict(analysis, rows), facts(_facts(analysis))]
+    parts.append(details("Settings", facts(_settings(analysis.settings))))
+    return tag("header", parts)
+
+
+def _verdict(analysis: Analysis, rows: ModuleRows) -> list[Html]:
+    summary = analysis.summary
+    # Names may hold any text, but only after these words.
+    conclusion = closing_words(analysis).partition(" Heaviest tails:")[0]
+    parts = [tag("p", conclusion, class_="lead")]
+    if summary.most_heavy_tailed:
+        parts.append(_extremes("Heaviest tails", summary.most_heavy_tailed, analysis, rows))
+    if summary.num_scored > 1:
+        parts.append(_extremes("Lightest", summary.least_heavy_tailed, analysis, rows))
+    return parts
+
+
+def _extremes(words: str, names: tuple[str, ...], analysis: Analysis, rows: ModuleRows) -> Html:
+    alphas = {module.name: module.alpha for module in analysis.scored}
+    content: list[str] = [tag("b", f"{words}: ")]
+    for position, name in enumerate(names):
+        content += [", " if position else "", rows.link(name), f" ({alphas[name]:.2f})"]
+    return tag("p", content)
+
+
+def _facts(analysis: Analysis) -> list[tuple[str, Content]]:
+    source = analysis.source
+    pairs: list[tuple[str, Content]] = []
+    if source.base is not None:  # without one the heading says it all
+        pairs += [("checkpoint", name_tag(source.checkpoint)), ("minus base", name_tag(source.base))]
+    if source.merged_with is not None:
+        pairs.append(("merged into", name_tag(source.merged_with)))
+    if source.revision is not None:
+        pairs.append(("revision", name_tag(source.revision)))
+    if source.model_type is not None:
+        pairs.append(("model type", name_tag(source.model_type)))
+    pairs.append(("alpha by", _words(analysis.settings.fit)))
+    pairs.append(("modules", f"{analysis.summary.num_scored} scored of {analysis.summary.num_modules}"))
+    pairs.append(("tensors skipped", str(analysis.summary.num_skipped)))
+    if source.files:
+        names = [tag("li", name_tag(name)) for name in source.files[:_FILES]]
+        if len(source.files) > _FILES:
+            names.append(tag("li", f"and {len(source.files) - _FILES} more"))
+        pairs.append(("files" if len(source.files) > 1 else "file", tag("ul", names)))
+    pairs.append(("analysed by", analysis.created_by))
+    if analysis.created_by != f"esdtool {__version__}":
+        pairs.append(("page by", f"esdtool {__version__}"))
+    return pairs
+
+
+def _settings(settings: Settings) -> list[tuple[str, Content]]:
+    pairs: list[tuple[str, Content]] = [("estimators, the first one counts", _words(settings.fit))]
+    if "hill" in settings.fit:
+        pairs.append(("tail of hill", f"{settings.k_fraction:g} of the eigenvalues"))
+    pairs.append(("fewest eigenvalues", str(settings.min_eigs)))
+    pairs.append(("spectrum", settings.spectrum + (", float32 allowed" if settings.fast else "")))
+    if "fix-finger" in settings.fit:
+        pairs.append(("bound of fix-finger", settings.fix_finger_bound))
+    if settings.farms_rows is not None:
+        windows = f"{settings.farms_rows} rows, ratio {settings.farms_ratio:g}, {settings.farms_windows} per dimension"
+        pairs.append(("FARMS windows", windows))
+    pairs.append(("fused projections", "split" if settings.split_fused else "whole"))
+    for term, patterns in (("only", settings.include), ("without", settings.exclude)):
+        if patterns:
+            pairs.append((term, joined(tag("div", tag("code", pattern)) for pattern in patterns)))
+    return pairs
+
+
+def _words(names: tuple[str, ...]) -> str:
+    return ", ".join(names)

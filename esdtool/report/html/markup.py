@@ -1,0 +1,85 @@
+"""HTML from Python values: everything is escaped unless this module made it."""
+
+from __future__ import annotations
+
+import html
+import math
+import unicodedata
+from collections.abc import Iterable
+
+_VOID = frozenset({"meta"})
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Unicode categories that show nothing, turn the writing direction, or cannot be written as UTF-8."""
+
+
+class Html(str):
+    """Markup that is safe to put into a page as it is."""
+
+    __slots__ = ()
+
+
+DASH = "\N{EN DASH}"
+"""Where there is no number."""
+
+Content = str | Iterable[str] | None
+
+
+def visible(text: str) -> str:
+    r"""The text with characters that hide, reorder others or cannot be encoded spelled out.
+
+    >>> visible("a\u202eb"), visible("layers.0")
+    ('a\\u202eb', 'layers.0')
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode() if unicodedata.category(character) in _INVISIBLE else character
+        for character in text
+    )
+
+
+def escaped(content: str) -> Html:
+    """Any text as HTML; what is HTML already stays."""
+    return content if isinstance(content, Html) else Html(html.escape(visible(content)))
+
+
+def joined(content: Content) -> Html:
+    """Texts and markup, one after the other."""
+    if content is None:
+        return Html()
+    if isinstance(content, str):
+        return escaped(content)
+    return Html("".join(map(escaped, content)))
+
+
+def tag(name: str, content: Content = None, /, **attributes: str | int | float | bool | None) -> Html:
+    """One element. `class_` stands for `class`, and `_` in names for `-`; None and False leave an attribute out.
+
+    >>> tag("th", "a < b", scope="col", data_type="number")
+    '<th scope="col" data-type="number">a &lt; b</th>'
+    """
+    parts = [name]
+    for key, value in attributes.items():
+        if value is None or value is False:
+            continue
+        key = key.removesuffix("_").replace("_", "-")
+        parts.append(key if value is True else f'{key}="{escaped(str(value))}"')
+    opening = f"<{' '.join(parts)}>"
+    return Html(opening if name in _VOID else f"{opening}{joined(content)}</{name}>")
+
+
+def name_tag(name: str) -> Html:
+    """A name out of a checkpoint: unable to reorder its surroundings, and broken at its dots where it must be."""
+    return tag("bdi", Html(escaped(name).replace(".", ".<wbr>")), class_="name")
+
+
+def rounded(value: float | None, digits: int = 6) -> float | int | None:
+    """A number with few digits, to keep pages small; None for what JSON has no number for.
+
+    >>> rounded(2.123456789), rounded(1e5), rounded(float("nan"))
+    (2.12346, 100000, None)
+    """
+    if value is None or not math.isfinite(value):
+        return None
+    short = float(f"{value:.{digits}g}")
+    return int(short) if short.is_integer() and abs(short) < 1e15 else short

@@ -1,0 +1,105 @@
+"""The table of all modules, and what its columns mean."""
+
+from __future__ import annotations
+
+import math
+
+from esdtool.analysis import Analysis, ModuleResult
+from esdtool.checkpoint.base import dimensions
+from esdtool.report.html.markup import Content, Html, joined, name_tag, tag
+from esdtool.report.html.page import details
+from esdtool.report.html.rows import ModuleRows, anchor
+from esdtool.report.html.table import Cell, Column, Row, number, table
+from esdtool.report.verdict import verdict
+
+_WORDS = {
+    "heavy-tailed": "good",
+    "like random": "dull",
+    "lighter than random": "dull",
+    "under-trained": "dull",
+    "over-trained": "bad",
+}
+"""Class of a verdict; the word itself says the same."""
+
+_LAMBDA_MAX = joined(["λ", tag("sub", "max")])
+
+
+def module_table(analysis: Analysis, rows: ModuleRows) -> Html:
+    """One row a module, or one for the experts of a layer."""
+    fit = analysis.settings.fit
+    columns = [
+        Column(heading="module", filter=True),
+        Column(heading="role", filter=True, choose="all roles"),
+        Column(heading="layer", kind="number"),
+        Column(heading="shape", kind="number"),
+        Column(heading="dtype"),
+        Column(heading="alpha", kind="number"),
+        Column(heading="±", kind="number"),
+        *(Column(heading=name, kind="number") for name in fit[1:]),
+        Column(heading="null", kind="number"),
+        Column(heading="KS", kind="number"),
+        Column(heading="stable rank", kind="number"),
+        Column(heading=_LAMBDA_MAX, kind="number"),
+        Column(heading="verdict", filter=True, choose="all verdicts"),
+    ]
+    body = [Row(cells=_cells(module, fit), anchor=anchor(position)) for position, module in enumerate(rows.modules)]
+    caption = f"Alpha by {fit[0]}"
+    if len(rows.modules) < len(analysis.modules):
+        caption += ", experts averaged by layer"
+    return table(caption, columns, body, sortable="modules", panels=True, anchor="module-table")
+
+
+def _cells(module: ModuleResult, fit: tuple[str, ...]) -> list[Cell]:
+    words = verdict(module, fit[0])
+    return [
+        Cell(content=name_tag(module.name)),
+        Cell(content=name_tag(module.role)),
+        number(module.layer, "d"),
+        Cell(content=dimensions(module.shape), value=math.prod(module.shape), class_="shape"),
+        Cell(content=module.dtype),
+        number(module.alpha, ".3f", class_="alpha"),
+        number(module.alpha_stderr, ".2f"),
+        *(number(module.alphas.get(name), ".3f") for name in fit[1:]),
+        number(module.mp_alpha, ".2f"),
+        number(module.ks_distance, ".3f"),
+        number(module.stable_rank, ".1f"),
+        number(module.lambda_max, ".4g"),
+        Cell(
+            content=words,
+            choice=None if module.ok else "not scored",
+            class_=_WORDS.get(words) if module.ok else "bad",
+        ),
+    ]
+
+
+def glossary(analysis: Analysis) -> Html:
+    """What the columns mean, closed at first."""
+    fit = analysis.settings.fit
+    terms: list[tuple[Content, Content]] = [
+        (
+            "alpha",
+            f"exponent of a power law λ^-alpha fitted to the largest eigenvalues λ of WᵀW, by {fit[0]}. Small alpha: "
+            "heavy tail, strong correlations among the weights.",
+        ),
+        ("±", "standard error of alpha, (alpha - 1) / √(eigenvalues in the tail)."),
+    ]
+    if len(fit) > 1:
+        terms.append((", ".join(fit[1:]), "alpha by the other estimators."))
+    terms += [
+        ("null", "alpha that an untrained, random matrix of the same shape gets (Marchenko-Pastur law)."),
+        ("KS", "Kolmogorov-Smirnov distance between the tail and the fit; small is good."),
+        ("stable rank", joined(["Σλ / ", _LAMBDA_MAX, ": how many directions carry the matrix."])),
+        (_LAMBDA_MAX, "largest eigenvalue of WᵀW, the squared spectral norm."),
+        ("verdict", _verdicts(fit[0])),
+    ]
+    items = [tag("div", [tag("dt", joined(term)), tag("dd", joined(words))]) for term, words in terms]
+    return details("What the columns mean", tag("dl", items, class_="terms"))
+
+
+def _verdicts(fit: str) -> str:
+    if fit in ("ks", "powerlaw"):
+        return "over-trained below an alpha of 2, under-trained above 6, heavy-tailed between."
+    return (
+        "heavy-tailed if alpha lies more than two standard errors below the null, lighter than random if as far above "
+        "it, like random between."
+    )

@@ -1,0 +1,118 @@
+"""What the script draws and lists when a module's row is opened, in as few bytes as that takes.
+
+A row's entry is a list in the order of `_entry`, or a text where the row has no spectrum of its own. The
+Marchenko-Pastur densities of all matrices of a shape differ in scale only: each shape is sampled once, and a module
+holds its scale.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from esdtool.analysis import Analysis, ModuleResult, TailResult
+from esdtool.marchenko_pastur import mp_edges
+from esdtool.report.density import drawn_fit, esd_histogram, null_density
+from esdtool.report.html.markup import rounded
+from esdtool.report.html.rows import ModuleRows
+
+_METRICS: tuple[tuple[str, str], ...] = (
+    ("num_eigs", "eigenvalues"),
+    ("lambda_max", "λ max"),
+    ("lambda_median", "λ median"),
+    ("lambda_min", "λ min"),
+    ("spectral_norm", "spectral norm"),
+    ("frobenius_norm", "Frobenius norm"),
+    ("stable_rank", "stable rank"),
+    ("effective_rank", "effective rank"),
+    ("matrix_rank", "matrix rank"),
+    ("entropy", "spectral entropy"),
+    ("alpha_weighted", "alpha log₁₀ λ max"),
+    ("mp_bulk_max", "Marchenko-Pastur edge"),
+    ("num_spikes", "eigenvalues above it"),
+    ("mp_softrank", "edge / λ max"),
+)
+
+_SAMPLES = 60
+
+FOLDED = "This row is the mean of a layer's experts and has no spectrum of its own; --experts all shows each."
+NO_ESDS = "No figures: the analysis was read from a file, which does not hold the eigenvalues."
+
+
+def panel_data(analysis: Analysis, rows: ModuleRows) -> dict[str, Any]:
+    """What `figure.js` reads: one entry for each row of the module table, and what they share."""
+    nulls: dict[tuple[int, ...], int] = {}
+    samples: list[Any] = []
+    entries: list[Any] = []
+    for module in rows.modules:
+        if rows.folded and module.expert is not None:
+            entries.append(FOLDED)
+            continue
+        null = _null(module)
+        if null is not None:
+            shape = tuple(sorted(module.shape[:2]))
+            if shape not in nulls:
+                nulls[shape] = len(samples)
+                samples.append(null[1])
+            entries.append(_entry(module, analysis, [nulls[shape], rounded(null[0])]))
+        else:
+            entries.append(_entry(module, analysis, None))
+    return {
+        "estimators": list(analysis.settings.fit),
+        "metrics": [label for _, label in _METRICS],
+        "nulls": samples,
+        "rows": entries,
+        "missing": None if analysis.esds or not analysis.scored else NO_ESDS,
+    }
+
+
+def _entry(module: ModuleResult, analysis: Analysis, null: list[Any] | None) -> list[Any]:
+    fits = [_fit(module.fits.get(name)) for name in analysis.settings.fit]
+    drawn = drawn_fit(module)
+    words = [module.status if not module.ok else None, module.warning, module.spectrum]
+    return [
+        [rounded(getattr(module, field)) for field, _ in _METRICS],
+        fits,
+        words,
+        _histogram(module, analysis),
+        None if drawn is None else analysis.settings.fit.index(drawn[0]),
+        null,
+    ]
+
+
+def _fit(fit: TailResult | None) -> list[Any] | None:
+    if fit is None:
+        return None
+    numbers = [rounded(value) for value in (fit.alpha, fit.alpha_stderr, fit.xmin, fit.num_tail)]
+    return [*numbers, rounded(fit.ks_distance, 4)]
+
+
+def _histogram(module: ModuleResult, analysis: Analysis) -> list[Any] | None:
+    """[first edge, last edge, eigenvalues in all, those in each bin]; the edges between are in equal ratios."""
+    eigenvalues = analysis.esds.get(module.name)
+    if not module.ok or eigenvalues is None or not eigenvalues.max() > 0:
+        return None
+    histogram = esd_histogram(eigenvalues)
+    low, high = float(histogram.edges[0]), float(histogram.edges[-1])
+    return [rounded(low), rounded(high), histogram.total, histogram.counts.tolist()]
+
+
+def _null(module: ModuleResult) -> tuple[float, list[Any]] | None:
+    """(scale, [lower edge, upper edge, densities]) of the null, the latter for elements of variance 1.
+
+    The densities stand at exp(middle - half cos(pi i / (k - 1))) between the logarithms of the edges: close together
+    where the curve is steep.
+    """
+    if not module.ok or module.mp_bulk_max is None:
+        return None
+    low, high = mp_edges(module.shape[0], module.shape[1])
+    low = max(low, high * 1e-9)  # a square matrix's reaches 0, which no logarithmic axis does
+    scale = module.mp_bulk_max / high
+    ends = np.log([low, high])
+    cosines = np.cos(np.linspace(0.0, np.pi, _SAMPLES))
+    grid = np.exp(ends.mean() - (ends[1] - ends[0]) / 2 * cosines)
+    density = null_density(grid * scale, module)
+    if density is None:
+        return None
+    return scale, [rounded(low), rounded(high), [rounded(value, 4) for value in (density * scale).tolist()]]
