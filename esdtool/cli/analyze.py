@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from esdtool.options import FITS, Experts, FixFingerBound, SpectrumName
 
+TableFormat = Literal["table", "markdown"]
 SortKey = Literal["order", "name", "role", "layer", "alpha", "ks", "stable-rank", "lambda-max"]
 
 
@@ -70,6 +72,20 @@ def analyze(
     esd_path: Annotated[
         str | None, typer.Option("--esd", help="Save every module's eigenvalues (.safetensors).", metavar="PATH")
     ] = None,
+    html_path: Annotated[
+        str | None,
+        typer.Option("--html", help="Write a report: one HTML file that needs nothing else.", metavar="PATH"),
+    ] = None,
+    plots: Annotated[
+        str | None,
+        typer.Option(help="Folder for figures; 'esdtool plot' has more choice.", metavar="DIR"),
+    ] = None,
+    table_format: Annotated[
+        TableFormat, typer.Option("--format", help="Form of the tables: for a terminal, or to paste into an issue.")
+    ] = "table",
+    sparklines: Annotated[
+        bool, typer.Option("--sparklines", help="Show each module's ESD in its row, and alpha by layer and role.")
+    ] = False,
     sort: Annotated[SortKey, typer.Option(help="Order of the table; 'order' is the model's own.")] = "order",
     top: Annotated[int | None, typer.Option(help="Show only the first N rows of the table.", min=1)] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print neither tables nor progress.")] = False,
@@ -81,6 +97,12 @@ def analyze(
         int | None, typer.Option("--jobs", "-j", help="Modules at a time. Default: one per core.", min=1)
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub checkpoint.")] = None,
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache/--no-cache", help="Take spectra of weights that were analysed before from the user's cache."
+        ),
+    ] = True,
     fix_finger_bound: Annotated[
         FixFingerBound, typer.Option(help="'legacy' reproduces numbers published with the original code.")
     ] = "linear",
@@ -108,9 +130,10 @@ def analyze(
         farms_ratio=farms_ratio,
         farms_windows=farms_windows,
     )
-    stdout_is_data = check_outputs(json_path, csv_path, esd_path)
-    if esd_path is not None and len(checkpoints) > 1:
-        raise UsageError("--esd takes one checkpoint at a time")
+    stdout_is_data = check_outputs(json_path, csv_path, esd_path, html_path)
+    for option, value in (("--esd", esd_path), ("--html", html_path)):
+        if value is not None and len(checkpoints) > 1:
+            raise UsageError(f"{option} takes one checkpoint at a time")
 
     from esdtool.engine import make_plan, run
     from esdtool.latest import remember
@@ -128,6 +151,7 @@ def analyze(
             device=device,
             jobs=jobs,
             revision=revision,
+            cache=cache,
         )
         for checkpoint in in_order_of_training(checkpoints)
     ]
@@ -151,18 +175,36 @@ def analyze(
         write_text(csv_path, (trajectory or analysis).to_csv())
     if esd_path is not None:
         write_esds(esd_path, analysis)
+    if html_path is not None:
+        from esdtool.report.html import analysis_page
+
+        write_text(html_path, analysis_page(analysis, experts=experts))
+    if plots is not None:
+        from esdtool.report.figures import save_figures
+
+        for path in save_figures(analyses, Path(plots)):
+            note(f"wrote {path}", quiet=quiet)
     if analysis.source.base is None:
         try:
             remember(analysis)
         except OutputError as error:
             note(f"the analysis is not remembered for 'esdtool assign': {error}", quiet=quiet)
     if not quiet and not stdout_is_data:
-        from esdtool.report.terminal import print_analysis, print_trajectory
+        if table_format == "markdown":
+            from esdtool.report.markdown import analysis_markdown, trajectory_markdown
 
-        if trajectory is not None:
-            print_trajectory(trajectory)
+            typer.echo(
+                trajectory_markdown(trajectory)
+                if trajectory is not None
+                else analysis_markdown(analysis, sort=sort, top=top, experts=experts)
+            )
         else:
-            print_analysis(analysis, sort=sort, top=top, experts=experts)
+            from esdtool.report.terminal import print_analysis, print_trajectory
+
+            if trajectory is not None:
+                print_trajectory(trajectory, sparklines=sparklines)
+            else:
+                print_analysis(analysis, sort=sort, top=top, experts=experts, sparklines=sparklines)
     for found in analyses:
         if not found.scored:
             raise NothingToAnalyzeError(
