@@ -64,9 +64,9 @@ def _alpha_parts(analysis: Analysis, rows: ModuleRows) -> list[Html]:
     if len(analysis.summary.by_layer) > 2:
         dots = [(place.layer, place.value) for place in places if place.value is not None]
         means = [(row.layer, row.mean_alpha) for row in analysis.summary.by_layer]
-        words = tag("p", "Each dot is a module, the line goes through the layers' means.", class_="note")
-        chart = depth_chart(dots if len(dots) <= _DOTS else [], means)
-        parts.append(section("Alpha by depth", [words, chart], anchor="depth"))
+        words = "Each dot is a module, a hollow one lies beyond the axis; the line goes through the layers' means."
+        chart = depth_chart(dots if len(dots) <= _DOTS else [], means, sequential(values))
+        parts.append(section("Alpha by depth", [tag("p", words, class_="note"), chart], anchor="depth"))
     return parts
 
 
@@ -87,11 +87,9 @@ def _map(analysis: Analysis, rows: ModuleRows, places: Sequence[Place], values: 
 
 def _roles(analysis: Analysis) -> Html:
     by_role = analysis.summary.by_role
+    scale = sequential([module.alpha for module in analysis.scored if module.alpha is not None])
     nulls = [row.mean_mp_alpha for row in by_role if row.mean_mp_alpha is not None]
-    ends = (
-        min(*nulls, *(row.min_alpha for row in by_role), float("inf")),
-        max(*nulls, *(row.max_alpha for row in by_role), float("-inf")),
-    )
+    ends = min(scale.low, *nulls, scale.high), max(scale.low, *nulls, scale.high)
     columns = [
         Column(heading="role"),
         *(Column(heading=name, kind="number") for name in ("modules", "mean", "spread", "min", "max", "null")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from esdtool.report.html.colours import Scale
 from esdtool.report.html.markup import Html, tag
 from esdtool.report.html.table import scroller
 
@@ -20,12 +21,13 @@ def range_glyph(low: float, mean: float, high: float, null: float | None, *, end
         mean: of all.
         high: largest value.
         null: untrained value; None for no tick.
-        ends: of the axis, the same for all roles.
+        ends: of the axis, the same for all roles; what lies beyond is drawn at its end.
     """
     span = ends[1] - ends[0]
 
     def x(value: float) -> float:
-        return round(6 + 148 * ((value - ends[0]) / span if span > 0 else 0.5), 1)
+        share = (value - ends[0]) / span if span > 0 else 0.5
+        return round(6 + 148 * min(max(share, 0.0), 1.0), 1)
 
     parts = [
         tag("line", x1=6, x2=154, y1=8, y2=8, class_="axis"),
@@ -37,24 +39,26 @@ def range_glyph(low: float, mean: float, high: float, null: float | None, *, end
     return tag("svg", parts, viewBox="0 0 160 16", class_="glyph", aria_hidden="true")
 
 
-def depth_chart(points: Sequence[tuple[int, float]], means: Sequence[tuple[int, float]]) -> Html:
+def depth_chart(points: Sequence[tuple[int, float]], means: Sequence[tuple[int, float]], scale: Scale) -> Html:
     """Alpha (up) by layer (across): a dot for each module, a line through the layers' means.
 
     Args:
-        points: (layer, alpha) of each dot.
+        points: (layer, alpha) of each dot; those beyond the axis are hollow, at its end.
         means: (layer, mean alpha), ascending, at least two.
+        scale: the axis covers it, and the means.
     """
     layers = [layer for layer, _ in means]
-    values = [value for _, value in [*points, *means]]
-    ticks = nice_ticks(min(values), max(values))
-    low, high = min(ticks[0], *values), max(ticks[-1], *values)
+    ends = [scale.low, scale.high, *(value for _, value in means)]
+    ticks = nice_ticks(min(ends), max(ends))
+    low, high = ticks[0], ticks[-1]
 
     def x(layer: float) -> float:
         share = (layer - layers[0]) / (layers[-1] - layers[0])
         return round(_LEFT + 10 + share * (_WIDTH - _LEFT - _RIGHT - 20), 1)
 
     def y(value: float) -> float:
-        return round(_HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _BOTTOM - _TOP), 1)
+        share = (min(max(value, low), high) - low) / (high - low)
+        return round(_HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - _TOP), 1)
 
     bottom = _HEIGHT - _BOTTOM
     parts = []
@@ -65,7 +69,10 @@ def depth_chart(points: Sequence[tuple[int, float]], means: Sequence[tuple[int, 
     step = math.ceil(len(layers) / 20)
     parts += [tag("text", str(layer), x=x(layer), y=bottom + 18, text_anchor="middle") for layer in layers[::step]]
     parts.append(tag("text", "layer", x=(_LEFT + _WIDTH - _RIGHT) / 2, y=bottom + 35, text_anchor="middle"))
-    parts += [tag("circle", cx=x(layer), cy=y(value), r=3, class_="dot") for layer, value in points]
+    parts += [
+        tag("circle", cx=x(layer), cy=y(value), r=3, class_="dot" if low <= value <= high else "dot beyond")
+        for layer, value in points
+    ]
     line = " ".join(f"{x(layer)},{y(value)}" for layer, value in means)
     parts.append(tag("polyline", points=line, class_="trend"))
     label = f"Mean alpha from {means[0][1]:.2f} in layer {layers[0]} to {means[-1][1]:.2f} in layer {layers[-1]}"

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from esdtool.modules.names import block_position, module_path
 from esdtool.report.html.colours import Scale
-from esdtool.report.html.markup import DASH, Content, Html, joined, tag
+from esdtool.report.html.markup import DASH, Content, Html, joined, name_tag, tag
 from esdtool.report.html.table import scroller
 
 
@@ -48,7 +48,7 @@ def heat_maps(places: Sequence[Place], scale: Scale, *, caption: str, spec: str 
     maps = []
     for stack in stacks:
         own = [place for place in places if place.stack == stack]
-        heading: Content = caption if len(stacks) == 1 else [f"{caption}: ", tag("bdi", stack)]
+        heading: Content = caption if len(stacks) == 1 else [f"{caption}: ", name_tag(stack)]
         maps.append(_heat_map(own, scale, heading, spec))
     return joined(maps)
 
@@ -60,7 +60,7 @@ def _heat_map(places: Sequence[Place], scale: Scale, caption: Content, spec: str
         cells.setdefault((place.layer, place.role), []).append(place)
     head = tag(
         "tr",
-        [tag("th", "layer", scope="col"), *(tag("th", tag("bdi", role), scope="col") for role in roles)],
+        [tag("th", "layer", scope="col"), *(tag("th", name_tag(role), scope="col") for role in roles)],
     )
     rows = [
         tag(

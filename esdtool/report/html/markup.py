@@ -18,6 +18,9 @@ class Html(str):
     __slots__ = ()
 
 
+_LONGEST = 240
+"""Characters of a name; real ones stay far below."""
+
 DASH = "\N{EN DASH}"
 """Where there is no number."""
 
@@ -69,7 +72,12 @@ def tag(name: str, content: Content = None, /, **attributes: str | int | float |
 
 
 def name_tag(name: str) -> Html:
-    """A name out of a checkpoint: unable to reorder its surroundings, and broken at its dots where it must be."""
+    """A name out of a checkpoint: unable to reorder its surroundings, broken at its dots where it must be.
+
+    Of one so long that it would bury the page the middle is left out.
+    """
+    if len(name) > _LONGEST:
+        name = f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 :]}"
     return tag("bdi", Html(escaped(name).replace(".", ".<wbr>")), class_="name")
 
 

@@ -42,32 +42,43 @@ NO_ESDS = "No figures: the analysis was read from a file, which does not hold th
 
 def panel_data(analysis: Analysis, rows: ModuleRows) -> dict[str, Any]:
     """What `figure.js` reads: one entry for each row of the module table, and what they share."""
-    nulls: dict[tuple[int, ...], int] = {}
-    samples: list[Any] = []
-    entries: list[Any] = []
-    for module in rows.modules:
-        if rows.folded and module.expert is not None:
-            entries.append(FOLDED)
-            continue
-        null = _null(module)
-        if null is not None:
-            shape = tuple(sorted(module.shape[:2]))
-            if shape not in nulls:
-                nulls[shape] = len(samples)
-                samples.append(null[1])
-            entries.append(_entry(module, analysis, [nulls[shape], rounded(null[0])]))
-        else:
-            entries.append(_entry(module, analysis, None))
+    nulls = _Nulls()
     return {
         "estimators": list(analysis.settings.fit),
         "metrics": [label for _, label in _METRICS],
-        "nulls": samples,
-        "rows": entries,
+        "rows": [
+            FOLDED if rows.folded and module.expert is not None else _entry(module, analysis, nulls)
+            for module in rows.modules
+        ],
+        "nulls": nulls.samples,
         "missing": None if analysis.esds or not analysis.scored else NO_ESDS,
     }
 
 
-def _entry(module: ModuleResult, analysis: Analysis, null: list[Any] | None) -> list[Any]:
+class _Nulls:
+    """The Marchenko-Pastur densities met so far."""
+
+    def __init__(self) -> None:
+        self.samples: list[list[Any]] = []
+        """[lower edge, upper edge, densities] for elements of variance 1, one for each shape."""
+        self._position: dict[tuple[int, ...], int] = {}
+
+    def reference(self, module: ModuleResult) -> list[Any] | None:
+        """[position in `samples`, scale] of a module's null; None where it has none."""
+        if not module.ok or module.rank is not None or module.mp_bulk_max is None:
+            return None
+        shape = tuple(sorted(module.shape[:2]))
+        scale = module.mp_bulk_max / mp_edges(*shape)[1]
+        if shape not in self._position:
+            sample = _sample(module, scale)
+            if sample is None:
+                return None
+            self._position[shape] = len(self.samples)
+            self.samples.append(sample)
+        return [self._position[shape], rounded(scale)]
+
+
+def _entry(module: ModuleResult, analysis: Analysis, nulls: _Nulls) -> list[Any]:
     fits = [_fit(module.fits.get(name)) for name in analysis.settings.fit]
     drawn = drawn_fit(module)
     words = [module.status if not module.ok else None, module.warning, module.spectrum]
@@ -77,7 +88,7 @@ def _entry(module: ModuleResult, analysis: Analysis, null: list[Any] | None) -> 
         words,
         _histogram(module, analysis),
         None if drawn is None else analysis.settings.fit.index(drawn[0]),
-        null,
+        nulls.reference(module),
     ]
 
 
@@ -98,21 +109,18 @@ def _histogram(module: ModuleResult, analysis: Analysis) -> list[Any] | None:
     return [rounded(low), rounded(high), histogram.total, histogram.counts.tolist()]
 
 
-def _null(module: ModuleResult) -> tuple[float, list[Any]] | None:
-    """(scale, [lower edge, upper edge, densities]) of the null, the latter for elements of variance 1.
+def _sample(module: ModuleResult, scale: float) -> list[Any] | None:
+    """[lower edge, upper edge, densities] of the null, brought to elements of variance 1.
 
     The densities stand at exp(middle - half cos(pi i / (k - 1))) between the logarithms of the edges: close together
     where the curve is steep.
     """
-    if not module.ok or module.mp_bulk_max is None:
-        return None
     low, high = mp_edges(module.shape[0], module.shape[1])
     low = max(low, high * 1e-9)  # a square matrix's reaches 0, which no logarithmic axis does
-    scale = module.mp_bulk_max / high
     ends = np.log([low, high])
     cosines = np.cos(np.linspace(0.0, np.pi, _SAMPLES))
     grid = np.exp(ends.mean() - (ends[1] - ends[0]) / 2 * cosines)
     density = null_density(grid * scale, module)
     if density is None:
         return None
-    return scale, [rounded(low), rounded(high), [rounded(value, 4) for value in (density * scale).tolist()]]
+    return [rounded(low), rounded(high), [rounded(value, 4) for value in (density * scale).tolist()]]

@@ -8,7 +8,7 @@ const ROW_LIMIT = 500;
  */
 function sortableTable(table, fillPanel) {
   const body = table.tBodies[0];
-  const rows = [...body.rows];
+  const rows = [...table.tBodies].flatMap((part) => [...part.rows]);
   const heads = [...table.tHead.rows[0].cells];
   const index = new Map(rows.map((row, position) => [row, position]));
   const panels = new Map();
@@ -16,8 +16,9 @@ function sortableTable(table, fillPanel) {
   const state = { column: null, direction: 0, text: "", chosen: new Map(), limit: ROW_LIMIT };
 
   const number = (row, column) => {
-    const value = row.cells[column].dataset.v;
-    return value === undefined ? null : Number(value);
+    const cell = row.cells[column];
+    const value = Number(cell.dataset.v ?? (cell.textContent || NaN));
+    return Number.isNaN(value) ? null : value; // a dash
   };
   const choice = (row, column) => row.cells[column].dataset.choice ?? row.cells[column].textContent;
   const searched = heads.flatMap((head, column) => ("filter" in head.dataset ? [column] : []));
@@ -118,6 +119,7 @@ function sortableTable(table, fillPanel) {
     return { input, selects, count, more };
   }
 
+  for (const rest of [...table.tBodies].slice(1)) rest.remove();
   const tools = makeTools();
   heads.forEach((head, column) => {
     const button = element("button", { type: "button", class: "sort" }, ...head.childNodes);

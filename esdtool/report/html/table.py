@@ -10,6 +10,9 @@ from esdtool.report.html.markup import DASH, Content, Html, joined, rounded, tag
 
 Kind = Literal["text", "number"]
 
+_AT_ONCE = 500
+"""Rows that a browser lays out while it loads the page; where it runs scripts, the others wait until asked for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
@@ -82,9 +85,12 @@ def table(
         for column in columns
     ]
     body = [_row(row, columns, sortable=sortable is not None) for row in rows]
+    bodies = [tag("tbody", body if not sortable else body[:_AT_ONCE])]
+    if sortable and len(body) > _AT_ONCE:
+        bodies.append(tag("tbody", body[_AT_ONCE:], class_="rest"))
     whole = tag(
         "table",
-        [tag("caption", joined(caption)), tag("thead", tag("tr", heads)), tag("tbody", body)],
+        [tag("caption", joined(caption)), tag("thead", tag("tr", heads)), *bodies],
         id=anchor,
         data_sortable=sortable,
         data_panels=panels,
@@ -103,6 +109,8 @@ def _row(row: Row, columns: Sequence[Column], *, sortable: bool) -> Html:
     for position, (cell, column) in enumerate(zip(row.cells, columns, strict=True)):
         classes = " ".join(filter(None, ("n" if column.kind == "number" else None, cell.class_)))
         value = rounded(cell.value) if sortable and column.kind == "number" else None
+        if value is not None and str(value) == cell.content:
+            value = None  # the script takes it from the text
         cells.append(
             tag(
                 "td" if position else "th",
