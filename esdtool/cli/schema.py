@@ -7,15 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
-SchemaName = Literal["analysis", "trajectory", "wd", "train"]
+SchemaName = Literal["analysis", "trajectory", "comparison", "wd", "train"]
 
 
 def schema(
     name: Annotated[
         SchemaName,
         typer.Argument(
-            help="An analysis (`analyze --json`), a trajectory (the same of several checkpoints), a weight-decay "
-            "assignment (`assign --out`), or a training config."
+            help="An analysis (`analyze --json`), a trajectory (the same of several checkpoints), a comparison "
+            "of checkpoints (`compare --json`), a weight-decay assignment (`assign --out`), or a training config."
         ),
     ],
 ) -> None:

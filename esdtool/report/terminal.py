@@ -68,6 +68,7 @@ def print_analysis(
     sort: str = "order",
     top: int | None = None,
     experts: Experts = "mean",
+    sparklines: bool = False,
     console: Console | None = None,
 ) -> None:
     """Everything a person wants to see of an analysis, on stdout unless a console is given."""
@@ -112,7 +113,7 @@ def print_plan(plan: Plan) -> None:
     )
 
 
-def print_trajectory(trajectory: Trajectory, *, console: Console | None = None) -> None:
+def print_trajectory(trajectory: Trajectory, *, sparklines: bool = False, console: Console | None = None) -> None:
     """Alpha by role over the steps, and each checkpoint in a sentence."""
     console = console or stdout_console()
     table = new_table("alpha by role over the checkpoints")

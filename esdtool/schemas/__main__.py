@@ -8,6 +8,7 @@ from typing import Any
 
 from esdtool.analysis import Analysis
 from esdtool.assignment import Assignment
+from esdtool.comparison import CheckpointComparison
 from esdtool.train.config import json_schema
 from esdtool.trajectory import Trajectory
 
@@ -17,6 +18,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     return {
         "analysis": Analysis.model_json_schema(mode="serialization"),
         "trajectory": Trajectory.model_json_schema(mode="serialization"),
+        "comparison": CheckpointComparison.model_json_schema(mode="serialization"),
         "wd": Assignment.json_schema(),
         "train": json_schema(),
     }
