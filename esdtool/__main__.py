@@ -18,6 +18,8 @@ def main() -> None:
 
         code = app(prog_name="esdtool", standalone_mode=False)
     except EsdtoolError as error:
+        if error.reported_elsewhere:
+            _leave(error.exit_code)
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _interrupted()

@@ -1,15 +1,13 @@
 """From a checkpoint to its analysis: which modules, in which order, on which cores or device.
 
-On the CPU a pool of threads works on one module each, the most expensive first (see
-`esdtool.threads`); tensors are read by the worker that needs them, so that few are in memory at a time.
+The most expensive modules come first, so that the last ones to finish are small. `esdtool.execution` has the threads,
+`esdtool.ranks` several processes.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,19 +17,21 @@ from esdtool._version import __version__
 from esdtool.analysis import Analysis, ModuleResult, Settings, SkippedResult, Source
 from esdtool.checkpoint import Checkpoint, from_model, from_state_dict, open_checkpoint
 from esdtool.checkpoint.adapter import is_adapter
-from esdtool.checkpoint.base import DTYPE_BYTES
+from esdtool.devices import resolve_device
 from esdtool.difference import Pairing, difference, pair_modules
-from esdtool.errors import DeviceError, NothingToAnalyzeError, UsageError
+from esdtool.errors import NothingToAnalyzeError, UsageError
+from esdtool.execution import Limits, carry_out, peak_bytes
 from esdtool.merge import merged
 from esdtool.modules import Selection, WeightModule, select_modules
 from esdtool.options import LOW_RANK_MIN_EIGS, ScoreOptions
+from esdtool.ranks import AnalysisRanks
 from esdtool.reading import read_matrices
 from esdtool.results import module_result
 from esdtool.scoring import ALL_ZERO, cost, score_matrices
 from esdtool.spectrum_cache import SpectrumCache
 from esdtool.summary import summarize
 from esdtool.tail import Vector
-from esdtool.threads import available_cores, single_blas_workers
+from esdtool.threads import available_cores
 
 Readable = str | Path | torch.nn.Module | Mapping[str, torch.Tensor] | Checkpoint
 """What can be analysed: a path or Hub id, a live model, a state dict, or an open checkpoint."""
@@ -77,6 +77,8 @@ class Plan:
     exclude: tuple[str, ...] = ()
     cache: SpectrumCache | None = None
     """Where spectra are looked up and kept; None: all are computed."""
+    memory: int | None = None
+    """Bytes that the modules in flight may take together; None: no limit."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -89,10 +91,14 @@ class Plan:
         return sum(cost(module) for module in self.selection.modules)
 
     @property
+    def limits(self) -> Limits:
+        """How much is done at a time."""
+        return Limits(jobs=self.jobs, memory=self.memory, read_ahead=not self.checkpoint.collective_reads)
+
+    @property
     def peak_bytes(self) -> int:
-        """Predicted peak memory of the matrices in flight: the `jobs` largest modules at once."""
-        needs = sorted((_working_bytes(module) for module in self.selection.modules), reverse=True)
-        return sum(needs[: self.jobs])
+        """Predicted peak memory of the modules in flight."""
+        return peak_bytes(self.selection.modules, self.limits)
 
 
 def analyze(
@@ -115,6 +121,7 @@ def analyze(
     farms_ratio: float = 2.0,
     farms_windows: int = 10,
     cache: bool = True,
+    memory: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Analysis:
     """Spectra and alphas of every weight module.
@@ -139,6 +146,7 @@ def analyze(
         farms_ratio: columns over rows of a FARMS window.
         farms_windows: FARMS windows per dimension.
         cache: look up and keep the spectra of a path or Hub id in the user's cache (`esdtool.spectrum_cache`).
+        memory: bytes that the modules in flight may take together; one that needs more is done alone.
         on_progress: called after each module.
 
     Returns:
@@ -171,6 +179,7 @@ def analyze(
         jobs=jobs,
         revision=revision,
         cache=cache,
+        memory=memory,
     )
     return run(plan, on_progress=on_progress)
 
@@ -187,6 +196,7 @@ def make_plan(
     jobs: int | None = None,
     revision: str | None = None,
     cache: bool = True,
+    memory: int | None = None,
 ) -> Plan:
     """Open the source and choose its modules, without reading weights. Arguments and errors as `analyze`."""
     chosen = resolve_device(device)
@@ -228,6 +238,7 @@ def make_plan(
         exclude=tuple(exclude),
         # What is in memory changes and is not met again.
         cache=SpectrumCache.of_user() if cache and isinstance(source, str | Path) else None,
+        memory=memory,
     )
 
 
@@ -242,16 +253,33 @@ def _paired(
     return Base(checkpoint=base, pairing=pairing), Selection(modules=matched, skipped=skipped)
 
 
-def run(plan: Plan, *, on_progress: OnProgress | None = None) -> Analysis:
-    """Carry out a plan. The result does not depend on `plan.jobs`."""
-    scored: dict[str, tuple[ModuleResult, Vector | None]] = {}
-    for module, result, eigenvalues in _results(plan):
-        scored[module.name] = result, eigenvalues
-        if on_progress is not None:
-            on_progress(module, cost(module))
+def run(plan: Plan, *, ranks: AnalysisRanks | None = None, on_progress: OnProgress | None = None) -> Analysis:
+    """Carry out a plan. The result does not depend on `plan.jobs`, nor on the number of ranks.
+
+    Args:
+        plan: from `make_plan`.
+        ranks: processes that share the work, each with the same plan; only the first one's analysis has modules.
+        on_progress: called in the main thread after each module.
+    """
+    modules = plan.selection.modules if ranks is None else tuple(ranks.share(plan.selection.modules))
+
+    def work() -> list[tuple[ModuleResult, Vector | None]]:
+        results = []
+        for module, result in _results(plan, modules):
+            results.append(result)
+            if on_progress is not None:
+                on_progress(module, cost(module))
+        return results
+
+    scored = {found[0].name: found for found in (work() if ranks is None else ranks.collect(work))}
     if plan.cache is not None:
         plan.cache.trim()
-    results = [scored[module.name] for module in plan.selection.modules]
+    all_here = ranks is None or ranks.is_first
+    return _analysis(plan, [scored[module.name] for module in plan.selection.modules if all_here])
+
+
+def _analysis(plan: Plan, results: Sequence[tuple[ModuleResult, Vector | None]]) -> Analysis:
+    """The results in the form of the file."""
     checkpoint, options = plan.checkpoint, plan.options
     uses_farms = "farms" in options.fit
     analysis = Analysis(
@@ -288,31 +316,6 @@ def run(plan: Plan, *, on_progress: OnProgress | None = None) -> Analysis:
     return analysis.with_esds({result.name: eigenvalues for result, eigenvalues in results if eigenvalues is not None})
 
 
-def resolve_device(device: str | torch.device) -> torch.device:
-    """The device to compute on.
-
-    Raises:
-        UsageError: for an unknown name.
-        DeviceError: if the device is not there.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {device!r}; choose auto, cpu, cuda, cuda:N or mps") from error
-    if chosen.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (chosen.index or 0) >= count:
-            raise DeviceError(f"device {device!r} is not available: torch sees {count} CUDA devices; use --device cpu")
-    elif chosen.type == "mps":
-        if not torch.backends.mps.is_available():
-            raise DeviceError("device 'mps' is not available on this machine; use --device cpu")
-    elif chosen.type != "cpu":
-        raise UsageError(f"unknown device {device!r}; choose auto, cpu, cuda, cuda:N or mps")
-    return chosen
-
-
 def _open(source: Readable, revision: str | None) -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
@@ -323,23 +326,30 @@ def _open(source: Readable, revision: str | None) -> Checkpoint:
     return open_checkpoint(source, revision=revision)
 
 
-def _results(plan: Plan) -> Iterator[tuple[WeightModule, ModuleResult, Vector | None]]:
+Weights = tuple[list[torch.Tensor], float | None]
+"""A module's matrices, and the relative rounding error of its stored weights where it is not that of their dtype."""
+
+
+def _results(
+    plan: Plan, modules: Sequence[WeightModule]
+) -> Iterator[tuple[WeightModule, tuple[ModuleResult, Vector | None]]]:
     """Every module's result, in the order in which they get done."""
-    largest_first = sorted(plan.selection.modules, key=cost, reverse=True)
-    with single_blas_workers(plan.jobs) as pool:
-        futures = {pool.submit(_score, plan, module): module for module in largest_first}
-        for future in as_completed(futures):
-            yield futures[future], *future.result()
+    return carry_out(
+        sorted(modules, key=cost, reverse=True),
+        lambda module: _read(plan, module),
+        lambda module, weights: _score(plan, module, weights),
+        limits=plan.limits,
+    )
 
 
-def _score(plan: Plan, module: WeightModule) -> tuple[ModuleResult, Vector | None]:
-    """Read one module and score it; runs in a worker thread."""
-    roundoff = module.roundoff
+def _read(plan: Plan, module: WeightModule) -> Weights:
     if plan.base is None:
-        matrices = read_matrices(plan.checkpoint, module)
-    else:
-        counterpart = plan.base.pairing.base[module.name]
-        matrices, roundoff = difference(plan.checkpoint, module, plan.base.checkpoint, counterpart)
+        return read_matrices(plan.checkpoint, module), module.roundoff
+    return difference(plan.checkpoint, module, plan.base.checkpoint, plan.base.pairing.base[module.name])
+
+
+def _score(plan: Plan, module: WeightModule, weights: Weights) -> tuple[ModuleResult, Vector | None]:
+    matrices, roundoff = weights
     options = plan.options
     if module.rank is not None:
         options = replace(options, min_eigs=min(options.min_eigs, LOW_RANK_MIN_EIGS))
@@ -354,14 +364,6 @@ def _score(plan: Plan, module: WeightModule) -> tuple[ModuleResult, Vector | Non
     if plan.base is not None and score.status == ALL_ZERO:
         score = replace(score, status=_UNCHANGED)
     return module_result(module, score, options), None if score.spectrum is None else score.spectrum.eigenvalues
-
-
-def _working_bytes(module: WeightModule) -> int:
-    """Memory of one module in flight: stored tensor, a float64 slice of it, its Gram matrix and a solver's copy."""
-    short, long = sorted(module.matrix_shape)
-    read = (module.rows[1] - module.rows[0]) * math.prod(module.stored_shape[1:])
-    stored = read * DTYPE_BYTES.get(module.dtype, 4)
-    return stored + 8 * short * min(long, max(short, 2048)) + 3 * 8 * short**2
 
 
 def _reasons(selection: Selection) -> str:

@@ -12,6 +12,8 @@ class EsdtoolError(Exception):
     """Base of every error that esdtool raises on purpose. Exit code 1."""
 
     exit_code: int = 1
+    reported_elsewhere: bool = False
+    """Whether another process reports it: this one ends without a word."""
 
 
 class CheckpointError(EsdtoolError):

@@ -21,9 +21,10 @@ from typing import Final
 import numpy as np
 import torch
 
-from esdtool.errors import OutputError, UsageError
+from esdtool.errors import OutputError
 from esdtool.files import atomic_write, cache_dir
 from esdtool.options import SpectrumPath
+from esdtool.sizes import parse_size
 from esdtool.spectrum import Spectrum
 
 _MAGIC: Final = b"esdtool spectrum 1\n"
@@ -151,27 +152,6 @@ def entry_key(content: str, path: SpectrumPath, device: str, *settings: object) 
         settings: what else the eigenvalues depend on.
     """
     return hashlib.sha256(repr((_COMPUTATION, content, path, device, settings)).encode()).hexdigest()
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as `500MB` or `2GB` (powers of 1024).
-
-    >>> parse_size("2GB"), parse_size("500 MB"), parse_size("0")
-    (2147483648, 524288000, 0)
-
-    Raises:
-        UsageError: if it is none.
-    """
-    cleaned = text.strip().upper().removesuffix("B").rstrip()
-    factor = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}.get(cleaned[-1:], 1)
-    number = cleaned if factor == 1 else cleaned[:-1].rstrip()
-    try:
-        size = int(float(number) * factor)
-    except (ValueError, OverflowError):
-        size = -1
-    if size < 0:
-        raise UsageError(f"not a size: {text!r}; write for example 500MB or 2GB")
-    return size
 
 
 def _encode(spectrum: Spectrum) -> bytes:

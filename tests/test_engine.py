@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import esdtool
 from esdtool.analysis import Analysis
-from esdtool.engine import make_plan, resolve_device, run
+from esdtool.devices import resolve_device
+from esdtool.engine import make_plan, run
 from esdtool.errors import CheckpointError, DeviceError, NothingToAnalyzeError, UsageError
 from esdtool.options import ScoreOptions
 from esdtool.schemas.__main__ import rendered, schemas

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 import esdtool
 from esdtool import scoring
 from esdtool.errors import UsageError
+from esdtool.sizes import parse_size
 from esdtool.spectrum import Spectrum
-from esdtool.spectrum_cache import SpectrumCache, content_hash, entry_key, parse_size
+from esdtool.spectrum_cache import SpectrumCache, content_hash, entry_key
 
 
 @pytest.fixture
@@ -188,7 +189,7 @@ def test_an_interrupted_analysis_goes_on(tmp_path: Path, own_cache: Path, comput
 
 def test_the_command(esdtool_cli, llama_dir: Path, own_cache: Path) -> None:
     esdtool_cli("analyze", llama_dir, "-q")
-    assert f"{own_cache / 'spectra'}: 14 spectra, 0.0 MB of at most 2048.0 MB" in esdtool_cli("cache", "info").stdout
+    assert f"{own_cache / 'spectra'}: 14 spectra, 0.0 MB of at most 2.00 GB" in esdtool_cli("cache", "info").stdout
     esdtool_cli("analyze", llama_dir, "-q", "--no-cache")
     assert "removed 14 spectra" in esdtool_cli("cache", "clear").stdout
     assert ": 0 spectra" in esdtool_cli("cache", "info").stdout

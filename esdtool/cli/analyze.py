@@ -96,6 +96,13 @@ def analyze(
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", help="Modules at a time. Default: one per core.", min=1)
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory that the modules in flight may take together, such as 4GB; one that needs more is done alone.",
+            metavar="SIZE",
+        ),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub checkpoint.")] = None,
     cache: Annotated[
         bool,
@@ -137,35 +144,49 @@ def analyze(
 
     from esdtool.engine import make_plan, run
     from esdtool.latest import remember
+    from esdtool.ranks import join_ranks
+    from esdtool.sizes import parse_size
+    from esdtool.threads import available_cores
     from esdtool.trajectory import in_order_of_training, make_trajectory
 
-    # All are opened before the first is computed: a mistake in the last name shows at once.
-    plans = [
-        make_plan(
-            checkpoint,
-            options,
-            include=include or (),
-            exclude=exclude or (),
-            split_fused=split_fused,
-            base=base,
-            device=device,
-            jobs=jobs,
-            revision=revision,
-            cache=cache,
-        )
-        for checkpoint in in_order_of_training(checkpoints)
-    ]
-    for plan in plans:
-        for remark in plan.notes:
-            note(remark, quiet=quiet)
-    if dry_run:
-        from esdtool.report.terminal import print_plan
-
+    memory_bytes = None if memory is None else parse_size(memory)
+    with join_ranks() as ranks:
+        if ranks is not None:
+            device = ranks.device(device)
+            jobs = jobs or max(1, available_cores() // ranks.local_size)
+            quiet = quiet or not ranks.is_first
+        # All are opened before the first is computed: a mistake in the last name shows at once.
+        plans = [
+            make_plan(
+                checkpoint,
+                options,
+                include=include or (),
+                exclude=exclude or (),
+                split_fused=split_fused,
+                base=base,
+                device=device,
+                jobs=jobs,
+                revision=revision,
+                cache=cache,
+                memory=memory_bytes,
+            )
+            for checkpoint in in_order_of_training(checkpoints)
+        ]
         for plan in plans:
-            print_plan(plan)
-        return
-    with progress_bar(sum(plan.cost for plan in plans), quiet=quiet) as advance:
-        analyses = [run(plan, on_progress=advance) for plan in plans]
+            for remark in plan.notes:
+                note(remark, quiet=quiet)
+        if dry_run:
+            if ranks is None or ranks.is_first:
+                from esdtool.report.terminal import print_plan
+
+                for plan in plans:
+                    print_plan(plan)
+            return
+        shares = [plan.cost if ranks is None else ranks.cost(plan.selection.modules) for plan in plans]
+        with progress_bar(sum(shares), quiet=quiet) as advance:
+            analyses = [run(plan, ranks=ranks, on_progress=advance) for plan in plans]
+        if ranks is not None and not ranks.is_first:
+            return
 
     trajectory = make_trajectory(analyses) if len(analyses) > 1 else None
     analysis = analyses[-1]

@@ -10,22 +10,20 @@ app = typer.Typer(help="The spectra that are kept on disk, so that nothing is co
 @app.command()
 def info() -> None:
     """Say where the cache is, and how much it holds."""
+    from esdtool.sizes import format_size
     from esdtool.spectrum_cache import SpectrumCache
 
     found = SpectrumCache.of_user().info()
     typer.echo(
-        f"{found.folder}: {found.entries} spectra, {_megabytes(found.bytes)} of at most {_megabytes(found.limit)}"
+        f"{found.folder}: {found.entries} spectra, {format_size(found.bytes)} of at most {format_size(found.limit)}"
     )
 
 
 @app.command()
 def clear() -> None:
     """Remove all spectra from the cache."""
+    from esdtool.sizes import format_size
     from esdtool.spectrum_cache import SpectrumCache
 
     found = SpectrumCache.of_user().clear()
-    typer.echo(f"{found.folder}: removed {found.entries} spectra, {_megabytes(found.bytes)}")
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 2**20:.1f} MB"
+    typer.echo(f"{found.folder}: removed {found.entries} spectra, {format_size(found.bytes)}")

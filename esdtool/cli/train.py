@@ -54,13 +54,9 @@ def train(
         _show_plan(config)
         return
 
-    from esdtool.train.distributed import RankZeroError
     from esdtool.train.loop import train as run
 
-    try:
-        result = run(config, resume=resume, quiet=quiet)
-    except RankZeroError as error:
-        sys.exit(error.exit_code)
+    result = run(config, resume=resume, quiet=quiet)
     is_first = os.environ.get("RANK", "0") == "0"
     if result.stopped_by is not None:
         name = signal.Signals(result.stopped_by).name

@@ -68,6 +68,8 @@ class Ranks:
 class RankZeroError(EsdtoolError):
     """Another rank failed and has reported it; this one just ends."""
 
+    reported_elsewhere = True
+
 
 @contextmanager
 def open_ranks(config: TrainConfig) -> Iterator[Ranks]:

@@ -1,0 +1,32 @@
+"""The device to compute on, by its name."""
+
+from __future__ import annotations
+
+import torch
+
+from esdtool.errors import DeviceError, UsageError
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device to compute on.
+
+    Raises:
+        UsageError: for an unknown name.
+        DeviceError: if the device is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {device!r}; choose auto, cpu, cuda, cuda:N or mps") from error
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (chosen.index or 0) >= count:
+            raise DeviceError(f"device {device!r} is not available: torch sees {count} CUDA devices; use --device cpu")
+    elif chosen.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise DeviceError("device 'mps' is not available on this machine; use --device cpu")
+    elif chosen.type != "cpu":
+        raise UsageError(f"unknown device {device!r}; choose auto, cpu, cuda, cuda:N or mps")
+    return chosen
