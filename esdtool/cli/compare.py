@@ -54,7 +54,7 @@ def compare(
 def _show(table: ComparisonTable) -> None:
     from rich.markup import escape
 
-    from esdtool.report.terminal import new_table, stdout_console
+    from esdtool.report.console import new_table, stdout_console
 
     console = stdout_console()
     keys = sorted({key for row in table.runs for key in row.setting})

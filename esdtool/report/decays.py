@@ -11,7 +11,8 @@ from rich.text import Text
 
 from esdtool.assignment import Assignment, CheckReport, Entry
 from esdtool.checkpoint.base import dimensions
-from esdtool.report.terminal import format_number, new_table, stdout_console
+from esdtool.report.console import new_table, stdout_console
+from esdtool.report.rows import format_number
 
 _BAR_WIDTH = 24
 _SHADES = ("grey35", "deep_sky_blue4", "deep_sky_blue3", "green3", "yellow3", "orange1", "orange_red1")

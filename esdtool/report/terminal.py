@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -14,9 +12,12 @@ from rich.text import Text
 
 from esdtool.analysis import Analysis, ModuleResult
 from esdtool.checkpoint.base import dimensions
-from esdtool.modules.base import NORM_OR_BIAS
 from esdtool.options import Experts
-from esdtool.report.experts import fold_experts, starred
+from esdtool.report.console import new_table, stdout_console
+from esdtool.report.experts import starred
+from esdtool.report.heatmap import alpha_heat_map
+from esdtool.report.rows import ROLE_COLUMNS, format_layer, format_number, module_columns, module_rows, skipped_rows
+from esdtool.report.sparkline import ESD_BINS, esd_sparkline, esds_of_rows, ramp_for, shortened, sparkline
 from esdtool.report.verdict import closing_words, verdict
 
 if TYPE_CHECKING:
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
 _NARROW = 128
 """Below so many columns the table keeps to the essentials."""
 
-_PIPE_WIDTH = 240
-"""Columns when stdout is a file or a pipe: nothing is cut."""
+_VERY_NARROW = 100
+"""Below so many columns a table with sparklines keeps to less."""
+
+_TREND = 30
+"""Longest sparkline over steps."""
 
 _COLOURS = {
     "heavy-tailed": "green",
@@ -37,29 +41,6 @@ _COLOURS = {
     "over-trained": "red",
     "under-trained": "yellow",
 }
-
-_SORT: dict[str, Callable[[ModuleResult], Any]] = {
-    "name": lambda module: module.name,
-    "role": lambda module: module.role,
-    "layer": lambda module: -1 if module.layer is None else module.layer,
-    "alpha": lambda module: module.alpha,
-    "ks": lambda module: module.ks_distance,
-    "stable-rank": lambda module: module.stable_rank,
-    "lambda-max": lambda module: module.lambda_max,
-}
-
-
-def new_table(title: str) -> Table:
-    """A table in the house style: no rules but the one below the headings, so that it pastes well and stays narrow."""
-    # As a Text it is neither wrapped at the table's width nor read as markup.
-    heading = Text(title, style="bold", no_wrap=True, overflow="ignore")
-    return Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-
-
-def stdout_console() -> Console:
-    """A console on stdout that never truncates what goes into a file or a pipe."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
 
 
 def print_analysis(
@@ -71,13 +52,31 @@ def print_analysis(
     sparklines: bool = False,
     console: Console | None = None,
 ) -> None:
-    """Everything a person wants to see of an analysis, on stdout unless a console is given."""
+    """Everything a person wants to see of an analysis, on stdout unless a console is given.
+
+    With `sparklines` each row shows the module's ESD, and a heat map follows. Rows of averaged experts show the
+    eigenvalues of all of them.
+    """
     console = console or stdout_console()
-    console.print(_modules(analysis, sort=sort, top=top, experts=experts, narrow=console.width < _NARROW))
+    if sparklines and not analysis.esds:
+        console.print("No sparklines: the analysis carries no eigenvalues; analyse the checkpoint itself.")
+    console.print(
+        _modules(
+            analysis,
+            sort=sort,
+            top=top,
+            experts=experts,
+            sparklines=sparklines and bool(analysis.esds),
+            console=console,
+        )
+    )
     if analysis.summary.by_role:
         console.print(_roles(analysis))
     if len(analysis.summary.by_layer) > 1:
         console.print(_layers(analysis))
+    if sparklines:
+        for part in alpha_heat_map(analysis, console):
+            console.print(part)
     if analysis.skipped:
         console.print(_skipped((tensor.reason, tensor.name) for tensor in analysis.skipped))
     console.print(Text(closing_words(analysis)))
@@ -98,7 +97,7 @@ def print_plan(plan: Plan) -> None:
         table.add_row(
             escape(name if module.expert is None else f"{name} ({1 + len(others)})"),
             escape(module.role),
-            _layer(module.layer),
+            format_layer(module.layer),
             dimensions(module.shape),
             module.dtype,
             str(module.num_eigs),
@@ -114,7 +113,7 @@ def print_plan(plan: Plan) -> None:
 
 
 def print_trajectory(trajectory: Trajectory, *, sparklines: bool = False, console: Console | None = None) -> None:
-    """Alpha by role over the steps, and each checkpoint in a sentence."""
+    """Alpha by role over the steps, and each checkpoint in a sentence; with `sparklines` each role's course."""
     console = console or stdout_console()
     table = new_table("alpha by role over the checkpoints")
     table.add_column("checkpoint", overflow="fold")
@@ -124,97 +123,69 @@ def print_trajectory(trajectory: Trajectory, *, sparklines: bool = False, consol
         alphas = [step.mean_alpha, *(step.alpha_by_role.get(role) for role in trajectory.roles)]
         table.add_row(Text(step.checkpoint), *(format_number(alpha, ".3f") for alpha in alphas))
     console.print(table)
+    if sparklines:
+        console.print(_trends(trajectory, console))
     for analysis in trajectory.analyses:
         console.print(Text(f"{analysis.source.checkpoint}: {closing_words(analysis)}"))
 
 
-def _modules(analysis: Analysis, *, sort: str, top: int | None, experts: Experts, narrow: bool) -> Table:
-    fit = analysis.settings.fit
-    modules = list(analysis.modules) if experts == "all" else fold_experts(analysis.modules)
-    if sort != "order":
-        key = _SORT[sort]
-        # Modules without a number come last in any order.
-        modules.sort(key=lambda module: (key(module) is None, key(module) if key(module) is not None else 0))
-    shown = modules if top is None else modules[:top]
-    title = f"{_subject(analysis)}: alpha by {fit[0]}"
-    if len(modules) < len(analysis.modules):
-        title += ", experts averaged by layer"
-    if len(shown) < len(modules):
-        title += f", {len(shown)} of {len(modules)} modules"
-    table = new_table(title)
-    columns = _columns(analysis, narrow=narrow)
-    for heading, _ in columns:
-        is_text = heading in ("module", "role", "verdict")
+def _modules(
+    analysis: Analysis, *, sort: str, top: int | None, experts: Experts, sparklines: bool, console: Console
+) -> Table:
+    found = module_rows(analysis, sort=sort, top=top, experts=experts)
+    columns = module_columns(analysis, narrow=console.width < _NARROW)
+    if sparklines and console.width < _VERY_NARROW:
+        columns = [column for column in columns if column.heading in ("module", "alpha", "verdict")]
+    esds = esds_of_rows(analysis, found.rows) if sparklines else {}
+    table = new_table(found.title)
+    for column in columns:
         table.add_column(
-            heading,
-            justify="left" if is_text else "right",
-            no_wrap=heading not in ("module", "verdict"),
+            Text(column.heading),
+            justify="left" if column.is_text else "right",
+            no_wrap=column.heading not in ("module", "verdict"),
             overflow="fold",
         )
-    for module in shown:
-        table.add_row(*(cell(module) for _, cell in columns))
+        if sparklines and column.heading == "module":
+            table.add_column("ESD, | tail", no_wrap=True, min_width=ESD_BINS + 1)
+    ramp = ramp_for(console.encoding)
+    for module in found.rows:
+        cells = [Text(column.cell(module), style=_style(module, column.heading, analysis)) for column in columns]
+        if sparklines:
+            esd = esds.get(module.name)
+            cells.insert(1, Text("-") if esd is None else esd_sparkline(*esd, ramp=ramp))
+        table.add_row(*cells)
     return table
 
 
-def _subject(analysis: Analysis) -> str:
-    """What was analysed, for a title."""
-    source = analysis.source
-    if source.base is not None:
-        return f"{source.checkpoint} minus {source.base}"
-    return source.checkpoint
-
-
-def _columns(analysis: Analysis, *, narrow: bool) -> list[tuple[str, Callable[[ModuleResult], str | Text]]]:
-    """Heading and cell of each column."""
-    fit = analysis.settings.fit
-
-    def words(module: ModuleResult) -> Text:
-        said = verdict(module, fit[0])
-        return Text(said, style=_COLOURS.get(said, "red" if not module.ok else ""))
-
-    def other(name: str) -> Callable[[ModuleResult], str]:
-        return lambda module: format_number(module.alphas.get(name), ".3f")
-
-    place: list[tuple[str, Callable[[ModuleResult], str | Text]]] = [
-        ("role", lambda module: escape(module.role)),
-        ("layer", lambda module: _layer(module.layer)),
-    ]
-    rest: list[tuple[str, Callable[[ModuleResult], str | Text]]] = [
-        ("KS", lambda module: format_number(module.ks_distance, ".3f")),
-        ("stable rank", lambda module: format_number(module.stable_rank, ".1f")),
-        ("lambda_max", lambda module: format_number(module.lambda_max, ".4g")),
-    ]
-    return [
-        ("module", lambda module: escape(module.name)),
-        *([] if narrow else place),
-        ("shape", lambda module: dimensions(module.shape)),
-        ("alpha", lambda module: format_number(module.alpha, ".3f")),
-        ("+-", lambda module: format_number(module.alpha_stderr, ".2f")),
-        *((name, other(name)) for name in fit[1:]),
-        ("null", lambda module: format_number(module.mp_alpha, ".2f")),
-        *([] if narrow else rest),
-        ("verdict", words),
-    ]
+def _style(module: ModuleResult, heading: str, analysis: Analysis) -> str:
+    if heading != "verdict":
+        return ""
+    return _COLOURS.get(verdict(module, analysis.settings.fit[0]), "red" if not module.ok else "")
 
 
 def _roles(analysis: Analysis) -> Table:
     table = new_table("alpha by role")
-    table.add_column("role")
-    for heading in ("modules", "mean", "spread", "min", "max", "null"):
-        table.add_column(heading, justify="right")
+    for column in ROLE_COLUMNS:
+        table.add_column(column.heading, justify="left" if column.is_text else "right")
     table.add_column("")
     low, high = _bar_range([row.mean_alpha for row in analysis.summary.by_role])
     for row in analysis.summary.by_role:
-        table.add_row(
-            escape(row.role),
-            str(row.count),
-            f"{row.mean_alpha:.3f}",
-            f"{row.std_alpha:.3f}",
-            f"{row.min_alpha:.3f}",
-            f"{row.max_alpha:.3f}",
-            format_number(row.mean_mp_alpha, ".3f"),
-            _bar(row.mean_alpha, low, high),
-        )
+        table.add_row(*(Text(column.cell(row)) for column in ROLE_COLUMNS), _bar(row.mean_alpha, low, high))
+    return table
+
+
+def _trends(trajectory: Trajectory, console: Console) -> Table:
+    table = new_table("alpha over the steps, each role on its own scale")
+    table.add_column("role", overflow="fold")
+    for heading in ("first", "", "last", "change"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    steps = [step.alpha_by_role for step in trajectory.steps]
+    ramp = ramp_for(console.encoding)
+    for role in trajectory.roles:
+        known = [step[role] for step in steps if role in step]
+        line = sparkline(shortened([step.get(role) for step in steps], _TREND), ramp=ramp)
+        change = f"{known[-1] - known[0]:+.3f}"
+        table.add_row(Text(role), f"{known[0]:.3f}", line, f"{known[-1]:.3f}", change)
     return table
 
 
@@ -231,28 +202,14 @@ def _layers(analysis: Analysis) -> Table:
 
 
 def _skipped(tensors: Iterable[tuple[str, str]]) -> Table:
-    """Every skipped tensor and why. Those that differ only in an index share a line, as do all norms and biases."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for reason, name in tensors:
-        pattern = "" if reason == NORM_OR_BIAS else re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
-        groups.setdefault((reason, pattern), []).append(name)
-    table = new_table(f"skipped: {sum(len(names) for names in groups.values())} tensors")
+    rows = skipped_rows(tensors)
+    table = new_table(f"skipped: {sum(count for count, _, _ in rows)} tensors")
     table.add_column("tensors", justify="right")
     table.add_column("name", overflow="fold")
     table.add_column("reason")
-    for (reason, pattern), names in sorted(groups.items(), key=lambda group: group[0][0] == NORM_OR_BIAS):
-        shown = names[0] if len(names) == 1 else pattern or "(--json lists them)"
-        table.add_row(str(len(names)), escape(shown), escape(reason))
+    for count, name, reason in rows:
+        table.add_row(str(count), escape(name), escape(reason))
     return table
-
-
-def format_number(value: float | None, spec: str) -> str:
-    """A number, or a dash where there is none."""
-    return "-" if value is None else format(value, spec)
-
-
-def _layer(layer: int | None) -> str:
-    return "-" if layer is None else str(layer)
 
 
 def _bar_range(values: list[float]) -> tuple[float, float]:
