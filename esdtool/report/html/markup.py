@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -72,13 +73,13 @@ def tag(name: str, content: Content = None, /, **attributes: str | int | float |
 
 
 def name_tag(name: str) -> Html:
-    """A name out of a checkpoint: unable to reorder its surroundings, broken at its dots where it must be.
+    """A name out of a checkpoint: unable to reorder its surroundings, broken at its dots and slashes where it must be.
 
     Of one so long that it would bury the page the middle is left out.
     """
     if len(name) > _LONGEST:
         name = f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 :]}"
-    return tag("bdi", Html(escaped(name).replace(".", ".<wbr>")), class_="name")
+    return tag("bdi", Html(re.sub(r"([./])", r"\1<wbr>", escaped(name))), class_="name")
 
 
 def rounded(value: float | None, digits: int = 6) -> float | int | None:
