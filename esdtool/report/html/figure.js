@@ -48,7 +48,8 @@ function numbersOf(data, metrics, fits, words, histogram) {
       element("th", { scope: "col", class: column ? "n" : null }, head));
     box.append(element("table", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows)));
   }
-  const pairs = data.metrics.map((label, position) => [label, short(metrics[position])]);
+  const pairs = data.metrics.flatMap((label, position) =>
+    (metrics[position] === null ? [] : [[label, short(metrics[position])]]));
   if (spectrum) pairs.push(["eigenvalues from", spectrum]);
   if (warning) pairs.push(["warning by ks", warning]);
   if (status) pairs.unshift(["status", status]);

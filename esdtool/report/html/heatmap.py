@@ -48,9 +48,10 @@ def heat_maps(places: Sequence[Place], scale: Scale, *, caption: str, spec: str 
     maps = []
     for stack in stacks:
         own = [place for place in places if place.stack == stack]
-        heading: Content = caption if len(stacks) == 1 else [f"{caption}: ", name_tag(stack)]
+        heading: Content = caption if len(stacks) == 1 else name_tag(stack)
         maps.append(_heat_map(own, scale, heading, spec))
-    return joined(maps)
+    whole = tag("div", maps, class_="maps")
+    return whole if len(stacks) == 1 else joined([tag("p", caption, class_="note"), whole])
 
 
 def _heat_map(places: Sequence[Place], scale: Scale, caption: Content, spec: str) -> Html:
