@@ -1,5 +1,6 @@
 """Reports as one HTML file each, with everything they need inside."""
 
 from esdtool.report.html.analysis_report import analysis_page
+from esdtool.report.html.comparison_report import comparison_page
 
-__all__ = ["analysis_page"]
+__all__ = ["analysis_page", "comparison_page"]

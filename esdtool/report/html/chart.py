@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from esdtool.report.html.colours import Scale
 from esdtool.report.html.markup import Html, tag
@@ -23,12 +23,7 @@ def range_glyph(low: float, mean: float, high: float, null: float | None, *, end
         null: untrained value; None for no tick.
         ends: of the axis, the same for all roles; what lies beyond is drawn at its end.
     """
-    span = ends[1] - ends[0]
-
-    def x(value: float) -> float:
-        share = (value - ends[0]) / span if span > 0 else 0.5
-        return round(6 + 148 * min(max(share, 0.0), 1.0), 1)
-
+    x = _glyph_axis(ends)
     parts = [
         tag("line", x1=6, x2=154, y1=8, y2=8, class_="axis"),
         tag("line", x1=x(low), x2=x(high), y1=8, y2=8, class_="range"),
@@ -36,6 +31,19 @@ def range_glyph(low: float, mean: float, high: float, null: float | None, *, end
     ]
     if null is not None:
         parts.insert(1, tag("line", x1=x(null), x2=x(null), y1=1, y2=15, class_="null"))
+    return tag("svg", parts, viewBox="0 0 160 16", class_="glyph", aria_hidden="true")
+
+
+def shift_glyph(first: float | None, last: float | None, *, ends: tuple[float, float]) -> Html:
+    """Where a value came from (hollow) and went (filled), on the axis that `range_glyph` has."""
+    x = _glyph_axis(ends)
+    parts = [tag("line", x1=6, x2=154, y1=8, y2=8, class_="axis")]
+    if first is not None and last is not None:
+        parts.append(tag("line", x1=x(first), x2=x(last), y1=8, y2=8, class_="shift"))
+    if first is not None:
+        parts.append(tag("circle", cx=x(first), cy=8, r=3.5, class_="mean before"))
+    if last is not None:
+        parts.append(tag("circle", cx=x(last), cy=8, r=4, class_="mean"))
     return tag("svg", parts, viewBox="0 0 160 16", class_="glyph", aria_hidden="true")
 
 
@@ -78,6 +86,16 @@ def depth_chart(points: Sequence[tuple[int, float]], means: Sequence[tuple[int, 
     label = f"Mean alpha from {means[0][1]:.2f} in layer {layers[0]} to {means[-1][1]:.2f} in layer {layers[-1]}"
     drawing = tag("svg", parts, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", class_="depth", role="img", aria_label=label)
     return scroller(drawing)
+
+
+def _glyph_axis(ends: tuple[float, float]) -> Callable[[float], float]:
+    low, span = ends[0], ends[1] - ends[0]
+
+    def x(value: float) -> float:
+        share = (value - low) / span if span > 0 else 0.5
+        return round(6 + 148 * min(max(share, 0.0), 1.0), 1)
+
+    return x
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:

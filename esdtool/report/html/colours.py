@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import quantiles
 from typing import Literal
 
-from esdtool.report.html.markup import Html, tag
+from esdtool.report.html.markup import Html, shown, tag
 
 ScaleName = Literal["s", "d"]
 STEPS = 41
@@ -50,8 +50,8 @@ class Scale:
             tag("rect", x=step * width, y=0, width=width + 1, height=12, fill=hex_colour(colour))
             for step, colour in enumerate(scale_colours(self.name))
         ]
-        low = ("≤ " if self.clipped_low else "") + format(self.low, spec)
-        high = ("≥ " if self.clipped_high else "") + format(self.high, spec)
+        low = ("≤ " if self.clipped_low else "") + shown(self.low, spec)
+        high = ("≥ " if self.clipped_high else "") + shown(self.high, spec)
         return tag(
             "p",
             [

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from esdtool.modules.names import block_position, module_path
 from esdtool.report.html.colours import Scale
-from esdtool.report.html.markup import DASH, Content, Html, joined, name_tag, tag
+from esdtool.report.html.markup import DASH, Content, Html, joined, name_tag, shown, tag
 from esdtool.report.html.table import scroller
 
 
@@ -87,4 +87,4 @@ def _cell(places: Sequence[Place] | None, scale: Scale, spec: str) -> Html:
     title = None if len(places) == 1 else f"mean of {len(values)} modules"
     if title and len(values) < len(places):
         title += f", {len(places) - len(values)} more not scored"
-    return tag("td", format(mean, spec), class_=scale.css_class(mean), title=title)
+    return tag("td", shown(mean, spec), class_=scale.css_class(mean), title=title)

@@ -24,7 +24,13 @@ def skipped_part(skipped: Sequence[SkippedResult]) -> Html:
         groups.setdefault((tensor.reason, pattern), []).append(tensor)
     ordered = sorted(groups.items(), key=lambda group: group[0][0] == NORM_OR_BIAS)
     rows = [
-        Row(cells=[Cell(content=_names(pattern, tensors)), number(len(tensors), "d"), Cell(content=reason)])
+        Row(
+            cells=[
+                Cell(content=_names(pattern, tensors), class_="long"),
+                number(len(tensors), "d"),
+                Cell(content=reason),
+            ]
+        )
         for (reason, pattern), tensors in ordered
     ]
     columns = [Column(heading="name"), Column(heading="tensors", kind="number"), Column(heading="reason")]
