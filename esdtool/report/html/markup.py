@@ -83,13 +83,13 @@ def name_tag(name: str) -> Html:
 
 
 def shown(value: float, spec: str) -> str:
-    """A number by a format, with a true minus sign.
+    r"""A number by a format, with a true minus sign.
 
     >>> shown(-0.251, "+.2f") == "\N{MINUS SIGN}0.25", shown(-0.001, "+z.2f")
     (True, '+0.00')
     """
     text = format(value, spec)
-    return f"\N{{MINUS SIGN}}{text[1:]}" if text.startswith("-") else text
+    return f"\N{MINUS SIGN}{text[1:]}" if text.startswith("-") else text
 
 
 def rounded(value: float | None, digits: int = 6) -> float | int | None:
