@@ -1,88 +1,217 @@
-"""`esdtool compare`: training runs side by side."""
+"""`esdtool compare`: checkpoints, or training runs, side by side."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from esdtool.options import FITS, Experts
+
 if TYPE_CHECKING:
-    from esdtool.train.compare import ComparisonTable
+    from collections.abc import Sequence
+
+TableFormat = Literal["table", "markdown"]
+SortKey = Literal["order", "name", "role", "layer", "difference"]
+
+# Names of parameters below.
+_OF_ANALYSES = ("fit", "k_fraction", "min_eigs", "fast", "include", "exclude", "split_fused", "device", "jobs", "cache")
+_OF_CHECKPOINTS = (*_OF_ANALYSES, "experts", "table_format", "sort", "top")
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories of `esdtool train`.", metavar="RUN...")],
+    context: typer.Context,
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Checkpoints (whatever 'esdtool analyze' takes) and its JSON files, at least two: the others are "
+            "compared with the first. Or run directories of 'esdtool train'.",
+            show_default=False,
+            metavar="SOURCE...",
+        ),
+    ],
+    fit: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Estimator of alpha: {', '.join(FITS)}; repeatable, the first one counts. Default: hill.",
+            show_default=False,
+            autocompletion=lambda: list(FITS),
+        ),
+    ] = None,
+    k_fraction: Annotated[float, typer.Option(help="Fraction of the eigenvalues in the tail of 'hill'.")] = 0.5,
+    min_eigs: Annotated[int, typer.Option(help="Do not score modules with fewer eigenvalues.")] = 50,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Use float32 where its error bound admits it: alphas within 1e-4.")
+    ] = False,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Analyse only modules or parameters that match this regular expression; repeatable.", metavar="REGEX"
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave out modules or parameters that match this regular expression; repeatable.", metavar="REGEX"
+        ),
+    ] = None,
+    split_fused: Annotated[
+        bool,
+        typer.Option("--split-fused/--no-split-fused", help="Split q, k, v and gate, up out of one tensor."),
+    ] = True,
+    experts: Annotated[
+        Experts, typer.Option(help="Rows of a mixture of experts in the table: each layer's mean, or all.")
+    ] = "mean",
     json_path: Annotated[
         str | None, typer.Option("--json", help="Write the comparison as JSON; - for stdout.", metavar="PATH")
     ] = None,
     csv_path: Annotated[
-        str | None, typer.Option("--csv", help="Write one CSV line per run; - for stdout.", metavar="PATH")
-    ] = None,
-    plots: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Folder for figures: loss curves, alpha by role over time, decay by layer and role.", metavar="DIR"
+            "--csv", help="Write one CSV line per module and checkpoint, or per run; - for stdout.", metavar="PATH"
         ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no tables.")] = False,
+    html_path: Annotated[
+        str | None,
+        typer.Option("--html", help="Write a report: one HTML file that needs nothing else.", metavar="PATH"),
+    ] = None,
+    plots: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder for figures: alpha by role and differences by layer and role; of runs the loss curves, "
+            "alphas and decays over time.",
+            metavar="DIR",
+        ),
+    ] = None,
+    table_format: Annotated[
+        TableFormat, typer.Option("--format", help="Form of the tables: for a terminal, or to paste into an issue.")
+    ] = "table",
+    sort: Annotated[
+        SortKey, typer.Option(help="Order of the table of modules; 'order' is the first checkpoint's own.")
+    ] = "order",
+    top: Annotated[int | None, typer.Option(help="Show only the first N rows of the table.", min=1)] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print neither tables nor progress.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", help="Modules at a time. Default: one per core.", min=1)
+    ] = None,
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache/--no-cache", help="Take spectra of weights that were analysed before from the user's cache."
+        ),
+    ] = True,
 ) -> None:
-    """Compare final and best validation perplexity of runs; runs that differ only in the seed are put together."""
+    """Compare checkpoints module by module, or the validation perplexities of training runs.
+
+    Of checkpoints it shows how each alpha differs from that in the first, and whether by more than chance. Runs that
+    differ only in the seed are put together.
+    """
+    from esdtool.cli.compare_sources import analyses_of, sort_out
     from esdtool.cli.output import check_outputs, note, write_text
+    from esdtool.options import ScoreOptions
 
-    stdout_is_data = check_outputs(json_path, csv_path)
+    options = ScoreOptions(fit=tuple(fit or ["hill"]), k_fraction=k_fraction, min_eigs=min_eigs, fast=fast)
+    shown = not check_outputs(json_path, csv_path, html_path) and not quiet
+    found = sort_out(sources)
+    if found.runs:
+        _refuse(context, _OF_CHECKPOINTS, "concerns checkpoints, and these are training runs")
+        _compare_runs(found.runs, json_path, csv_path, html_path, plots, quiet=quiet, shown=shown)
+        return
+    if not found.checkpoints:
+        _refuse(context, _OF_ANALYSES, "concerns checkpoints that are not analysed yet, and these all are")
+    analyses = analyses_of(
+        found,
+        options,
+        include=include or (),
+        exclude=exclude or (),
+        split_fused=split_fused,
+        device=device,
+        jobs=jobs,
+        cache=cache,
+        quiet=quiet,
+    )
 
+    from esdtool.comparison import compare_analyses
+
+    comparison = compare_analyses(analyses)
+    for remark in comparison.notes:
+        note(remark, quiet=quiet)
+    if json_path is not None:
+        write_text(json_path, comparison.to_json())
+    if csv_path is not None:
+        write_text(csv_path, comparison.to_csv())
+    if html_path is not None:
+        from esdtool.report.html import comparison_page
+
+        write_text(html_path, comparison_page(comparison))
+    if plots is not None:
+        from esdtool.report.figures import save_comparison
+
+        for path in save_comparison(analyses, Path(plots)):
+            note(f"wrote {path}", quiet=quiet)
+    if shown and table_format == "markdown":
+        from esdtool.report.console import make_stdout_forgiving
+        from esdtool.report.markdown import comparison_markdown
+
+        make_stdout_forgiving()
+        typer.echo(comparison_markdown(comparison, sort=sort, top=top, experts=experts), nl=False)
+    elif shown:
+        from esdtool.report.comparison import print_comparison
+
+        print_comparison(comparison, sort=sort, top=top, experts=experts)
+    if not any(comparison.summary.num_compared[1:]):
+        from esdtool.errors import NothingToAnalyzeError
+
+        raise NothingToAnalyzeError(f"no module of {sources[0]} has a scored counterpart in another checkpoint")
+
+
+def _compare_runs(
+    folders: Sequence[str],
+    json_path: str | None,
+    csv_path: str | None,
+    html_path: str | None,
+    plots: str | None,
+    *,
+    quiet: bool,
+    shown: bool,
+) -> None:
+    from esdtool.cli.output import note, write_text
     from esdtool.train.compare import compare_runs, load_run
 
-    loaded = [load_run(run) for run in runs]
-    table = compare_runs(loaded)
+    runs = [load_run(folder) for folder in folders]
+    table = compare_runs(runs)
     for remark in table.notes:
         note(remark, quiet=quiet)
     if json_path is not None:
         write_text(json_path, table.to_json())
     if csv_path is not None:
         write_text(csv_path, table.to_csv())
+    if html_path is not None:
+        from esdtool.report.html import runs_page
+
+        write_text(html_path, runs_page(table, runs))
     if plots is not None:
-        from esdtool.train.compare_plots import save_plots
+        from esdtool.report.figures import save_run_figures
 
-        for path in save_plots(loaded, plots):
+        for path in save_run_figures(runs, Path(plots)):
             note(f"wrote {path}", quiet=quiet)
-    if not quiet and not stdout_is_data:
-        _show(table)
+    if shown:
+        from esdtool.report.runs import print_runs
+
+        print_runs(table)
 
 
-def _show(table: ComparisonTable) -> None:
-    from rich.markup import escape
+def _refuse(context: typer.Context, parameters: Sequence[str], why: str) -> None:
+    """Refuse options that would be ignored.
 
-    from esdtool.report.console import new_table, stdout_console
+    Raises:
+        UsageError: if one of the parameters is given on the command line.
+    """
+    from esdtool.errors import UsageError
 
-    console = stdout_console()
-    keys = sorted({key for row in table.runs for key in row.setting})
-    by_run = new_table("Validation perplexity by run")
-    for name in ("run", "policy", *keys, "seed", "step"):
-        by_run.add_column(escape(name), justify="right" if name in ("seed", "step") else "left")
-    for name in ("final", "best", "best at"):
-        by_run.add_column(name, justify="right")
-    for row in table.runs:
-        shown = [escape(_text(row.setting.get(key))) for key in keys]
-        numbers = [f"{row.final_perplexity:.3f}", f"{row.best_perplexity:.3f}", str(row.best_step)]
-        by_run.add_row(escape(row.run), row.policy, *shown, str(row.seed), f"{row.step}/{row.steps}", *numbers)
-    console.print(by_run)
-    by_setting = new_table("Mean and standard deviation over seeds")
-    for name in ("policy", *keys):
-        by_setting.add_column(escape(name))
-    for name in ("seeds", "final", "best"):
-        by_setting.add_column(name, justify="right")
-    for setting in table.settings:
-        shown = [escape(_text(setting.setting.get(key))) for key in keys]
-        final, best = _spread(setting.final_mean, setting.final_std), _spread(setting.best_mean, setting.best_std)
-        by_setting.add_row(setting.policy, *shown, str(len(setting.seeds)), final, best)
-    console.print(by_setting)
-
-
-def _text(value: object) -> str:
-    return "-" if value is None else str(value)
-
-
-def _spread(mean: float, deviation: float | None) -> str:
-    return f"{mean:.3f}" if deviation is None else f"{mean:.3f} ± {deviation:.3f}"
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in parameters and source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"{parameter.opts[0]} {why}")

@@ -26,6 +26,9 @@ _DARK: Final = 4
 _OUTLIERS = 0.02
 """Fraction of cells at either end that do not stretch the scale."""
 
+_GAP = 2
+"""Columns between two columns of a table, and at its edges together."""
+
 Cells = Mapping[tuple[str, str], float]
 """Alpha by (row, column)."""
 
@@ -56,11 +59,11 @@ def alpha_heat_map(analysis: Analysis, console: Console) -> list[Table]:
 def _parts(headings: Sequence[str], corner: str, rows: Sequence[str], cells: Cells, width: int) -> list[list[str]]:
     """The columns in runs that fit the width."""
     figures = max(len(_figure(alpha)) for alpha in cells.values()) + 1
-    first = max(map(len, (corner, *rows))) + 1
+    first = max(map(len, (corner, *rows))) + _GAP
     parts: list[list[str]] = [[]]
     used = first
     for heading in headings:
-        needed = max(len(heading), figures) + 1
+        needed = max(len(heading), figures) + _GAP
         if parts[-1] and used + needed > width:
             parts.append([])
             used = first

@@ -1,0 +1,135 @@
+"""What `esdtool compare` is given: runs, or checkpoints and analyses; and how the checkpoints become analyses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from esdtool.analysis import FORMAT, Analysis
+from esdtool.cli.output import note, progress_bar
+from esdtool.engine import Plan, make_plan, run
+from esdtool.errors import CheckpointError, UsageError
+from esdtool.options import ScoreOptions
+from esdtool.train.run_log import CONFIG, METRICS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The sources by what they are: either `runs` is empty, or `models` is."""
+
+    runs: tuple[str, ...]
+    models: tuple[str | Analysis, ...]
+    """Names of checkpoints, and analyses that were read from a file, as given."""
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """What is to be analysed."""
+        return tuple(model for model in self.models if isinstance(model, str))
+
+    @property
+    def analyses(self) -> tuple[Analysis, ...]:
+        """What is analysed already."""
+        return tuple(model for model in self.models if isinstance(model, Analysis))
+
+
+def sort_out(sources: Sequence[str]) -> Found:
+    """Recognise each source; checkpoints are not opened yet.
+
+    Raises:
+        UsageError: for a mixture of runs and checkpoints, or a single checkpoint.
+        CheckpointError: for a JSON file of esdtool's that holds no analysis.
+    """
+    runs = tuple(source for source in sources if _is_run(Path(source)))
+    others = tuple(source for source in sources if source not in runs)
+    if runs and others:
+        raise UsageError(
+            f"{runs[0]} is a training run and {others[0]} is not: compare runs with runs, or the run's checkpoint "
+            f"{Path(runs[0]) / 'final'} with {others[0]}"
+        )
+    # A single folder is opened first: perhaps it was meant as a run.
+    if len(others) == 1 and not Path(others[0]).is_dir():
+        raise _too_few(others[0])
+    return Found(runs=runs, models=tuple(map(_analysis_or_name, others)))
+
+
+def analyses_of(
+    found: Found,
+    options: ScoreOptions,
+    *,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    split_fused: bool,
+    device: str,
+    jobs: int | None,
+    cache: bool,
+    quiet: bool,
+) -> list[Analysis]:
+    """The analyses of all sources, in their order. Arguments as of `esdtool.engine.make_plan`.
+
+    Raises:
+        UsageError: if there is only one, or an analysis is by another estimator than `options`.
+        CheckpointError: if a checkpoint cannot be read.
+    """
+    if found.checkpoints:
+        for analysis in found.analyses:
+            if analysis.settings.fit[0] != options.fit[0]:
+                fit = analysis.settings.fit[0]
+                raise UsageError(
+                    f"{found.checkpoints[0]} would be analysed by {options.fit[0]}, but {analysis.source.checkpoint} "
+                    f"is by {fit}: use --fit {fit}"
+                )
+
+    def plan(checkpoint: str) -> Plan:
+        try:
+            return make_plan(
+                checkpoint,
+                options,
+                include=include,
+                exclude=exclude,
+                split_fused=split_fused,
+                device=device,
+                jobs=jobs,
+                cache=cache,
+            )
+        except CheckpointError as error:
+            if not Path(checkpoint).is_dir():
+                raise
+            raise CheckpointError(f"{error}; and no run directory of `esdtool train` either") from error
+
+    # All are opened before the first is computed: a mistake in the last name shows at once.
+    planned = [plan(model) if isinstance(model, str) else model for model in found.models]
+    if len(planned) < 2:
+        raise _too_few(found.checkpoints[0])
+    plans = [model for model in planned if isinstance(model, Plan)]
+    for made in plans:
+        for remark in made.notes:
+            note(remark, quiet=quiet)
+    with progress_bar(sum(made.cost for made in plans), quiet=quiet) as advance:
+        return [run(model, on_progress=advance) if isinstance(model, Plan) else model for model in planned]
+
+
+def _too_few(source: str) -> UsageError:
+    return UsageError(f"{source} is one checkpoint: a comparison needs at least two")
+
+
+def _is_run(path: Path) -> bool:
+    return (path / CONFIG).is_file() and (path / METRICS).is_file()
+
+
+def _analysis_or_name(source: str) -> str | Analysis:
+    path = Path(source)
+    if path.suffix != ".json" or not path.is_file():
+        return source
+    try:
+        document: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return source
+    kind = document.get("format") if isinstance(document, dict) else None
+    if kind == FORMAT:
+        return Analysis.from_json(path)
+    if isinstance(kind, str) and kind.startswith("esdtool."):
+        raise CheckpointError(f"{path}: {kind}, but an analysis of one checkpoint is needed ('analyze --json')")
+    return source  # an index of shards, say
