@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from esdtool._version import __version__
 from esdtool.checkpoint.base import dimensions
-from esdtool.comparison_format import CheckpointComparison, is_significant
+from esdtool.comparison_format import SIGNIFICANT, CheckpointComparison, is_significant
 from esdtool.report.html.chart import shift_glyph
 from esdtool.report.html.colours import diverging
 from esdtool.report.html.comparison_table import SIGNED, compared_table, difference_column, row_link
@@ -71,15 +71,20 @@ def _sentence(comparison: CheckpointComparison, position: int) -> Html:
     mean, count = summary.mean_differences[position], summary.num_compared[position]
     if before is None or after is None or mean is None:
         return joined([label, ": no module is scored in both checkpoints."])
-    sides = [module.sides[position] for module in comparison.modules]
-    moved = [side.difference for side in sides if side is not None and is_significant(side)]
-    heavier = sum(difference is not None and difference < 0 for difference in moved)
+    sides = [side for module in comparison.modules if (side := module.sides[position]) is not None]
+    if not any(side.difference for side in sides):
+        return joined([label, f": all {count} alphas are those of ", name_tag(comparison.labels[0]), "."])
     words = (
         f": mean alpha {after:.2f}, was {before:.2f}; {shown(mean, SIGNED)} on average over {count} modules in both. "
     )
+    moved = [side.difference for side in sides if side.difference is not None and is_significant(side)]
     if not moved:
-        return joined([label, f"{words}None differs by more than two standard errors."])
-    words += f"Beyond two standard errors: {heavier} with heavier tails, {len(moved) - heavier} with lighter ones."
+        return joined([label, f"{words}None differs by more than {SIGNIFICANT:g} standard errors."])
+    heavier = sum(difference < 0 for difference in moved)
+    directions = ((heavier, "with a heavier tail"), (len(moved) - heavier, "with a lighter tail"))
+    tally = ", ".join(f"{number} {direction}" for number, direction in directions if number)
+    verb = "differs" if len(moved) == 1 else "differ"
+    words += f"{len(moved)} {verb} by more than {SIGNIFICANT:g} standard errors ({tally})."
     return joined([label, words])
 
 
@@ -89,7 +94,7 @@ def _checkpoints(comparison: CheckpointComparison) -> Html:
         Column(heading="path"),
         *(
             Column(heading=name, kind="number")
-            for name in ("scored", "mean alpha", "mean difference", "beyond 2 errors")
+            for name in ("scored", "mean alpha", "mean difference", f"beyond {SIGNIFICANT:g} errors")
         ),
     ]
     summary = comparison.summary

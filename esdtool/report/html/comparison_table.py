@@ -40,7 +40,7 @@ def compared_table(comparison: CheckpointComparison) -> Html:
 
 def difference_column(value: float | None) -> Cell:
     """A cell that shows a difference with its sign."""
-    return Cell(content=DASH if value is None else shown(value, SIGNED), value=value)
+    return Cell(content=DASH if value is None else shown(value, SIGNED), value=value, class_="strong")
 
 
 def row_link(name: str, position: int) -> Html:
@@ -56,7 +56,7 @@ def _cells(module: ComparedModule, labels: tuple[str, ...], *, two: bool) -> lis
         Cell(content=name_tag(module.role)),
         number(module.layer, "d"),
         Cell(content=dimensions(module.shape), value=math.prod(module.shape), class_="shape"),
-        *(number(None if side is None else side.alpha, ".3f", class_="alpha") for side in sides),
+        *(number(None if side is None else side.alpha, ".3f") for side in sides),
         *(difference_column(None if side is None else side.difference) for side in sides[1:]),
     ]
     last = sides[-1]
