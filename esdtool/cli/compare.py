@@ -156,7 +156,7 @@ def compare(
         from esdtool.report.markdown import comparison_markdown
 
         make_stdout_forgiving()
-        typer.echo(comparison_markdown(comparison, sort=sort, top=top, experts=experts), nl=False)
+        typer.echo(comparison_markdown(comparison, sort=sort, top=top, experts=experts))
     elif shown:
         from esdtool.report.comparison import print_comparison
 

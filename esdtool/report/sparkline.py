@@ -37,7 +37,7 @@ def sparkline(values: Sequence[float | None], *, ramp: str = BLOCKS, zero: float
     >>> sparkline([1, 2, None, 8])
     '▁▂ █'
     >>> sparkline([0, 1, 4], zero=0)
-    ' ▂█'
+    ' ▃█'
     >>> sparkline([3, 3])
     '▄▄'
 

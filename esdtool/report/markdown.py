@@ -1,0 +1,173 @@
+"""Reports as Markdown, to be pasted into an issue on GitHub: the conclusion first, then tables.
+
+Names come from checkpoints that anyone may have made: nothing in them is read as Markdown or HTML, and none mentions
+a person or links to a page.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeVar
+
+from esdtool.analysis import Analysis, Settings
+from esdtool.comparison import CheckpointComparison, is_significant
+from esdtool.options import Experts
+from esdtool.report import comparison_rows
+from esdtool.report.html.markup import visible
+from esdtool.report.rows import ROLE_COLUMNS, Column, format_number, module_columns, module_rows, skipped_rows
+from esdtool.report.verdict import closing_words
+from esdtool.trajectory import Trajectory
+
+_FOLDED = 20
+"""Longer tables wait behind a click."""
+
+_ZERO_WIDTH = "&#8203;"
+
+_NAMES: Final = frozenset({"module", "role", "checkpoint", "name"})
+"""Headings of columns that hold names."""
+
+_LONE_UNDERSCORE = r"(?<![^\W_])_|_(?![^\W_])"
+"""One that is not between letters or digits; only such are read as emphasis."""
+
+_SEEN_BY_GITHUB = r"(?P<seen>[@#](?=\w)|:(?=//)|(?<=www)\.)"
+"""What makes a mention, a reference or an address even if it is an entity; not so before what nobody sees."""
+
+_MARKUP = re.compile(rf"{_SEEN_BY_GITHUB}|[\\`*\[\]<>&|~!]|^[-+#](?=\s)|^-(?=-)|{_LONE_UNDERSCORE}", re.IGNORECASE)
+_NOT_PLAIN = re.compile(rf"[^\w .-]|{_LONE_UNDERSCORE}")
+
+_Row = TypeVar("_Row")
+
+
+def analysis_markdown(
+    analysis: Analysis, *, sort: str = "order", top: int | None = None, experts: Experts = "mean"
+) -> str:
+    """An analysis, without a final newline. Arguments as of `esdtool.report.terminal.print_analysis`."""
+    found = module_rows(analysis, sort=sort, top=top, experts=experts)
+    parts = [text(closing_words(analysis))]
+    if analysis.summary.by_role:
+        parts.append(_titled("alpha by role", ROLE_COLUMNS, analysis.summary.by_role))
+    parts.append(_titled(found.title, module_columns(analysis, narrow=False), found.rows))
+    if analysis.skipped:
+        rows = skipped_rows((tensor.reason, tensor.name) for tensor in analysis.skipped)
+        parts.append(_titled(f"skipped: {len(analysis.skipped)} tensors", _counted("tensors"), rows))
+    parts.append(_settings(analysis.created_by, analysis.settings))
+    return "\n\n".join(parts)
+
+
+def trajectory_markdown(trajectory: Trajectory) -> str:
+    """Alpha by role over the steps, without a final newline."""
+    words = (
+        f"- {code(analysis.source.checkpoint)}: {text(closing_words(analysis))}" for analysis in trajectory.analyses
+    )
+    rows = [
+        (
+            code(step.checkpoint),
+            format_number(step.mean_alpha, ".3f"),
+            *(format_number(step.alpha_by_role.get(role), ".3f") for role in trajectory.roles),
+        )
+        for step in trajectory.steps
+    ]
+    headings = [("checkpoint", True), ("mean", False), *((code(role), False) for role in trajectory.roles)]
+    table = _folded("alpha by role over the checkpoints", _table(headings, rows), len(rows))
+    return "\n\n".join(("\n".join(words), table, _settings(trajectory.created_by, trajectory.analyses[0].settings)))
+
+
+def comparison_markdown(
+    comparison: CheckpointComparison, *, sort: str = "order", top: int | None = None, experts: Experts = "mean"
+) -> str:
+    """A comparison, without a final newline. Arguments as of `esdtool.report.comparison.print_comparison`."""
+    positions = range(len(comparison.checkpoints))
+    parts = [text(comparison_rows.comparison_words(comparison))]
+    parts += [f"Note: {text(remark)}." for remark in comparison.notes]
+    parts.append(_titled("checkpoints", comparison_rows.checkpoint_columns(comparison), positions))
+    if comparison.summary.by_role:
+        by_role = comparison.summary.by_role
+        parts.append(_titled("mean alpha by role", comparison_rows.role_columns(comparison), by_role))
+    if comparison.summary.moved_most:
+        moved = comparison_rows.moved_most(comparison)
+        parts.append(_titled("moved most", comparison_rows.moved_columns(comparison), moved))
+    if comparison.modules:
+        found = comparison_rows.comparison_rows(comparison, sort=sort, top=top, experts=experts)
+        parts.append(_titled(found.title, comparison_rows.module_columns(comparison, narrow=False), found.rows))
+    if any(is_significant(side) for module in comparison.modules for side in module.sides):
+        parts.append(text(comparison_rows.LEGEND))
+    if comparison.unmatched:
+        rows = skipped_rows((found.reason, found.name) for found in comparison.unmatched)
+        title = f"without a counterpart: {len(comparison.unmatched)} modules"
+        parts.append(_titled(title, _counted("modules"), rows))
+    parts.append(_settings(comparison.created_by, comparison.checkpoints[0].settings))
+    return "\n\n".join(parts)
+
+
+def text(words: str) -> str:
+    """Words as Markdown that shows just them, in a paragraph, a table's cell or an HTML element.
+
+    >>> text("a|b, *c*, <d>, up_proj")
+    'a&#124;b, &#42;c&#42;, &#60;d&#62;, up_proj'
+    """
+    return _MARKUP.sub(lambda found: found[0] + _ZERO_WIDTH if found["seen"] else _entity(found), visible(words))
+
+
+def code(name: str) -> str:
+    r"""A name as code, in which GitHub sees no mention, reference or address.
+
+    >>> code("model.layers.0"), code("a|b")
+    ('`model.layers.0`', '<code>a&#124;b</code>')
+    """
+    shown = visible(name)
+    if shown and shown == shown.strip() and not re.search(r"[`|\\]", shown):
+        return f"`{shown}`"
+    # Within backticks a pipe would end the cell of a table.
+    return f"<code>{_NOT_PLAIN.sub(_entity, shown)}</code>"
+
+
+def _entity(found: re.Match[str]) -> str:
+    return f"&#{ord(found[0])};"
+
+
+def _titled(title: str, columns: Sequence[Column[_Row]], rows: Iterable[_Row]) -> str:
+    headings = [(text(column.heading), column.is_text) for column in columns]
+    cells = [
+        [code(column.cell(row)) if column.heading in _NAMES else text(column.cell(row)) for column in columns]
+        for row in rows
+    ]
+    return _folded(title, _table(headings, cells), len(cells))
+
+
+def _folded(title: str, table: str, length: int) -> str:
+    if length > _FOLDED:
+        return f"<details>\n<summary>{text(title)}</summary>\n\n{table}\n\n</details>"
+    return f"**{text(title)}**\n\n{table}"
+
+
+def _table(headings: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> str:
+    """A table of finished cells; `headings` say whether a column holds words."""
+    lines = [[heading for heading, _ in headings], [":---" if is_text else "---:" for _, is_text in headings], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _counted(what: str) -> list[Column[tuple[int, str, str]]]:
+    return [
+        Column(heading=what, cell=lambda row: str(row[0])),
+        Column(heading="name", cell=lambda row: row[1], is_text=True),
+        Column(heading="reason", cell=lambda row: row[2], is_text=True),
+    ]
+
+
+def _settings(created_by: str, settings: Settings) -> str:
+    """What the numbers depend on, in a line."""
+    said = [f"alpha by {', '.join(settings.fit)}"]
+    if "hill" in settings.fit:
+        said.append(f"k-fraction {settings.k_fraction:g}")
+    if "fix-finger" in settings.fit:
+        said.append(f"fix-finger bound {settings.fix_finger_bound}")
+    if "farms" in settings.fit:
+        windows = f"{settings.farms_rows} rows, ratio {settings.farms_ratio}, {settings.farms_windows} windows"
+        said.append(f"farms {windows}")
+    said.append(f"min-eigs {settings.min_eigs}, spectrum {settings.spectrum}")
+    said += ["fast"] if settings.fast else []
+    said += [] if settings.split_fused else ["fused projections not split"]
+    said += [f"include {' '.join(settings.include)}"] if settings.include else []
+    said += [f"exclude {' '.join(settings.exclude)}"] if settings.exclude else []
+    return text(f"{created_by}; {', '.join(said)}")
