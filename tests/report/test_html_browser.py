@@ -79,7 +79,7 @@ def test_all_can_be_reached_by_keyboard(report: str, opened: Any) -> None:
         assert len(steps) < 90
     page.keyboard.press("Space")
     assert page.evaluate("document.activeElement.getAttribute('aria-expanded')") == "true"
-    assert page.locator(".panel .esd > svg").count() == 1
+    assert page.locator(".panel .esd div > svg").count() == 1
 
 
 def test_filters_narrow_the_rows_and_the_count(report: str, analysis: Analysis, opened: Any) -> None:
@@ -112,19 +112,18 @@ def test_a_row_opens_its_spectrum(report: str, analysis: Analysis, opened: Any) 
     button.click()
     panel = page.locator("tr#m2 + tr .panel")
     counts = esd_histogram(analysis.esds[module.name]).counts
-    assert panel.locator("figure > svg rect.bar").count() == (counts > 0).sum()
+    assert panel.locator("figure div > svg rect.bar").count() == (counts > 0).sum()
     fit = module.fits["hill"]
     assert fit is not None
     assert f"alpha {fit.alpha:.3f} ± {fit.alpha_stderr:.2f} (hill)" in panel.locator("figcaption").inner_text()
     for part in ("tail", "mp", "xmin"):
-        assert panel.locator(f"figure > svg .{part}").count() == 1
+        assert panel.locator(f"figure div > svg .{part}").count() == 1
     words = panel.inner_text()
     assert "eigenvalue λ of WᵀW" in words
     assert module.spectrum is not None
     assert module.spectrum in words
-    inside = (
-        "[...document.querySelectorAll('figure > svg polyline')].every(line => [...line.points].every(p => p.y > 0))"
-    )
+    lines = "[...document.querySelectorAll('figure div > svg polyline')]"
+    inside = f"{lines}.every(line => [...line.points].every(point => point.y > 0))"
     assert page.evaluate(inside)
     # It stays beneath its row in any order.
     _head(page, "alpha").click()
@@ -140,9 +139,9 @@ def test_the_fitted_line_meets_the_density_of_the_fit(report: str, analysis: Ana
     """In the drawing's own axes: the tail starts at xmin and falls with slope -alpha."""
     page = opened(report)
     page.locator("tr#m0 .open").click()
-    points = page.locator("figure > svg polyline.tail").get_attribute("points")
+    points = page.locator("figure div > svg polyline.tail").get_attribute("points")
     (x0, y0), (x1, y1) = (tuple(map(float, point.split(","))) for point in points.split(" "))
-    assert float(page.locator("figure > svg line.xmin").get_attribute("x1")) == pytest.approx(x0, abs=0.01)
+    assert float(page.locator("figure div > svg line.xmin").get_attribute("x1")) == pytest.approx(x0, abs=0.01)
     ticks = page.evaluate(
         "[...document.querySelectorAll('.axes text')].filter(t => t.children.length)"
         ".map(t => [t.textContent, t.getAttribute('x'), t.getAttribute('y'), t.getAttribute('text-anchor')])"
@@ -217,7 +216,7 @@ def test_print_has_no_controls_but_open_figures(report: str, opened: Any) -> Non
     assert page.evaluate(BACKGROUND) in ("rgb(255, 255, 255)", "rgba(0, 0, 0, 0)")
     for control in (".theme", ".tools", ".open", ".skip"):
         assert not page.locator(control).first.is_visible(), control
-    assert page.locator("figure > svg").is_visible()
+    assert page.locator("figure div > svg").is_visible()
     assert page.evaluate("getComputedStyle(document.querySelector('#module-table thead')).display") == (
         "table-header-group"
     )

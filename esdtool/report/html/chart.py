@@ -85,7 +85,7 @@ def depth_chart(points: Sequence[tuple[int, float]], means: Sequence[tuple[int, 
     parts.append(tag("polyline", points=line, class_="trend"))
     label = f"Mean alpha from {means[0][1]:.2f} in layer {layers[0]} to {means[-1][1]:.2f} in layer {layers[-1]}"
     drawing = tag("svg", parts, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", class_="depth", role="img", aria_label=label)
-    return scroller(drawing)
+    return scroller(drawing, label="Chart of alpha by layer")
 
 
 def _glyph_axis(ends: tuple[float, float]) -> Callable[[float], float]:

@@ -12,7 +12,9 @@ function fillPanel(data, index, place) {
     const figure = element("figure", { class: "esd" });
     place.append(figure);
     const fit = drawn === null ? null : { name: data.estimators[drawn], ...fitOf(fits[drawn]) };
-    const draw = () => figure.replaceChildren(
+    const box = element("div");
+    figure.append(box);
+    const draw = () => box.replaceChildren(
       esdFigure(histogram, fit, nullCurve(data, marchenkoPastur), Math.min(Math.max(figure.clientWidth, 260), 640)),
     );
     draw();
@@ -24,6 +26,9 @@ function fillPanel(data, index, place) {
         draw();
       }
     }).observe(figure);
+    if (!fit && fits[0]) {
+      figure.append(element("p", { class: "note" }, `No tail is drawn: ${data.estimators[0]} fits windows of the matrix, whose eigenvalues have another scale.`));
+    }
   } else if (data.missing) {
     place.append(element("p", { class: "note" }, data.missing));
   }
@@ -100,25 +105,28 @@ function esdFigure([low, high, total, counts], fit, curve, width) {
       width: Math.max(xs.at(right) - x - 0.7, 0.7).toFixed(2), height: (bottom - ys.at(density)).toFixed(2),
     }));
   }
+  let hasNull = false;
   if (curve) {
     // Its density falls to zero at an edge: down to the axis, and no further.
     const points = curve.map(([x, y]) => [x, Math.max(y, ys.low)]);
-    drawing.append(line(points.filter(([x, y]) => x >= low && x <= high && y <= ys.high), xs, ys, "mp"));
+    const inside = points.filter(([x, y]) => x >= low && x <= high && y <= ys.high);
+    hasNull = inside.length > 1;
+    if (hasNull) drawing.append(line(inside, xs, ys, "mp"));
   }
   if (fit) {
     drawing.append(shape("line", { class: "xmin", x1: xs.at(fit.xmin), x2: xs.at(fit.xmin), y1: MARGIN.top, y2: bottom }));
     drawing.append(line(tail, xs, ys, "tail"));
   }
-  return withLegend(drawing, fit, curve);
+  return withLegend(drawing, fit, hasNull);
 }
 
-function withLegend(drawing, fit, curve) {
+function withLegend(drawing, fit, hasNull) {
   const items = [["bar", "ESD"]];
   if (fit) {
     items.push(["tail", `alpha ${fit.alpha.toFixed(3)} ± ${fit.stderr.toFixed(2)} (${fit.name})`]);
     items.push(["xmin", `xmin ${short(fit.xmin)}`]);
   }
-  if (curve) items.push(["mp", "untrained (Marchenko-Pastur)"]);
+  if (hasNull) items.push(["mp", "untrained (Marchenko-Pastur)"]);
   const keys = items.map(([kind, words]) => element("span", {}, shape("svg", { viewBox: "0 0 24 12", width: 24, height: 12, "aria-hidden": "true" },
     kind === "bar" ? shape("rect", { class: kind, x: 2, y: 1, width: 20, height: 10 })
       : shape(kind === "xmin" ? "line" : "polyline", kind === "xmin"
@@ -150,6 +158,10 @@ function logAxis(low, high, from, to) {
   // On less than a decade the numbers between the powers of ten are what can be read.
   const labelled = decades.length >= 2 ? [] : minor.filter((value) => [2, 5].includes(Math.round(value / 10 ** Math.floor(Math.log10(value)))));
   const room = Math.max(1, Math.floor(Math.abs(to - from) / (from < to ? 44 : 24)));
+  if (decades.length + labelled.length < 2) {
+    decades.length = 0;
+    labelled.splice(0, labelled.length, low, high);
+  }
   return { at, low, high, decades, minor, labelled, every: Math.ceil(decades.length / room) };
 }
 
@@ -172,7 +184,7 @@ function axes(xs, ys, width, height) {
         label(horizontal, place, "10", shape("tspan", { dy: -5, "font-size": "75%" }, String(power).replace("-", "−")));
       }
     }
-    for (const value of axis.labelled) label(horizontal, tick(horizontal, value, 6), short(value));
+    for (const value of axis.labelled) label(horizontal, tick(horizontal, value, 6), value < 1e-3 || value >= 1e5 ? value.toExponential(0) : short(value));
   }
   group.append(
     shape("text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, "eigenvalue λ of WᵀW"),

@@ -74,7 +74,7 @@ def _heat_map(places: Sequence[Place], scale: Scale, caption: Content, spec: str
         for layer in sorted({place.layer for place in places})
     ]
     body = [tag("caption", joined(caption)), tag("thead", head), tag("tbody", rows)]
-    return scroller(tag("table", body, class_="heat"))
+    return scroller(tag("table", body, class_="heat"), label="Heat map, layer by role")
 
 
 def _cell(places: Sequence[Place] | None, scale: Scale, spec: str) -> Html:

@@ -23,11 +23,13 @@ def page(title: str, body: Content, data: Any) -> str:
         title: of the window; any text.
         body: what stands in <main>.
         data: JSON-serialisable; the script finds it in the element #data. Without NaN and infinities.
+            Pictures are admitted as `data:` addresses only: in the page itself.
     """
     style, script = _style(), _script()
     # The policy admits the two parts below by their hashes: markup that slips in through a name can run nothing.
     policy = (
         f"default-src 'none'; script-src '{_sha256(script)}'; style-src '{_sha256(style)}'; "
+        "img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
     head = [

@@ -106,7 +106,7 @@ def _histogram(module: ModuleResult, analysis: Analysis) -> list[Any] | None:
         return None
     histogram = esd_histogram(eigenvalues)
     low, high = float(histogram.edges[0]), float(histogram.edges[-1])
-    return [rounded(low), rounded(high), histogram.total, histogram.counts.tolist()]
+    return [rounded(low, 12), rounded(high, 12), histogram.total, histogram.counts.tolist()]
 
 
 def _sample(module: ModuleResult, scale: float) -> list[Any] | None:

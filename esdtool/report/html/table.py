@@ -95,13 +95,15 @@ def table(
         data_sortable=sortable,
         data_panels=panels,
     )
-    return scroller(whole, tall=sortable is not None)
+    label = caption if isinstance(caption, str) and not isinstance(caption, Html) else None
+    return scroller(whole, label=label, tall=sortable is not None)
 
 
-def scroller(content: Html, *, tall: bool = False) -> Html:
-    """A container that scrolls instead of the page."""
+def scroller(content: Html, *, label: str | None = None, tall: bool = False) -> Html:
+    """A container that scrolls instead of the page, with a label for those who hear it."""
     # In the tab order, so that the keyboard can scroll it.
-    return tag("div", content, class_="scroll tall" if tall else "scroll", tabindex=0, role="group")
+    classes = "scroll tall" if tall else "scroll"
+    return tag("div", content, class_=classes, tabindex=0, role="group", aria_label=label)
 
 
 def _row(row: Row, columns: Sequence[Column], *, sortable: bool) -> Html:
