@@ -35,7 +35,8 @@ def comparison_page(comparison: CheckpointComparison) -> str:
     maps = _maps(comparison)
     if maps is not None:
         parts.append(section("Difference by layer and role", maps, anchor="map"))
-    parts.append(section("Modules", compared_table(comparison), anchor="modules"))
+    if comparison.modules:
+        parts.append(section("Modules", compared_table(comparison), anchor="modules"))
     if comparison.unmatched:
         parts.append(section("Modules without a counterpart", _unmatched(comparison), anchor="unmatched"))
     return page(f"{' against '.join(comparison.labels)}, alphas compared", parts, None)
