@@ -113,7 +113,7 @@ def save_validation(
 
     With the loss of one run each, the training loss stands behind it in place of the seeds.
     """
-    groups = _by_setting(runs)
+    groups = by_setting(runs)
     if not groups:
         return None
     with new_figure(path, width=7.2, height=4.2, dpi=dpi) as (figure, (axes,)):
@@ -127,8 +127,8 @@ def save_validation(
                     if finite:
                         axes.plot(*zip(*finite, strict=True), **pale)
                 elif len(members) > 1:
-                    axes.plot(*zip(*_validation(run, what), strict=True), **pale)
-            mean = _mean_curve([_validation(run, what) for run in members])
+                    axes.plot(*zip(*validation_curve(run, what), strict=True), **pale)
+            mean = mean_curve([validation_curve(run, what) for run in members])
             axes.plot(*zip(*mean, strict=True), label=plain(label), **style)
         if what == "perplexity":
             _plain_log_scale(axes)
@@ -144,7 +144,7 @@ def save_validation(
     return path
 
 
-def _by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs that differ only in the seed, under the words that tell the settings apart."""
     if not runs:
         return {}
@@ -165,12 +165,13 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _validation(run: Run, what: str) -> Curve:
+def validation_curve(run: Run, what: Literal["loss", "perplexity"]) -> Curve:
+    """Validation loss or perplexity over the steps."""
     lines = run.validation
     return [(line["step"], line["loss"] if what == "loss" else math.exp(min(line["loss"], 700.0))) for line in lines]
 
 
-def _mean_curve(curves: Sequence[Curve]) -> Curve:
+def mean_curve(curves: Sequence[Curve]) -> Curve:
     """The mean where all have a value."""
     values: dict[float, list[float]] = defaultdict(list)
     for curve in curves:

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-_VOID = frozenset({"meta"})
+_VOID = frozenset({"img", "meta"})
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that show nothing, turn the writing direction, or cannot be written as UTF-8."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import html
 import io
 import json
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +16,10 @@ from typing import Any
 import pytest
 
 from esdtool.errors import ConfigError
+from esdtool.report.figures import save_run_figures
+from esdtool.report.figures.training import alpha_curves, by_setting, mean_curve, validation_curve
+from esdtool.report.html import runs_page
 from esdtool.train.compare import compare_runs, load_run
-from esdtool.train.compare_plots import save_plots
 from esdtool.train.config import to_toml
 
 Config = Callable[..., Any]
@@ -82,12 +87,38 @@ def test_what_is_not_comparable_is_said(fake_run: Callable[..., Path]) -> None:
     assert any("is at step 8 of 12" in note for note in notes)
 
 
-def test_plots(fake_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_figures(fake_run: Callable[..., Path], tmp_path: Path) -> None:
     runs = [load_run(fake_run("a", [30, 20, 10])), load_run(fake_run("b", [31, 22, 11]))]
-    files = save_plots(runs, tmp_path / "plots")
-    names = {path.name for path in files}
-    assert names == {"loss.png", "alpha-a.png", "alpha-b.png", "decay-a.png", "decay-b.png"}
+    files = save_run_figures(runs, tmp_path / "plots")
+    each = [f"{kind}-{tmp_path.name}-{run}.png" for kind in ("decay", "alpha-steps") for run in "ab"]
+    assert [path.name for path in files] == [*each, "decay-steps.png", "loss.png", "perplexity.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
+
+
+def test_curves_are_the_means_over_seeds(fake_run: Callable[..., Path]) -> None:
+    runs = [load_run(fake_run(f"s{seed}", [30 + seed, 20 - seed], run={"seed": seed})) for seed in range(2)]
+    (label,) = (groups := by_setting(runs))
+    assert label == "alphadecay (2 seeds)"
+    curve = mean_curve([validation_curve(run, "perplexity") for run in groups[label]])
+    assert curve == [(4, pytest.approx(30.5)), (8, pytest.approx(19.5))]
+    alphas = alpha_curves(runs[0])
+    assert alphas == {role: [(0, 3.0), (5, 3.0), (10, 3.0)] for role in ("up_proj", "down_proj")}
+
+
+def test_the_page_of_runs(fake_run: Callable[..., Path]) -> None:
+    hostile = "<script>alert(1)"
+    runs = [load_run(fake_run(f"s{seed}", [30, 20 + seed], run={"seed": seed})) for seed in range(2)]
+    runs.append(load_run(fake_run(hostile, [30, 25], weight_decay={"policy": "uniform"})))
+    text = runs_page(compare_runs(runs), runs)
+    assert "Lowest final validation perplexity: alphadecay" in text
+    assert "20.500 ± 0.707 (2 seeds); next uniform" in text
+    assert "21.95 % higher" in text
+    assert "<script>alert" not in text
+    assert html.escape(hostile) in text
+    pictures = re.findall(r'<img src="data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)"', text)
+    assert len(pictures) == 3 + 2 * 3  # three of all runs, two of each
+    assert all(base64.b64decode(picture).startswith(b"<?xml") for picture in pictures)
+    assert not re.search(r'(src|href)="https?:', text)
 
 
 def test_what_is_no_run_is_refused(fake_run: Callable[..., Path], tmp_path: Path) -> None:
