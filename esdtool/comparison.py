@@ -83,11 +83,11 @@ def short_labels(names: Sequence[str]) -> list[str]:
     (['step_10', 'step_20'], ['x (1)', 'x (2)'])
     """
     parts = [PurePath(name).parts or (name,) for name in names]
-    longest = max(map(len, parts))
-    for length in range(1, longest + 1):
-        labels = [str(PurePath(*part[-length:])) for part in parts]
-        if len(set(labels)) == len(labels):
-            return labels
+    distinct = dict.fromkeys(parts)
+    length = 1
+    while len({part[-length:] for part in distinct}) < len(distinct):
+        length += 1
+    labels = [str(PurePath(*part[-length:])) for part in parts]
     return [
         label if labels.count(label) == 1 else f"{label} ({labels[: position + 1].count(label)})"
         for position, label in enumerate(labels)
