@@ -31,10 +31,10 @@ RUNS = "runs/gallery"
 MODULE = "model.layers.2.mlp.down_proj"
 
 
-def command(*words: str) -> None:
+def command(*words: str, folder: Path = ROOT) -> None:
     """Run esdtool as a user would."""
     print("esdtool", *words)
-    subprocess.run([sys.executable, "-m", "esdtool", *words, "--quiet"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "esdtool", *words, "--quiet"], cwd=folder, check=True)
 
 
 def train() -> list[str]:
@@ -91,7 +91,7 @@ def photograph(checkpoint: Path, folder: Path) -> None:
     if browser_path is None:
         sys.exit("gallery: the report's picture needs Chromium")
     report = folder / "report.html"
-    command("analyze", str(checkpoint), "--html", str(report))
+    command("analyze", checkpoint.name, "--html", str(report), folder=checkpoint.parent)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1100, "height": 900})
