@@ -53,7 +53,9 @@ class Settings(Record):
     fit: tuple[str, ...] = Field(description="Estimators of alpha; the first one gives 'alpha'.")
     k_fraction: float = Field(description="Fraction of the eigenvalues in the tail of the Hill estimator.")
     min_eigs: int = Field(description="Modules with fewer eigenvalues are not scored.")
-    spectrum: Literal["auto", "gram", "svd"] = Field(description="Path to the eigenvalues that was asked for.")
+    spectrum: Literal["auto", "gram", "svd", "slq"] = Field(
+        description="Path to the eigenvalues that was asked for; 'slq': estimates where they save time."
+    )
     fast: bool = Field(description="Whether the guarded float32 path was allowed.")
     fix_finger_bound: Literal["linear", "legacy"] = Field(default="linear")
     farms_rows: int | None = Field(default=None, description="Rows of a FARMS window.")
@@ -71,7 +73,9 @@ class TailResult(Record):
     alpha_stderr: float = Field(description="(alpha - 1) / sqrt(num_tail).")
     xmin: float = Field(description="Smallest eigenvalue of the tail.")
     num_tail: int = Field(description="Number of eigenvalues in the tail, xmin included.")
-    ks_distance: float = Field(description="Kolmogorov-Smirnov distance between the tail and its fit.")
+    ks_distance: float | None = Field(
+        default=None, description="Kolmogorov-Smirnov distance between the tail and its fit; null if estimated."
+    )
 
 
 class Comparison(Record):
@@ -101,6 +105,10 @@ class ModuleResult(Record):
 
     alpha: float | None = Field(default=None, description="Tail exponent by the first estimator.")
     alpha_stderr: float | None = Field(default=None, description="(alpha - 1) / sqrt(num_tail).")
+    alpha_ci: tuple[float, float] | None = Field(
+        default=None,
+        description="95 % confidence interval of the exact alpha, where alpha is estimated without eigenvalues.",
+    )
     xmin: float | None = Field(default=None, description="Smallest eigenvalue of the tail.")
     num_tail: int | None = Field(default=None, description="Eigenvalues in the tail.")
     ks_distance: float | None = Field(default=None, description="KS distance of the tail fit.")
@@ -135,7 +143,7 @@ class ModuleResult(Record):
     status: str = Field(default="ok", description="'ok', or what is wrong, in words.")
     warning: str | None = Field(default=None, description="'over-trained' or 'under-trained' (estimator ks only).")
     spectrum: str | None = Field(
-        default=None, description="Path taken: 'gram-float64', 'gram-float32' or 'svd-float64'."
+        default=None, description="Path taken: 'gram-float64', 'gram-float32', 'svd-float64', or 'slq' for an estimate."
     )
 
     @property
@@ -257,8 +265,9 @@ class Analysis(Record):
         rows = []
         for module in self.modules:
             row: dict[str, Any] = module.model_dump(
-                exclude={"alphas", "fits", "comparisons", "shape", "parameter_shape"}
+                exclude={"alphas", "alpha_ci", "fits", "comparisons", "shape", "parameter_shape"}
             )
+            row["alpha_ci.low"], row["alpha_ci.high"] = module.alpha_ci or (None, None)
             row["shape"] = dimensions(module.shape)
             for fit in self.settings.fit:
                 row[f"alphas.{fit}"] = module.alphas.get(fit)

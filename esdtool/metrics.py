@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esdtool.marchenko_pastur import mp_edges
+from esdtool.slq import SlqEstimate
 from esdtool.spectrum import Spectrum
 
 Vector = npt.NDArray[np.float64]
@@ -28,16 +29,16 @@ class SpectralMetrics:
     lambda_min: float | None
     """Smallest eigenvalue; 0 where it is below the float64 floor, None where float32 does not resolve it."""
     lambda_median: float | None
-    """Median eigenvalue; None where float32 does not resolve it."""
+    """Median eigenvalue; None where float32 does not resolve it. Estimated where alpha is."""
     frobenius_norm: float
     """sqrt(sum lambda)."""
     spectral_norm: float
     """sqrt(lambda_max)."""
     stable_rank: float
     """sum lambda / lambda_max."""
-    entropy: float
+    entropy: float | None
     """-sum p ln p / ln n with p = lambda / sum lambda: 0 for rank one, 1 for a flat spectrum."""
-    effective_rank: float
+    effective_rank: float | None
     """exp(-sum p ln p) (Roy and Vetterli 2007)."""
     matrix_rank: int | None
     """Singular values above sigma_max * max(rows, columns) * eps(float32): numpy's rule for float32 weights.
@@ -48,7 +49,7 @@ class SpectralMetrics:
     """log10 lambda_max."""
     mp_bulk_max: float
     """Upper Marchenko-Pastur edge of a random matrix of the same shape and mean square."""
-    num_spikes: int
+    num_spikes: int | None
     """Eigenvalues above that edge."""
     mp_softrank: float
     """mp_bulk_max / lambda_max: near 1 for noise, near 0 for strong signal (Martin and Mahoney 2021)."""
@@ -91,6 +92,36 @@ def spectral_metrics(spectrum: Spectrum, shape: tuple[int, int], *, num_matrices
         num_spikes=int((eigenvalues > edge).sum()),
         mp_softrank=edge / largest,
         num_trace_log=trace_log if _resolved(spectrum, float(eigenvalues[-trace_log])) else None,
+    )
+
+
+def estimated_metrics(estimate: SlqEstimate, shape: tuple[int, int]) -> SpectralMetrics:
+    """What can be said of one matrix without its eigenvalues; the rest is None.
+
+    Args:
+        estimate: its sum and its top are computed, its median is estimated.
+        shape: (rows, columns) of the matrix.
+    """
+    total, largest = estimate.total, estimate.lambda_max
+    edge = total / (shape[0] * shape[1]) * mp_edges(*shape)[1]
+    # All above the edge are counted only if the converged ones reach below it.
+    counted = estimate.top.size > 0 and float(estimate.top[0]) <= edge
+    return SpectralMetrics(
+        lambda_max=largest,
+        lambda_min=None,
+        lambda_median=estimate.lambda_median,
+        frobenius_norm=math.sqrt(total),
+        spectral_norm=math.sqrt(largest),
+        stable_rank=total / largest,
+        entropy=None,
+        effective_rank=None,
+        matrix_rank=None,
+        log_norm=math.log10(total),
+        log_spectral_norm=math.log10(largest),
+        mp_bulk_max=edge,
+        num_spikes=int((estimate.top > edge).sum()) if counted else None,
+        mp_softrank=edge / largest,
+        num_trace_log=None,
     )
 
 

@@ -8,7 +8,8 @@ from typing import Literal, get_args
 from esdtool.errors import UsageError
 
 SpectrumPath = Literal["gram-float32", "gram-float64", "svd-float64"]
-SpectrumName = Literal["auto", "gram", "svd"]
+SpectrumName = Literal["auto", "gram", "svd", "slq"]
+SPECTRA: tuple[str, ...] = get_args(SpectrumName)
 FixFingerBound = Literal["linear", "legacy"]
 FitName = Literal["hill", "ks", "fix-finger", "farms", "powerlaw"]
 FITS: tuple[str, ...] = get_args(FitName)
@@ -27,6 +28,10 @@ LOW_RANK_MIN_EIGS = 8
 """Fewest eigenvalues of a module of known low rank, such as a LoRA update: it has no more than its rank."""
 
 
+ESTIMABLE_FRACTIONS = (0.1, 0.9)
+"""Least and largest fraction of the eigenvalues in a tail that can be estimated."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions:
     """Everything that a module's numbers depend on, besides its weights."""
@@ -38,7 +43,8 @@ class ScoreOptions:
     min_eigs: int = 50
     """Modules with fewer eigenvalues are not scored."""
     spectrum: SpectrumName = "auto"
-    """`auto`: climb the ladder as needed; `gram`, `svd`: stay on that path."""
+    """`auto`: climb the ladder as needed; `gram`, `svd`: stay on that path; `slq`: estimate what is large (see
+    `esdtool.slq`), the rest as `auto`."""
     fast: bool = False
     """Allow float32 where its error bound admits it."""
     fix_finger_bound: FixFingerBound = "linear"
@@ -63,8 +69,8 @@ class ScoreOptions:
                 raise UsageError(f"unknown fit {name!r}; choose from {', '.join(FITS)}")
         if len(set(self.fit)) < len(self.fit):
             raise UsageError(f"a fit is named twice: {', '.join(self.fit)}")
-        if self.spectrum not in ("auto", "gram", "svd"):
-            raise UsageError(f"unknown spectrum {self.spectrum!r}; choose from auto, gram, svd")
+        if self.spectrum not in SPECTRA:
+            raise UsageError(f"unknown spectrum {self.spectrum!r}; choose from {', '.join(SPECTRA)}")
         if self.fix_finger_bound not in ("linear", "legacy"):
             raise UsageError(f"unknown fix-finger bound {self.fix_finger_bound!r}; choose from linear, legacy")
         if not 0 < self.k_fraction <= 1:
@@ -75,6 +81,25 @@ class ScoreOptions:
             raise UsageError("FARMS needs rows >= 2, windows >= 1 and ratio >= 1")
         if self.fast and self.spectrum == "svd":
             raise UsageError("--fast is the float32 Gram path and contradicts --spectrum svd")
+        if self.spectrum == "slq":
+            self.check_estimable("--spectrum slq")
+
+    def check_estimable(self, asked: str) -> None:
+        """Refuse options under which no alpha can be estimated without its eigenvalues.
+
+        Args:
+            asked: what asked for estimates, for the message.
+
+        Raises:
+            UsageError: if alpha is not by `hill`, or its tail is too short or too long.
+        """
+        if self.fit[0] != "hill":
+            raise UsageError(
+                f"{asked} estimates alpha by 'hill' only, not by {self.fit[0]!r}: the other fits need every eigenvalue"
+            )
+        low, high = ESTIMABLE_FRACTIONS
+        if not low <= self.k_fraction <= high:
+            raise UsageError(f"{asked} needs a k-fraction in [{low}, {high}], not {self.k_fraction}")
 
     @property
     def ladder(self) -> tuple[SpectrumPath, ...]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
 from esdtool.analysis import Comparison, ModuleResult, TailResult
-from esdtool.metrics import alpha_weighted, log_alpha_norm, spectral_metrics
+from esdtool.metrics import alpha_weighted, estimated_metrics, log_alpha_norm, spectral_metrics
 from esdtool.modules import WeightModule
 from esdtool.options import ScoreOptions
 from esdtool.scoring import MatrixScore, null_alpha
+from esdtool.slq import SlqEstimate
 from esdtool.tail import TailFit
 
 # The estimator for which the literature gives limits of a well-trained layer (Martin and Mahoney 2021).
@@ -35,6 +37,9 @@ def module_result(module: WeightModule, score: MatrixScore, options: ScoreOption
         "status": score.status,
         "spectrum": None if score.spectrum is None else score.spectrum.path,
     }
+    if score.estimate is not None:
+        described["spectrum"] = "slq"
+        return ModuleResult(**described, **_estimated(score.estimate, module, options))
     if score.alpha is None or score.spectrum is None:
         return ModuleResult(**described)
     first = score.fits[options.fit[0]]
@@ -64,6 +69,27 @@ def module_result(module: WeightModule, score: MatrixScore, options: ScoreOption
         log_alpha_norm=log_alpha_norm(first.alpha, score.spectrum.eigenvalues),
         warning=None if warned is None else _warning(warned.alpha),
     )
+
+
+def _estimated(estimate: SlqEstimate, module: WeightModule, options: ScoreOptions) -> dict[str, Any]:
+    """The numbers of a module without eigenvalues; what has no estimate is None."""
+    tail: dict[str, Any] = {
+        "alpha": estimate.alpha,
+        "alpha_stderr": (estimate.alpha - 1) / math.sqrt(estimate.num_tail),
+        "xmin": estimate.xmin,
+        "num_tail": estimate.num_tail,
+    }
+    fits = dict.fromkeys(options.fit) | {"hill": TailResult(**tail)}
+    return {
+        **tail,
+        "alpha_ci": estimate.alpha_ci,
+        "mp_alpha": null_alpha("hill", module.matrix_shape, module.num_matrices, options),
+        "alphas": {name: None if fit is None else fit.alpha for name, fit in fits.items()},
+        "fits": fits,
+        **asdict(estimated_metrics(estimate, module.matrix_shape)),
+        "alpha_weighted": alpha_weighted(estimate.alpha, estimate.lambda_max),
+        "log_alpha_norm": estimate.log_alpha_norm,
+    }
 
 
 def _tail_result(fit: TailFit) -> TailResult:

@@ -20,7 +20,8 @@ from esdtool.likelihood import LikelihoodRatio, powerlaw_fit
 from esdtool.marchenko_pastur import mp_quantiles
 from esdtool.modules.base import WeightModule
 from esdtool.options import ScoreOptions, SpectrumPath
-from esdtool.spectrum import Spectrum, compute_spectrum, peak_of
+from esdtool.slq import SlqEstimate, estimate_tail
+from esdtool.spectrum import Spectrum, compute_spectrum, in_float32_range, peak_of
 from esdtool.spectrum_cache import SpectrumCache, content_hash, entry_key
 from esdtool.tail import TailFit, Vector, fix_finger_fit, hill, hill_index, ks_fit
 
@@ -52,7 +53,9 @@ class MatrixScore:
     comparisons: dict[str, LikelihoodRatio] | None = None
     """Likelihood-ratio tests of the estimator `powerlaw`."""
     spectrum: Spectrum | None = None
-    """The eigenvalues; None where there are none to speak of (NaN, all zero)."""
+    """The eigenvalues; None where there are none to speak of (NaN, all zero) and where alpha is estimated."""
+    estimate: SlqEstimate | None = None
+    """Where alpha was estimated without eigenvalues (`--spectrum slq`)."""
 
 
 class _Unresolved(Exception):  # noqa: N818 - a signal between functions here, not an error
@@ -96,6 +99,13 @@ def score_matrices(
         return MatrixScore(status=ALL_ZERO)
     if num_eigs < options.min_eigs:
         return MatrixScore(status=f"too few eigenvalues: {num_eigs} < {options.min_eigs}")
+
+    if options.spectrum == "slq" and len(matrices) == 1 and in_float32_range(peak):
+        estimate = estimate_tail(
+            matrices[0], k_fraction=options.k_fraction, roundoff=roundoff, device=device, scale=scale
+        )
+        if estimate is not None:
+            return MatrixScore(status="ok", alpha=estimate.alpha, estimate=estimate)
 
     source = _Source(
         matrices=matrices, device=device, scale=scale, peak=peak, roundoff=roundoff, cache=cache, known_content=content

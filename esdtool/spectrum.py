@@ -186,6 +186,11 @@ def _exponent(peak: float, safe: int) -> int:
     return exponent if abs(exponent) > safe else 0
 
 
+def in_float32_range(peak: float) -> bool:
+    """Whether matrices with this largest absolute element can be squared and summed in float32 as they are."""
+    return _exponent(peak, _SAFE_EXPONENT["gram-float32"]) == 0
+
+
 def peak_of(matrices: Sequence[torch.Tensor]) -> float:
     """Largest absolute element of several matrices; NaN or infinity if there is one."""
     # max() passes over a NaN that is not the first.
@@ -241,7 +246,7 @@ def _eigenvalues_device(stack: torch.Tensor, path: SpectrumPath, device: torch.d
     wide = stack if stack.shape[1] <= stack.shape[2] else stack.mT
     order = wide.shape[1]
     gram = torch.zeros(wide.shape[0], order, order, dtype=dtype, device=device)
-    with _full_precision_matmul():
+    with full_precision_matmul():
         for block in wide.split(max(order, _MIN_BLOCK), dim=2):
             part = block.to(dtype)
             gram.baddbmm_(part, part.mT)
@@ -268,7 +273,7 @@ def _on_device_or_cpu(solver: Any, batch: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _full_precision_matmul() -> Iterator[None]:
+def full_precision_matmul() -> Iterator[None]:
     """Keep TF32 out of float32 products on CUDA: its 10-bit mantissa would ruin the small eigenvalues."""
     matmul: Any = torch.backends.cuda.matmul
     # torch >= 2.9 names the setting anew, and refuses to read the old name once the new one has been used.

@@ -135,13 +135,13 @@ def test_a_failing_accelerator_solver_falls_back_to_the_cpu() -> None:
 
 
 def test_tf32_is_off_inside_and_restored_after() -> None:
-    from esdtool.spectrum import _full_precision_matmul
+    from esdtool.spectrum import full_precision_matmul
 
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = "tf32"
     try:
-        with _full_precision_matmul():
+        with full_precision_matmul():
             assert matmul.fp32_precision == "ieee"
         assert matmul.fp32_precision == "tf32"
     finally:

@@ -105,7 +105,8 @@ def save_ks_scan(path: Path, module: ModuleResult, eigenvalues: Vector, *, subje
         found = drawn_fit(module)
         if found is not None and found[1].xmin != xmins[best]:
             name, fit = found
-            above.plot(fit.xmin, fit.ks_distance, "s", color=_OTHER, label=f"{name}: {fit.ks_distance:.3f}")
+            if fit.ks_distance is not None:
+                above.plot(fit.xmin, fit.ks_distance, "s", color=_OTHER, label=f"{name}: {fit.ks_distance:.3f}")
             below.plot(fit.xmin, fit.alpha, "s", color=_OTHER, label=f"{name}: α = {fit.alpha:.3f}")
         above.set_xscale("log")
         above.set_ylim(bottom=0)
