@@ -131,8 +131,9 @@ def _side(module: ModuleResult, first: ModuleResult | None, fit: str) -> Side:
     difference = significance = None
     if first is not None and first.alpha is not None and module.alpha is not None:
         difference = module.alpha - first.alpha
-        error = math.hypot(first.alpha_stderr or 0.0, module.alpha_stderr or 0.0)
-        significance = difference / error if error > 0 else None
+        if first.alpha_stderr is not None and module.alpha_stderr is not None:
+            error = math.hypot(first.alpha_stderr, module.alpha_stderr)
+            significance = difference / error if error > 0 else None
     return Side(
         name=module.name,
         alpha=module.alpha,
