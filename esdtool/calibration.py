@@ -66,14 +66,15 @@ class Calibration:
         return float(math.exp(logs))
 
 
-def calibrate(plan: Plan) -> Calibration:
+def calibrate(plan: Plan, *, orders: Sequence[int] = _ORDERS) -> Calibration:
     """Time a few matrices as the plan would score them; about a second.
 
     Args:
         plan: whose settings, device, number of jobs and largest module count.
+        orders: of the matrices; those beyond the plan's largest module are brought down to it.
     """
     largest = max(min(module.matrix_shape) for module in plan.selection.modules)
-    orders = sorted({min(order, largest) for order in _ORDERS})
+    orders = sorted({min(order, largest) for order in orders})
 
     def score(rows: int, columns: int) -> Callable[[], object]:
         matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
