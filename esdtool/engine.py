@@ -79,6 +79,8 @@ class Plan:
     """Where spectra are looked up and kept; None: all are computed."""
     memory: int | None = None
     """Bytes that the modules in flight may take together; None: no limit."""
+    estimated: frozenset[str] = frozenset()
+    """Names of modules whose alpha is estimated to save time (`esdtool.budget`)."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -122,6 +124,7 @@ def analyze(
     farms_windows: int = 10,
     cache: bool = True,
     memory: int | None = None,
+    budget: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> Analysis:
     """Spectra and alphas of every weight module.
@@ -131,7 +134,7 @@ def analyze(
         fit: one or more of `hill`, `ks`, `fix-finger`, `farms`, `powerlaw`; the first gives `alpha`.
         k_fraction: fraction of the eigenvalues in the Hill estimator's tail.
         min_eigs: modules with fewer eigenvalues are not scored.
-        spectrum: `auto`, `gram` or `svd`; see `esdtool.spectrum`.
+        spectrum: `auto`, `gram` or `svd`, see `esdtool.spectrum`; `slq` estimates large modules, see `esdtool.slq`.
         fast: allow float32 where its error bound admits it (alphas within 1e-4).
         include: regular expressions on parameter and module names; if given, only what matches one is analysed.
         exclude: regular expressions on parameter and module names to leave out.
@@ -147,6 +150,8 @@ def analyze(
         farms_windows: FARMS windows per dimension.
         cache: look up and keep the spectra of a path or Hub id in the user's cache (`esdtool.spectrum_cache`).
         memory: bytes that the modules in flight may take together; one that needs more is done alone.
+        budget: seconds; if all exactly would take longer, the most expensive modules are estimated as by `slq`, as
+            few as needed.
         on_progress: called after each module.
 
     Returns:
@@ -181,6 +186,10 @@ def analyze(
         cache=cache,
         memory=memory,
     )
+    if budget is not None:
+        from esdtool.budget import keep_within
+
+        plan, _ = keep_within(plan, budget)
     return run(plan, on_progress=on_progress)
 
 
@@ -351,6 +360,8 @@ def _read(plan: Plan, module: WeightModule) -> Weights:
 def _score(plan: Plan, module: WeightModule, weights: Weights) -> tuple[ModuleResult, Vector | None]:
     matrices, roundoff = weights
     options = plan.options
+    if module.name in plan.estimated:
+        options = replace(options, spectrum="slq")
     if module.rank is not None:
         options = replace(options, min_eigs=min(options.min_eigs, LOW_RANK_MIN_EIGS))
     score = score_matrices(

@@ -97,7 +97,8 @@ def estimate_tail(
         return None
     for dtype in (torch.float32,) if device.type == "mps" else (torch.float32, torch.float64):
         wide = (matrix if shape[0] <= shape[1] else matrix.T).to(device=device, dtype=dtype)
-        total = float(torch.linalg.vector_norm(wide)) ** 2
+        # By rows: one float32 sum over millions of elements would be off by 1e-4.
+        total = float(torch.linalg.vector_norm(wide, dim=1).cpu().to(torch.float64).square().sum())
         with full_precision_matmul():
             blocks = block_lanczos(gram_operator(wide), order, dtype=dtype, device=device, seed=seed)
         if blocks is None:

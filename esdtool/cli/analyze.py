@@ -40,7 +40,17 @@ def analyze(
     ] = None,
     k_fraction: Annotated[float, typer.Option(help="Fraction of the eigenvalues in the tail of 'hill'.")] = 0.5,
     min_eigs: Annotated[int, typer.Option(help="Do not score modules with fewer eigenvalues.")] = 50,
-    spectrum: Annotated[SpectrumName, typer.Option(help="Path to the eigenvalues.")] = "auto",
+    spectrum: Annotated[
+        SpectrumName,
+        typer.Option(help="Path to the eigenvalues; 'slq' estimates the alpha of large modules without them."),
+    ] = "auto",
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            help="If the exact spectra would take longer than this, estimate the largest modules as 'slq' does.",
+            metavar="SECONDS",
+        ),
+    ] = None,
     fast: Annotated[
         bool, typer.Option("--fast", help="Use float32 where its error bound admits it: alphas within 1e-4.")
     ] = False,
@@ -175,6 +185,18 @@ def analyze(
         for plan in plans:
             for remark in plan.notes:
                 note(remark, quiet=quiet)
+        if budget is not None:
+            from esdtool.budget import keep_within
+
+            if ranks is not None:
+                raise UsageError("--budget is for one process: each would time and choose for itself")
+            # Several checkpoints share the time in proportion to their work.
+            work = sum(plan.cost for plan in plans)
+            limited = [keep_within(plan, budget * plan.cost / work) for plan in plans]
+            plans = [plan for plan, _ in limited]
+            for _, remark in limited:
+                if remark is not None:
+                    note(remark, quiet=quiet)
         if dry_run:
             if ranks is None or ranks.is_first:
                 from esdtool.report.terminal import print_plan

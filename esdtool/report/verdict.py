@@ -50,4 +50,15 @@ def closing_words(analysis: Analysis) -> str:
     counts = ", ".join(f"{count} {word}" for word, count in sorted(tally.items(), key=lambda item: -item[1]) if word)
     unscored = summary.num_modules - summary.num_scored
     left = f", {unscored} not scored" if unscored else ""
-    return f"Mean alpha {summary.mean_alpha:.2f} over {summary.num_scored} modules ({counts}{left}). {words}"
+    scored = f"Mean alpha {summary.mean_alpha:.2f} over {summary.num_scored} modules ({counts}{left})."
+    return " ".join([scored, *filter(None, [_estimated(analysis)]), words])
+
+
+def _estimated(analysis: Analysis) -> str | None:
+    """How many alphas are estimates, and how good; None if all are exact."""
+    intervals = [module.alpha_ci for module in analysis.scored if module.alpha_ci is not None]
+    if not intervals:
+        return None
+    widest = max((high - low) / 2 for low, high in intervals)
+    count = f"{len(intervals)} of {analysis.summary.num_modules} modules"
+    return f"Of {count} alpha is estimated (slq), with 95 % intervals of up to ±{widest:.1g}."
