@@ -234,8 +234,10 @@ def analyze(
             note(f"the analysis is not remembered for 'esdtool assign': {error}", quiet=quiet)
     if not quiet and not stdout_is_data:
         if table_format == "markdown":
+            from esdtool.report.console import make_stdout_forgiving
             from esdtool.report.markdown import analysis_markdown, trajectory_markdown
 
+            make_stdout_forgiving()
             typer.echo(
                 trajectory_markdown(trajectory)
                 if trajectory is not None

@@ -116,14 +116,29 @@ def skipped_rows(tensors: Iterable[tuple[str, str]]) -> list[tuple[int, str, str
 
     Those that differ only in an index share a row, as do all norms and biases, which come last.
     """
-    groups: dict[tuple[str, str], list[str]] = {}
-    for reason, name in tensors:
-        pattern = "" if reason == NORM_OR_BIAS else re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
-        groups.setdefault((reason, pattern), []).append(name)
     return [
-        (len(names), names[0] if len(names) == 1 else pattern or "(--json lists them)", reason)
-        for (reason, pattern), names in sorted(groups.items(), key=lambda group: group[0][0] == NORM_OR_BIAS)
+        (len(names), names[0][1] if len(names) == 1 else pattern or "(--json lists them)", reason)
+        for reason, pattern, names in skipped_groups(tensors, lambda tensor: tensor)
     ]
+
+
+Skipped = TypeVar("Skipped")
+
+
+def skipped_groups(
+    tensors: Iterable[Skipped], reason_and_name: Callable[[Skipped], tuple[str, str]]
+) -> list[tuple[str, str, list[Skipped]]]:
+    """(reason, pattern, members) of skipped tensors that differ only in an index.
+
+    All norms and biases are one group, which comes last and has no pattern.
+    """
+    groups: dict[tuple[str, str], list[Skipped]] = {}
+    for tensor in tensors:
+        reason, name = reason_and_name(tensor)
+        pattern = "" if reason == NORM_OR_BIAS else re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+        groups.setdefault((reason, pattern), []).append(tensor)
+    ordered = sorted(groups.items(), key=lambda group: group[0][0] == NORM_OR_BIAS)
+    return [(reason, pattern, members) for (reason, pattern), members in ordered]
 
 
 def format_number(value: float | None, spec: str) -> str:

@@ -84,7 +84,7 @@ def print_analysis(
 
 def print_plan(plan: Plan) -> None:
     """What `--dry-run` shows: modules, and what they will cost."""
-    from esdtool.calibration import estimate_seconds
+    from esdtool.calibration import ACCELERATORS, at_best, estimate_seconds
 
     console = stdout_console()
     table = new_table(f"{plan.checkpoint.location}: {len(plan.selection.modules)} weight modules")
@@ -110,6 +110,9 @@ def print_plan(plan: Plan) -> None:
         f"Estimated: {_duration(seconds)} on {plan.device} with {plan.jobs} at a time, "
         f"{plan.peak_bytes / 2**20:,.0f} MiB for the matrices in flight."
     )
+    if plan.device.type == "cpu":
+        others = [f"{gpu.name} {_duration(at_best(plan.selection.modules, gpu))}" for gpu in ACCELERATORS]
+        console.print(f"On a GPU at best, by its data sheet: {', '.join(others)}.")
 
 
 def print_trajectory(trajectory: Trajectory, *, sparklines: bool = False, console: Console | None = None) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from esdtool.analysis import SkippedResult
 from esdtool.checkpoint.base import dimensions
-from esdtool.modules.base import NORM_OR_BIAS
 from esdtool.report.html.markup import Html, name_tag, tag
 from esdtool.report.html.page import details
 from esdtool.report.html.table import Cell, Column, Row, number, table
+from esdtool.report.rows import skipped_groups
 
 _NAMES = 200
 """Names listed in one group; of more the pattern tells enough."""
@@ -18,11 +17,6 @@ _NAMES = 200
 
 def skipped_part(skipped: Sequence[SkippedResult]) -> Html:
     """A closed part with a line for each group of tensors that differ only in an index, norms and biases last."""
-    groups: dict[tuple[str, str], list[SkippedResult]] = {}
-    for tensor in skipped:
-        pattern = "" if tensor.reason == NORM_OR_BIAS else re.sub(r"(?<![^.])\d+(?![^.])", "*", tensor.name)
-        groups.setdefault((tensor.reason, pattern), []).append(tensor)
-    ordered = sorted(groups.items(), key=lambda group: group[0][0] == NORM_OR_BIAS)
     rows = [
         Row(
             cells=[
@@ -31,7 +25,7 @@ def skipped_part(skipped: Sequence[SkippedResult]) -> Html:
                 Cell(content=reason),
             ]
         )
-        for (reason, pattern), tensors in ordered
+        for reason, pattern, tensors in skipped_groups(skipped, lambda tensor: (tensor.reason, tensor.name))
     ]
     columns = [Column(heading="name"), Column(heading="tensors", kind="number"), Column(heading="reason")]
     plural = "tensor" if len(skipped) == 1 else "tensors"
