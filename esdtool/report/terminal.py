@@ -111,8 +111,8 @@ def print_plan(plan: Plan) -> None:
         f"{plan.peak_bytes / 2**20:,.0f} MiB for the matrices in flight."
     )
     if plan.device.type == "cpu":
-        others = [f"{gpu.name} {_duration(at_best(plan.selection.modules, gpu))}" for gpu in ACCELERATORS]
-        console.print(f"On a GPU at best, by its data sheet: {', '.join(others)}.")
+        gpus = [f"{gpu.name} {_duration(at_best(plan.selection.modules, gpu))}" for gpu in ACCELERATORS]
+        console.print(f"On a GPU at best, by its data sheet: {', '.join(gpus)}.")
 
 
 def print_trajectory(trajectory: Trajectory, *, sparklines: bool = False, console: Console | None = None) -> None:
