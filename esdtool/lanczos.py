@@ -138,5 +138,5 @@ def _converged(nodes: Vector, shares: Matrix, residuals: Vector, order: int) -> 
     # One eigenvalue's shares sum to about 1 / n; a cluster behind one Ritz value has more, one by one or together.
     numbers = order * shares.mean(axis=0)[::-1][:count]
     ranks = np.arange(1, count + 1)
-    strange = np.abs(np.cumsum(numbers) - ranks) > 4 * np.sqrt(2 * ranks / PROBES)
+    strange = np.abs(np.cumsum(numbers) - ranks) > 2 + 4 * np.sqrt(2 * ranks / PROBES)
     return int(np.argmax(strange)) if strange.any() else count

@@ -40,7 +40,9 @@ _GAP = 0.4
 _ABOVE_FLOOR = 4.0
 """Smallest accepted xmin over the rounding floor of the stored weights."""
 _RESOLVED = 1e-3
-"""Largest accepted relative error of the eigenvalue at xmin."""
+"""Largest accepted relative error of the eigenvalue at xmin, over ln(lambda / xmin) where that is less than 1."""
+_FLATTEST = 1e4
+"""Largest alpha that is estimated: beyond, the eigenvalues in the tail are equal for all that can be said of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +99,9 @@ def estimate_tail(
         return None
     for dtype in (torch.float32,) if device.type == "mps" else (torch.float32, torch.float64):
         wide = (matrix if shape[0] <= shape[1] else matrix.T).to(device=device, dtype=dtype)
-        # By rows: one float32 sum over millions of elements would be off by 1e-4.
-        total = float(torch.linalg.vector_norm(wide, dim=1).cpu().to(torch.float64).square().sum())
+        # By rows, so that no sum is over millions of elements: in float32 it would be off by 1e-4.
+        precise = torch.float32 if device.type == "mps" else torch.float64
+        total = float(torch.linalg.vector_norm(wide, dim=1, dtype=precise).cpu().to(torch.float64).square().sum())
         with full_precision_matmul():
             blocks = block_lanczos(gram_operator(wide), order, dtype=dtype, device=device, seed=seed)
         if blocks is None:
@@ -107,7 +110,7 @@ def estimate_tail(
         floor = storage_floor(shape, total / (shape[0] * shape[1]), matrix.dtype, roundoff)
         if tail is None or tail.xmin <= _ABOVE_FLOOR * floor:
             return None
-        if NOISE[dtype] * tail.lambda_max <= _RESOLVED * tail.xmin:
+        if NOISE[dtype] * tail.lambda_max * max(1.0, tail.alpha - 1) <= _RESOLVED * tail.xmin:
             return _scaled(tail, scale)
     return None
 
@@ -125,16 +128,17 @@ def estimate_from(blocks: Matrix, order: int, total: float, *, k_fraction: float
         None if the interval is too wide to be of use.
     """
     index = hill_index(order, k_fraction)
-    fraction, level = 1 - index / order, (index + 0.5) / order
     rule = quadrature(blocks, STEPS, order, total)
     weights = rule.weights()
-    log_xmin = _quantile(rule.nodes, weights, level)
-    if _in_gap(rule.nodes, log_xmin):
+    log_xmin = _log_eigenvalue(rule, weights, index)
+    if index < order - rule.converged and _in_gap(rule.nodes, log_xmin):
         return None
-    alpha = _alpha(rule, weights, level, fraction)
+    alpha = _alpha(rule, weights, index)
+    if alpha > _FLATTEST:
+        return None
     coarser = [quadrature(blocks, steps, order, total) for steps in FEWER_STEPS]
-    unresolved = max(abs(_alpha(less, less.weights(), level, fraction) - alpha) for less in coarser)
-    half = _STUDENT * _jackknife(rule, level, fraction) + unresolved
+    unresolved = max(abs(_alpha(less, less.weights(), index) - alpha) for less in coarser)
+    half = _STUDENT * _jackknife(rule, index) + unresolved
     if not half <= _WIDEST * (alpha - 1):
         return None
     return SlqEstimate(
@@ -143,18 +147,20 @@ def estimate_from(blocks: Matrix, order: int, total: float, *, k_fraction: float
         xmin=math.exp(log_xmin),
         num_tail=order - index,
         lambda_max=float(rule.nodes[-1]),
-        lambda_median=math.exp(_quantile(rule.nodes, weights, 0.5)),
+        lambda_median=math.exp(_log_eigenvalue(rule, weights, order // 2)),
         total=total,
         top=rule.nodes[rule.nodes.size - rule.converged :],
         log_alpha_norm=_log_norm(rule.nodes, weights * order, alpha),
     )
 
 
-def _quantile(nodes: Vector, weights: Vector, level: float) -> float:
-    """ln of the eigenvalue below which the fraction `level` of all lies."""
+def _log_eigenvalue(rule: Quadrature, weights: Vector, index: int) -> float:
+    """ln of the eigenvalue with this index among all n, ascending."""
+    if index >= rule.order - rule.converged:
+        return math.log(rule.nodes[index - rule.order])  # known itself: means over neighbours would only blur it
     kernel = np.full(PROBES, 1 / PROBES)
     counts = np.convolve(np.cumsum(weights) - weights / 2, kernel, "valid")
-    return float(np.interp(level, counts, np.convolve(np.log(nodes), kernel, "valid")))
+    return float(np.interp((index + 0.5) / rule.order, counts, np.convolve(np.log(rule.nodes), kernel, "valid")))
 
 
 def _in_gap(nodes: Vector, log_xmin: float) -> bool:
@@ -164,18 +170,17 @@ def _in_gap(nodes: Vector, log_xmin: float) -> bool:
     return near.size < 2 or float(np.diff(near).max()) > _GAP * float(near[-1] - near[0])
 
 
-def _alpha(rule: Quadrature, weights: Vector, level: float, fraction: float) -> float:
-    """Hill's alpha of the tail that holds a fraction of the eigenvalues and starts at a level of their distribution."""
-    log_xmin = _quantile(rule.nodes, weights, level)
-    return 1 + fraction / float(weights @ np.clip(np.log(rule.nodes) - log_xmin, 0.0, None))
+def _alpha(rule: Quadrature, weights: Vector, index: int) -> float:
+    """Hill's alpha of the tail that starts at the eigenvalue with this index."""
+    logs = np.log(rule.nodes) - _log_eigenvalue(rule, weights, index)
+    spread = float(weights @ np.clip(logs, 0.0, None))
+    return 1 + (1 - index / rule.order) / spread if spread > 0 else math.inf
 
 
-def _jackknife(rule: Quadrature, level: float, fraction: float) -> float:
+def _jackknife(rule: Quadrature, index: int) -> float:
     """Standard error of alpha from leaving out one probe at a time."""
     others = (np.arange(PROBES) != probe for probe in range(PROBES))
-    return math.sqrt(
-        (PROBES - 1) * float(np.var([_alpha(rule, rule.weights(kept), level, fraction) for kept in others]))
-    )
+    return math.sqrt((PROBES - 1) * float(np.var([_alpha(rule, rule.weights(kept), index) for kept in others])))
 
 
 def _log_norm(nodes: Vector, numbers: Vector, alpha: float) -> float:

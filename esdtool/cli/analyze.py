@@ -194,9 +194,9 @@ def analyze(
             work = sum(plan.cost for plan in plans)
             limited = [keep_within(plan, budget * plan.cost / work) for plan in plans]
             plans = [plan for plan, _ in limited]
-            for _, remark in limited:
-                if remark is not None:
-                    note(remark, quiet=quiet)
+            for _, choice in limited:
+                if choice is not None:
+                    note(choice, quiet=quiet)
         if dry_run:
             if ranks is None or ranks.is_first:
                 from esdtool.report.terminal import print_plan

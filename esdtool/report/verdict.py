@@ -61,4 +61,4 @@ def _estimated(analysis: Analysis) -> str | None:
         return None
     widest = max((high - low) / 2 for low, high in intervals)
     count = f"{len(intervals)} of {analysis.summary.num_modules} modules"
-    return f"Of {count} alpha is estimated (slq), with 95 % intervals of up to ±{widest:.1g}."
+    return f"{count} are estimated (slq): 95 % intervals of alpha up to ±{widest:.1g}."
