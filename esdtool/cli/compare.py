@@ -109,11 +109,12 @@ def compare(
     differ only in the seed are put together.
     """
     from esdtool.cli.compare_sources import analyses_of, sort_out
-    from esdtool.cli.output import check_outputs, note, write_text
+    from esdtool.cli.output import check_folder, check_outputs, note, write_text
     from esdtool.options import ScoreOptions
 
     options = ScoreOptions(fit=tuple(fit or ["hill"]), k_fraction=k_fraction, min_eigs=min_eigs, fast=fast)
     shown = not check_outputs(json_path, csv_path, html_path) and not quiet
+    check_folder(plots)
     found = sort_out(sources)
     if found.runs:
         _refuse(context, _OF_CHECKPOINTS, "concerns checkpoints, and these are training runs")

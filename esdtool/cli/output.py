@@ -45,6 +45,23 @@ def check_outputs(*paths: str | None) -> bool:
     return STDOUT in given
 
 
+def check_folder(folder: str | Path | None) -> None:
+    """Make a folder for figures before hours of work, or find out that it cannot be made.
+
+    Raises:
+        OutputError: if it cannot be made or written to.
+    """
+    if folder is None:
+        return
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot make the folder: {error.strerror}") from error
+    if not os.access(path, os.W_OK):
+        raise OutputError(f"{path}: cannot write: permission denied")
+
+
 def write_text(path: str, text: str) -> None:
     """Write to a file, wholly or not at all, or to stdout."""
     if path == STDOUT:

@@ -75,7 +75,7 @@ def plot(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print neither progress nor the files' names.")] = False,
 ) -> None:
     """Draw spectra, alphas, weight decays and training curves, as PNG, SVG or PDF files."""
-    from esdtool.cli.output import note
+    from esdtool.cli.output import check_folder, note
     from esdtool.errors import UsageError
     from esdtool.options import ScoreOptions
     from esdtool.report.figures import KINDS
@@ -84,6 +84,7 @@ def plot(
         if wanted not in KINDS:
             raise UsageError(f"--kind {wanted}: no such figure; there are {', '.join(KINDS)}")
     options = ScoreOptions(fit=tuple(fit or ["hill"]), k_fraction=k_fraction, min_eigs=min_eigs, fast=fast)
+    check_folder(out)
     found = _sort_out(sources or [])
     if esd_path is not None and len(found.analyses) != 1:
         raise UsageError("--esd goes with one analysis that is read from a file")
