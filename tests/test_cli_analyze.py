@@ -161,6 +161,9 @@ def test_an_unwritable_target_is_refused_before_the_work(esdtool_cli, llama_dir:
         esdtool_cli("analyze", llama_dir, "--json", tmp_path / "no" / "out.json"), 1
     )
     assert "is a directory" in one_line_error(esdtool_cli("analyze", llama_dir, "--json", tmp_path), 1)
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    assert "cannot make the folder" in one_line_error(esdtool_cli("analyze", llama_dir, "--plots", in_the_way), 1)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -7,9 +7,25 @@ from typing import Annotated, Literal
 
 import typer
 
-from esdtool.options import FITS, Experts, FixFingerBound, SpectrumName
+from esdtool.cli.options import (
+    CacheOption,
+    DeviceOption,
+    ExcludeOption,
+    ExpertsOption,
+    FastOption,
+    FitOption,
+    HtmlOption,
+    IncludeOption,
+    JobsOption,
+    KFractionOption,
+    MinEigsOption,
+    QuietOption,
+    SplitFusedOption,
+    TableFormatOption,
+    TopOption,
+)
+from esdtool.options import FixFingerBound, SpectrumName
 
-TableFormat = Literal["table", "markdown"]
 SortKey = Literal["order", "name", "role", "layer", "alpha", "ks", "stable-rank", "lambda-max"]
 
 
@@ -30,16 +46,9 @@ def analyze(
             help="Analyse the differences from this checkpoint; an adapter is merged into it.", metavar="CHECKPOINT"
         ),
     ] = None,
-    fit: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"Estimator of alpha: {', '.join(FITS)}; repeatable, the first one counts. Default: hill.",
-            show_default=False,
-            autocompletion=lambda: list(FITS),
-        ),
-    ] = None,
-    k_fraction: Annotated[float, typer.Option(help="Fraction of the eigenvalues in the tail of 'hill'.")] = 0.5,
-    min_eigs: Annotated[int, typer.Option(help="Do not score modules with fewer eigenvalues.")] = 50,
+    fit: FitOption = None,
+    k_fraction: KFractionOption = 0.5,
+    min_eigs: MinEigsOption = 50,
     spectrum: Annotated[
         SpectrumName,
         typer.Option(help="Path to the eigenvalues; 'slq' estimates the alpha of large modules without them."),
@@ -51,28 +60,11 @@ def analyze(
             metavar="SECONDS",
         ),
     ] = None,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="Use float32 where its error bound admits it: alphas within 1e-4.")
-    ] = False,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Analyse only modules or parameters that match this regular expression; repeatable.", metavar="REGEX"
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Leave out modules or parameters that match this regular expression; repeatable.", metavar="REGEX"
-        ),
-    ] = None,
-    split_fused: Annotated[
-        bool,
-        typer.Option("--split-fused/--no-split-fused", help="Split q, k, v and gate, up out of one tensor."),
-    ] = True,
-    experts: Annotated[
-        Experts, typer.Option(help="Rows of a mixture of experts in the table: each layer's mean, or all.")
-    ] = "mean",
+    fast: FastOption = False,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    split_fused: SplitFusedOption = True,
+    experts: ExpertsOption = "mean",
     json_path: Annotated[
         str | None, typer.Option("--json", help="Write the analysis as JSON; - for stdout.", metavar="PATH")
     ] = None,
@@ -82,30 +74,23 @@ def analyze(
     esd_path: Annotated[
         str | None, typer.Option("--esd", help="Save every module's eigenvalues (.safetensors).", metavar="PATH")
     ] = None,
-    html_path: Annotated[
-        str | None,
-        typer.Option("--html", help="Write a report: one HTML file that needs nothing else.", metavar="PATH"),
-    ] = None,
+    html_path: HtmlOption = None,
     plots: Annotated[
         str | None,
         typer.Option(help="Folder for figures; 'esdtool plot' has more choice.", metavar="DIR"),
     ] = None,
-    table_format: Annotated[
-        TableFormat, typer.Option("--format", help="Form of the tables: for a terminal, or to paste into an issue.")
-    ] = "table",
+    table_format: TableFormatOption = "table",
     sparklines: Annotated[
         bool, typer.Option("--sparklines", help="Show each module's ESD in its row, and alpha by layer and role.")
     ] = False,
     sort: Annotated[SortKey, typer.Option(help="Order of the table; 'order' is the model's own.")] = "order",
-    top: Annotated[int | None, typer.Option(help="Show only the first N rows of the table.", min=1)] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print neither tables nor progress.")] = False,
+    top: TopOption = None,
+    quiet: QuietOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read headers only: modules, shapes, estimated time and memory.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", help="Modules at a time. Default: one per core.", min=1)
-    ] = None,
+    device: DeviceOption = "auto",
+    jobs: JobsOption = None,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -114,12 +99,7 @@ def analyze(
         ),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub checkpoint.")] = None,
-    cache: Annotated[
-        bool,
-        typer.Option(
-            "--cache/--no-cache", help="Take spectra of weights that were analysed before from the user's cache."
-        ),
-    ] = True,
+    cache: CacheOption = True,
     fix_finger_bound: Annotated[
         FixFingerBound, typer.Option(help="'legacy' reproduces numbers published with the original code.")
     ] = "linear",
@@ -132,7 +112,7 @@ def analyze(
     A small alpha means a heavy tail. The table shows beside it the alpha that an untrained matrix of the same shape
     would have. Of several checkpoints it shows alpha by role over the steps.
     """
-    from esdtool.cli.output import check_outputs, note, progress_bar, write_esds, write_text
+    from esdtool.cli.output import check_folder, check_outputs, note, progress_bar, write_esds, write_text
     from esdtool.errors import NothingToAnalyzeError, OutputError, UsageError
     from esdtool.options import ScoreOptions
 
@@ -148,6 +128,7 @@ def analyze(
         farms_windows=farms_windows,
     )
     stdout_is_data = check_outputs(json_path, csv_path, esd_path, html_path)
+    check_folder(plots)
     for option, value in (("--esd", esd_path), ("--html", html_path)):
         if value is not None and len(checkpoints) > 1:
             raise UsageError(f"{option} takes one checkpoint at a time")

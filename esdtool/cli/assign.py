@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esdtool.cli.options import (
+    DeviceOption,
+    JobsOption,
+    QuietOption,
+)
 from esdtool.options import (
     FITS,
     AssignmentFormat,
@@ -85,11 +90,9 @@ def assign(
         typer.Option(help="Check this assignment against --model instead: names, shapes, coverage.", metavar="WD.JSON"),
     ] = None,
     model: Annotated[str | None, typer.Option(help="The checkpoint for --check.", metavar="CKPT")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print neither tables nor progress.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", help="Modules at a time. Default: one per core.", min=1)
-    ] = None,
+    quiet: QuietOption = False,
+    device: DeviceOption = "auto",
+    jobs: JobsOption = None,
 ) -> None:
     """Turn alphas into a module-wise weight-decay assignment: the heavier a module's tail, the weaker its decay."""
     from esdtool.cli.output import check_outputs, note, write_text

@@ -7,12 +7,27 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from esdtool.options import FITS, Experts
+from esdtool.cli.options import (
+    CacheOption,
+    DeviceOption,
+    ExcludeOption,
+    ExpertsOption,
+    FastOption,
+    FitOption,
+    HtmlOption,
+    IncludeOption,
+    JobsOption,
+    KFractionOption,
+    MinEigsOption,
+    QuietOption,
+    SplitFusedOption,
+    TableFormatOption,
+    TopOption,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-TableFormat = Literal["table", "markdown"]
 SortKey = Literal["order", "name", "role", "layer", "difference"]
 
 # Names of parameters below.
@@ -31,38 +46,14 @@ def compare(
             metavar="SOURCE...",
         ),
     ],
-    fit: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"Estimator of alpha: {', '.join(FITS)}; repeatable, the first one counts. Default: hill.",
-            show_default=False,
-            autocompletion=lambda: list(FITS),
-        ),
-    ] = None,
-    k_fraction: Annotated[float, typer.Option(help="Fraction of the eigenvalues in the tail of 'hill'.")] = 0.5,
-    min_eigs: Annotated[int, typer.Option(help="Do not score modules with fewer eigenvalues.")] = 50,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="Use float32 where its error bound admits it: alphas within 1e-4.")
-    ] = False,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Analyse only modules or parameters that match this regular expression; repeatable.", metavar="REGEX"
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Leave out modules or parameters that match this regular expression; repeatable.", metavar="REGEX"
-        ),
-    ] = None,
-    split_fused: Annotated[
-        bool,
-        typer.Option("--split-fused/--no-split-fused", help="Split q, k, v and gate, up out of one tensor."),
-    ] = True,
-    experts: Annotated[
-        Experts, typer.Option(help="Rows of a mixture of experts in the table: each layer's mean, or all.")
-    ] = "mean",
+    fit: FitOption = None,
+    k_fraction: KFractionOption = 0.5,
+    min_eigs: MinEigsOption = 50,
+    fast: FastOption = False,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    split_fused: SplitFusedOption = True,
+    experts: ExpertsOption = "mean",
     json_path: Annotated[
         str | None, typer.Option("--json", help="Write the comparison as JSON; - for stdout.", metavar="PATH")
     ] = None,
@@ -72,10 +63,7 @@ def compare(
             "--csv", help="Write one CSV line per module and checkpoint, or per run; - for stdout.", metavar="PATH"
         ),
     ] = None,
-    html_path: Annotated[
-        str | None,
-        typer.Option("--html", help="Write a report: one HTML file that needs nothing else.", metavar="PATH"),
-    ] = None,
+    html_path: HtmlOption = None,
     plots: Annotated[
         str | None,
         typer.Option(
@@ -84,24 +72,15 @@ def compare(
             metavar="DIR",
         ),
     ] = None,
-    table_format: Annotated[
-        TableFormat, typer.Option("--format", help="Form of the tables: for a terminal, or to paste into an issue.")
-    ] = "table",
+    table_format: TableFormatOption = "table",
     sort: Annotated[
         SortKey, typer.Option(help="Order of the table of modules; 'order' is the first checkpoint's own.")
     ] = "order",
-    top: Annotated[int | None, typer.Option(help="Show only the first N rows of the table.", min=1)] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print neither tables nor progress.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", help="Modules at a time. Default: one per core.", min=1)
-    ] = None,
-    cache: Annotated[
-        bool,
-        typer.Option(
-            "--cache/--no-cache", help="Take spectra of weights that were analysed before from the user's cache."
-        ),
-    ] = True,
+    top: TopOption = None,
+    quiet: QuietOption = False,
+    device: DeviceOption = "auto",
+    jobs: JobsOption = None,
+    cache: CacheOption = True,
 ) -> None:
     """Compare checkpoints module by module, or the validation perplexities of training runs.
 

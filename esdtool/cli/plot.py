@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from esdtool.options import FITS
+from esdtool.cli.options import (
+    DeviceOption,
+    FastOption,
+    FitOption,
+    JobsOption,
+    KFractionOption,
+    MinEigsOption,
+)
 
 if TYPE_CHECKING:
     from esdtool.analysis import Analysis
@@ -57,21 +64,12 @@ def plot(
     ] = None,
     figure_format: Annotated[FigureFormat, typer.Option("--format", help="Format of the figures.")] = "png",
     dpi: Annotated[int, typer.Option(help="Pixels per inch of PNG files.", min=30, max=1200)] = 150,
-    fit: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"Estimator of alpha for checkpoints: {', '.join(FITS)}. Default: hill.",
-            show_default=False,
-            autocompletion=lambda: list(FITS),
-        ),
-    ] = None,
-    k_fraction: Annotated[float, typer.Option(help="Fraction of the eigenvalues in the tail of 'hill'.")] = 0.5,
-    min_eigs: Annotated[int, typer.Option(help="Do not score modules with fewer eigenvalues.")] = 50,
-    fast: Annotated[bool, typer.Option("--fast", help="Use float32 where its error bound admits it.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", help="Modules at a time. Default: one per core.", min=1)
-    ] = None,
+    fit: FitOption = None,
+    k_fraction: KFractionOption = 0.5,
+    min_eigs: MinEigsOption = 50,
+    fast: FastOption = False,
+    device: DeviceOption = "auto",
+    jobs: JobsOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print neither progress nor the files' names.")] = False,
 ) -> None:
     """Draw spectra, alphas, weight decays and training curves, as PNG, SVG or PDF files."""
