@@ -56,7 +56,9 @@ def test_the_log_has_every_key_and_the_run_directory_every_file(make_config: Con
     decays = [json.loads(line) for line in (result.run / "decay.jsonl").read_text().splitlines()]
     assert [line["step"] for line in decays] == [0, 5, 10]
     assert len(decays[0]["modules"]) == 14
-    assert set(decays[0]["modules"]["model.layers.0.self_attn.q_proj"]) == {"alpha", "weight_decay"}
+    module = decays[0]["modules"]["model.layers.1.self_attn.q_proj"]
+    assert set(module) == {"alpha", "weight_decay", "role", "layer"}
+    assert (module["role"], module["layer"]) == ("q_proj", 1)
     assert list((result.run / "tensorboard").glob("events.out.tfevents.*"))
     for name in ("config.toml", "final/model.safetensors", "final/config.json", "final/tokenizer.json"):
         assert (result.run / name).is_file()
