@@ -15,6 +15,8 @@ Matrix = npt.NDArray[np.float64]
 PROBES = 16
 STEPS = 32
 
+_SEED = 0x51EC7124
+"""Far from the seeds that weights are drawn with: probes from the stream of the weights would not be independent."""
 NOISE = {torch.float32: 6e-8, torch.float64: 1e-15}
 """Absolute error of a Ritz value over lambda_max."""
 _BREAKDOWN = 30
@@ -95,7 +97,7 @@ def block_lanczos(
     size = STEPS * PROBES
     if order <= size:
         return None
-    draw = torch.randn(order, PROBES, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    draw = torch.randn(order, PROBES, dtype=torch.float64, generator=torch.Generator().manual_seed(_SEED + seed))
     block = torch.linalg.qr(draw)[0].to(device=device, dtype=dtype)
     basis = torch.empty(size, order, dtype=dtype, device=device)  # rows, so that its leading part is contiguous
     projected = np.zeros((size, size))
