@@ -2,7 +2,7 @@
 
 Square random matrices of a few orders are scored as the plan's modules will be, as many at a time, so that the threads'
 contention for memory and caches is in the figures. Between the orders time is interpolated on logarithmic axes; beyond
-the largest it grows with the cube. What a module is longer than square costs its share of the Gram matrix more.
+the largest it grows with the cube (estimates: with the square). What a module is longer than square costs its share of the Gram matrix more.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Calibration:
     """Of a square matrix of each order, reading aside."""
     seconds_per_flop: float
     """Of the Gram matrix, for what a matrix is longer than square."""
+    growth: float = 3.0
+    """Exponent of the time beyond the largest order."""
 
     def of_shape(self, rows: int, columns: int) -> float:
         """Predicted seconds of one matrix."""
@@ -61,7 +63,7 @@ class Calibration:
     def _of_square(self, order: int) -> float:
         largest = self.orders[-1]
         if order > largest:
-            return self.seconds[-1] * (order / largest) ** 3
+            return self.seconds[-1] * (order / largest) ** self.growth
         logs = np.interp(math.log(max(order, self.orders[0])), np.log(self.orders), np.log(self.seconds))
         return float(math.exp(logs))
 

@@ -42,7 +42,7 @@ def _mean(group: Sequence[ModuleResult]) -> ModuleResult:
     name = f"{starred(group[0].name, group[0].expert)} ({count})"
     if not scored:
         return group[0].model_copy(update={"name": name})
-    means: dict[str, object] = {}
+    means: dict[str, object] = {"alpha_ci": None}  # an interval is one matrix's
     for field in _AVERAGED:
         values = [value for module in scored if (value := getattr(module, field)) is not None]
         means[field] = fmean(values) if values else None
