@@ -2,7 +2,8 @@
 
 Square random matrices of a few orders are scored as the plan's modules will be, as many at a time, so that the threads'
 contention for memory and caches is in the figures. Between the orders time is interpolated on logarithmic axes; beyond
-the largest it grows with the cube (estimates: with the square). What a module is longer than square costs its share of the Gram matrix more.
+the largest it grows with the cube, that of estimates with the square. What a module is longer than square costs its
+share of the Gram matrix more.
 """
 
 from __future__ import annotations
