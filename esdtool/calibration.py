@@ -64,7 +64,7 @@ class Calibration:
     def _of_square(self, order: int) -> float:
         largest = self.orders[-1]
         if order > largest:
-            return self.seconds[-1] * (order / largest) ** self.growth
+            return self.seconds[-1] * math.pow(order / largest, self.growth)
         logs = np.interp(math.log(max(order, self.orders[0])), np.log(self.orders), np.log(self.seconds))
         return float(math.exp(logs))
 
@@ -89,7 +89,13 @@ def calibrate(plan: Plan, *, orders: Sequence[int] = _ORDERS) -> Calibration:
         middle = orders[min(2, len(orders) - 1)]
         long = _time(pool, score(middle, _LONG * middle), plan.jobs)
     extra = max(long - seconds[orders.index(middle)], 0.0)
-    return Calibration(orders=tuple(orders), seconds=tuple(seconds), seconds_per_flop=extra / ((_LONG - 1) * middle**3))
+    return Calibration(
+        orders=tuple(orders),
+        seconds=tuple(seconds),
+        seconds_per_flop=extra / ((_LONG - 1) * middle**3),
+        # An estimate costs a number of products with the matrix.
+        growth=2.0 if plan.options.spectrum == "slq" else 3.0,
+    )
 
 
 def estimate_seconds(plan: Plan) -> float:
