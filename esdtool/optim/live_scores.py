@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.distributed as dist
 
+from esdtool.balance import balance, dearest_first
 from esdtool.errors import AssignmentError, UsageError
 from esdtool.metrics import alpha_weighted, spectral_metrics
 from esdtool.modules import WeightModule
@@ -129,21 +130,6 @@ class Ranks:
             )
 
 
-def balance(costs: Sequence[float], num_ranks: int) -> list[int]:
-    """The rank of each item: the dearest first, each to the rank with the least so far. Deterministic.
-
-    >>> balance([1.0, 5.0, 2.0, 2.0], 2)
-    [1, 0, 1, 1]
-    """
-    loads = [0.0] * num_ranks
-    owners = [0] * len(costs)
-    for index in _dearest_first(costs):
-        owner = loads.index(min(loads))
-        owners[index] = owner
-        loads[owner] += costs[index]
-    return owners
-
-
 def live_scores(
     parameters: Sequence[Sequence[WeightModule]],
     tensors: Sequence[torch.Tensor | None],
@@ -169,7 +155,7 @@ def live_scores(
     """
     costs = [sum(map(cost, modules)) for modules in parameters]
     owners = ranks.owners(costs)
-    queues = [[index for index in _dearest_first(costs) if owners[index] == rank] for rank in range(ranks.size)]
+    queues = [[index for index in dearest_first(costs) if owners[index] == rank] for rank in range(ranks.size)]
     mine: dict[int, list[LiveScore]] = {}
     failure: str | None = None
     on_cpu = all(_computes_on_cpu(tensor, measure) for tensor in tensors)
@@ -191,10 +177,6 @@ def live_scores(
             raise RuntimeError(f"the spectra failed on rank {rank}: {problem}")
         gathered |= scores
     return [gathered[index] for index in range(len(parameters))]
-
-
-def _dearest_first(costs: Sequence[float]) -> list[int]:
-    return sorted(range(len(costs)), key=lambda index: (-costs[index], index))
 
 
 def _computes_on_cpu(tensor: torch.Tensor | None, measure: Measure) -> bool:
