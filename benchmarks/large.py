@@ -44,6 +44,8 @@ def status():
 
 checkpoint, options, cache, memory = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3] == "cache", int(sys.argv[4])
 torch.linalg.eigvalsh(torch.eye(64, dtype=torch.float64))
+if "fit" in options:
+    options["fit"] = tuple(options["fit"])  # JSON has no tuples
 plan = make_plan(checkpoint, ScoreOptions(**options), cache=cache, memory=memory or None)
 predicted = None if cache else estimate_seconds(plan)
 base, most, done = status()[0], [0, 0], threading.Event()
