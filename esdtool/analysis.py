@@ -152,6 +152,11 @@ class ModuleResult(Record):
         return self.status == "ok"
 
     @property
+    def alpha_half_width(self) -> float | None:
+        """Half of the 95 % interval of an estimated alpha; None where alpha is exact."""
+        return None if self.alpha_ci is None else (self.alpha_ci[1] - self.alpha_ci[0]) / 2
+
+    @property
     def stored_shape(self) -> tuple[int, ...]:
         """Shape of the whole parameter."""
         return self.shape if self.parameter_shape is None else self.parameter_shape

@@ -19,6 +19,8 @@ from esdtool.engine import make_plan
 from esdtool.errors import UsageError
 from esdtool.marchenko_pastur import mp_quantiles
 from esdtool.options import ScoreOptions
+from esdtool.report.html import analysis_page
+from esdtool.report.rows import module_columns
 from esdtool.report.verdict import closing_words
 from esdtool.scoring import score_matrices
 from esdtool.slq import estimate_from, estimate_tail
@@ -155,6 +157,11 @@ def test_an_analysis_says_what_is_estimated() -> None:
         assert module.mp_alpha == true.mp_alpha
         assert (module.lambda_min, module.entropy, module.matrix_rank, module.ks_distance) == (None,) * 4
     assert found.to_json() == esdtool.analyze(weights(), fit=["hill", "ks"], spectrum="slq", jobs=1).to_json()
+    headings = [[column.heading for column in module_columns(each, narrow=True)] for each in (found, exact)]
+    assert [heading.count("slq +-") for heading in headings] == [1, 0]
+    assert [
+        analysis_page(each).count('scope="col" class="n" data-kind="number">slq ±<') for each in (found, exact)
+    ] == [1, 0]
     assert found.flat_rows()[1]["alpha_ci.low"] < found.modules[1].alpha < found.flat_rows()[1]["alpha_ci.high"]
 
 

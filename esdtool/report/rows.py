@@ -82,6 +82,10 @@ def module_columns(analysis: Analysis, *, narrow: bool) -> list[Column[ModuleRes
         Column(heading="role", cell=lambda module: module.role, is_text=True),
         Column(heading="layer", cell=lambda module: format_layer(module.layer)),
     ]
+    # Only where something is estimated: a dash is an exact alpha.
+    estimated = Column[ModuleResult](
+        heading="slq +-", cell=lambda module: format_number(module.alpha_half_width, ".3f")
+    )
     rest: list[Column[ModuleResult]] = [
         Column(heading="KS", cell=lambda module: format_number(module.ks_distance, ".3f")),
         Column(heading="stable rank", cell=lambda module: format_number(module.stable_rank, ".1f")),
@@ -93,6 +97,7 @@ def module_columns(analysis: Analysis, *, narrow: bool) -> list[Column[ModuleRes
         Column(heading="shape", cell=lambda module: dimensions(module.shape)),
         Column(heading="alpha", cell=lambda module: format_number(module.alpha, ".3f")),
         Column(heading="+-", cell=lambda module: format_number(module.alpha_stderr, ".2f")),
+        *([estimated] if any(module.alpha_ci for module in analysis.modules) else []),
         *(Column(heading=name, cell=other(name)) for name in fit[1:]),
         Column(heading="null", cell=lambda module: format_number(module.mp_alpha, ".2f")),
         *([] if narrow else rest),

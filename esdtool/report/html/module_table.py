@@ -27,6 +27,7 @@ _LAMBDA_MAX = joined(["λ", tag("sub", "max")])
 def module_table(analysis: Analysis, rows: ModuleRows) -> Html:
     """One row a module, or one for the experts of a layer."""
     fit = analysis.settings.fit
+    estimated = any(module.alpha_ci for module in analysis.modules)
     columns = [
         Column(heading="module", filter=True),
         Column(heading="role", filter=True, choose="all roles"),
@@ -35,6 +36,7 @@ def module_table(analysis: Analysis, rows: ModuleRows) -> Html:
         Column(heading="dtype"),
         Column(heading="alpha", kind="number"),
         Column(heading="±", kind="number"),
+        *([Column(heading="slq ±", kind="number")] if estimated else []),
         *(Column(heading=name, kind="number") for name in fit[1:]),
         Column(heading="null", kind="number"),
         Column(heading="KS", kind="number"),
@@ -42,14 +44,17 @@ def module_table(analysis: Analysis, rows: ModuleRows) -> Html:
         Column(heading=_LAMBDA_MAX, kind="number"),
         Column(heading="verdict", filter=True, choose="all verdicts"),
     ]
-    body = [Row(cells=_cells(module, fit), anchor=anchor(position)) for position, module in enumerate(rows.modules)]
+    body = [
+        Row(cells=_cells(module, fit, estimated=estimated), anchor=anchor(position))
+        for position, module in enumerate(rows.modules)
+    ]
     caption = f"Alpha by {fit[0]}"
     if len(rows.modules) < len(analysis.modules):
         caption += ", experts averaged by layer"
     return table(caption, columns, body, sortable="modules", panels=True, anchor="module-table")
 
 
-def _cells(module: ModuleResult, fit: tuple[str, ...]) -> list[Cell]:
+def _cells(module: ModuleResult, fit: tuple[str, ...], *, estimated: bool) -> list[Cell]:
     words = verdict(module, fit[0])
     return [
         Cell(content=name_tag(module.name)),
@@ -59,6 +64,7 @@ def _cells(module: ModuleResult, fit: tuple[str, ...]) -> list[Cell]:
         Cell(content=module.dtype),
         number(module.alpha, ".3f", class_="alpha"),
         number(module.alpha_stderr, ".2f"),
+        *([number(module.alpha_half_width, ".3f")] if estimated else []),
         *(number(module.alphas.get(name), ".3f") for name in fit[1:]),
         number(module.mp_alpha, ".2f"),
         number(module.ks_distance, ".3f"),
@@ -83,6 +89,8 @@ def glossary(analysis: Analysis) -> Html:
         ),
         ("±", "standard error of alpha, (alpha - 1) / √(eigenvalues in the tail)."),
     ]
+    if any(module.alpha_ci for module in analysis.modules):
+        terms.append(("slq ±", "half of the 95 % interval of an alpha that was estimated; a dash: it is exact."))
     if len(fit) > 1:
         terms.append((", ".join(fit[1:]), "alpha by the other estimators."))
     terms += [
