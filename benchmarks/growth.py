@@ -3,8 +3,9 @@
     python benchmarks/growth.py [--largest 4096] [--figure FILE.png] [--json PATH]
 
 Times the exact spectrum of square matrices on one thread, default and `--fast`, fits the exponent of the cost over the
-largest orders, and adds up the modules of four models with it: on two and sixteen such cores that do not hinder each other, and on one and
-eight GPUs at best (the roofline of `esdtool.calibration.at_best`, from data sheets: no GPU was measured).
+largest orders, and adds up the modules of four models with it: on two and sixteen such cores that do not hinder each
+other, and on one and eight GPUs at best (the roofline of `esdtool.calibration.at_best`, from data sheets: no GPU was
+measured).
 """
 
 from __future__ import annotations
