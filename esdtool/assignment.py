@@ -60,6 +60,9 @@ class Method(_Part):
     max_ratio: float | None = Field(default=None, ge=0, description="Largest ratio; null unless linear.")
     granularity: str = Field(default="module", description="'module', 'layer' or 'role'.")
     normalize: bool = Field(default=False, description="Whether the parameter-weighted mean ratio was set to 1.")
+    control: str = Field(
+        default="none", description="For experiments, what was done with the decays: 'mean', 'shuffled' or 'reversed'."
+    )
 
 
 class DefaultRule(_Part):

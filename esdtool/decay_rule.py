@@ -8,13 +8,14 @@ operation at a time give the same bits on every machine, so that all ranks agree
 from __future__ import annotations
 
 import math
+import random
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final, get_args
 
 from esdtool.errors import UsageError
-from esdtool.options import AssignName, Granularity, OptimizerName
+from esdtool.options import AssignName, Control, Granularity, OptimizerName
 
 PUBLISHED_RATIOS: Final[dict[str, tuple[float, float]]] = {"adamw": (0.67, 5.0), "adam": (0.67, 3.0)}
 """(s1, s2) of the linear assignment by optimizer (AlphaDecay, section 4 and appendix)."""
@@ -100,6 +101,12 @@ class DecayRule:
     """`module`: each its own (the method); `layer`, `role`: each takes the mean score of its layer or role."""
     normalize: bool = False
     """Scale the ratios so that their mean, weighted by number of parameters, is 1."""
+    control: Control = "none"
+    """A fair control of an experiment, made from the method's own ratios. `mean`: each module takes their mean,
+    weighted by number of parameters (as much decay in total, no balance); `shuffled`: the same ratios dealt to the
+    modules at random; `reversed`: the same ratios in the opposite order, the strongest to the heaviest tail."""
+    control_seed: int = 0
+    """Of `shuffled`: which permutation. The same at every refresh."""
 
     def __post_init__(self) -> None:
         """Refuse unknown names and contradictions.
@@ -111,6 +118,7 @@ class DecayRule:
             ("assignment", self.assign, get_args(AssignName)),
             ("optimizer", self.optimizer, get_args(OptimizerName)),
             ("granularity", self.granularity, get_args(Granularity)),
+            ("control", self.control, get_args(Control)),
         ):
             if value not in valid:
                 raise UsageError(f"unknown {option} {value!r}; choose from {', '.join(valid)}")
@@ -169,10 +177,24 @@ class DecayRule:
         )
         if self.normalize:
             found = _normalized(found, [sizes[index] for index in scored])
+        found = self._controlled(found, values, [sizes[index] for index in scored])
         ratios = [1.0] * len(scores)
         for index, ratio in zip(scored, found, strict=True):
             ratios[index] = ratio
         return ratios
+
+    def _controlled(self, ratios: list[float], scores: Sequence[float], sizes: Sequence[int]) -> list[float]:
+        if not ratios or self.control == "none":
+            return ratios
+        if self.control == "mean":
+            return [_mean_ratio(ratios, sizes)] * len(ratios)
+        if self.control == "shuffled":
+            dealt = list(ratios)
+            random.Random(self.control_seed).shuffle(dealt)
+            return dealt
+        order = sorted(range(len(scores)), key=lambda index: scores[index])
+        opposite = dict(zip(order, (ratios[index] for index in reversed(order)), strict=True))
+        return [opposite[index] for index in range(len(ratios))]
 
 
 def _check_ratios(low: float, high: float) -> None:
@@ -238,7 +260,11 @@ def _group_means(values: Sequence[float], groups: Sequence[Hashable]) -> list[fl
 def _normalized(ratios: Sequence[float], sizes: Sequence[int]) -> list[float]:
     if not ratios:
         return []
-    mean = math.fsum(ratio * size for ratio, size in zip(ratios, sizes, strict=True)) / sum(sizes)
+    mean = _mean_ratio(ratios, sizes)
     if mean == 0:
         raise UsageError("cannot normalize: all ratios are 0; choose a max-ratio above 0")
     return [ratio / mean for ratio in ratios]
+
+
+def _mean_ratio(ratios: Sequence[float], sizes: Sequence[int]) -> float:
+    return math.fsum(ratio * size for ratio, size in zip(ratios, sizes, strict=True)) / sum(sizes)

@@ -129,6 +129,28 @@ def test_normalize_keeps_the_parameter_weighted_mean() -> None:
     assert np.allclose(np.array(ratios) / ratios[0], np.array(plain) / plain[0])
 
 
+def test_controls_keep_the_decays_and_lose_the_order() -> None:
+    scores, sizes = [3.0, 2.0, 4.0, 2.5, 3.5], [10, 20, 30, 40, 50]
+    rest: dict[str, Any] = {"layers": [0] * 5, "roles": ["q"] * 5, "sizes": sizes}
+    method = DecayRule().ratios(scores, **rest)
+    assert DecayRule(control="reversed").ratios(scores, **rest) == [method[i] for i in (0, 2, 1, 4, 3)]
+    total = sum(ratio * size for ratio, size in zip(method, sizes, strict=True))
+    assert DecayRule(control="mean").ratios(scores, **rest) == pytest.approx([total / sum(sizes)] * 5)
+    dealt = [DecayRule(control="shuffled", control_seed=seed).ratios(scores, **rest) for seed in range(20)]
+    assert all(sorted(ratios) == sorted(method) for ratios in dealt)
+    assert len(set(map(tuple, dealt))) > 10
+    # The same hand again at the next refresh, whatever the scores are then: a module keeps its place in the order.
+    again = DecayRule(control="shuffled", control_seed=3).ratios([9.0, 8.0, 10.0, 8.5, 9.5], **rest)
+    assert again == pytest.approx(dealt[3])
+
+
+def test_controls_leave_unscored_modules_alone() -> None:
+    rest: dict[str, Any] = {"layers": [0] * 3, "roles": ["q"] * 3, "sizes": [1, 1, 1]}
+    for control in ("mean", "shuffled", "reversed"):
+        assert DecayRule(control=control).ratios([2.0, None, 4.0], **rest)[1] == 1.0
+        assert DecayRule(control=control).ratios([None] * 3, **rest) == [1.0] * 3
+
+
 def test_unscored_modules_have_the_base_and_take_no_part() -> None:
     with_hole = _rule_ratios(DecayRule(normalize=True), [1.2, None, 2.4, 2.5, 3.7, None])
     assert (with_hole[1], with_hole[5]) == (1.0, 1.0)

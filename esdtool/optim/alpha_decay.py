@@ -20,7 +20,7 @@ from esdtool.optim import groups
 from esdtool.optim.live_scores import Compute, LiveScore, LiveScoreName, Measure, Ranks, live_scores
 from esdtool.optim.managed import manage
 from esdtool.optim.parameters import live_model
-from esdtool.options import AssignName, Granularity, ScoreOptions, Unlisted
+from esdtool.options import AssignName, Control, Granularity, ScoreOptions, Unlisted
 from esdtool.weight_decay import BASE_DECAY
 
 _STATE_VERSION = 1
@@ -77,6 +77,9 @@ class AlphaDecay:
             (arXiv 1907.08931) module by module.
         granularity: one decay per `module` (the method), `layer` or `role`.
         normalize: rescale so that the parameter-weighted mean decay over base is 1.
+        control: for experiments, `mean`, `shuffled` or `reversed` use of the method's own decays; see
+            `esdtool.decay_rule.DecayRule`.
+        control_seed: of `shuffled`, which permutation.
         include: regular expressions on parameter names; if given, exactly the matching matrices are assigned.
         exclude: regular expressions on parameter names to leave out.
         unlisted: decay of all other parameters of the model: `keep` what the optimizer says, `no-decay` or `base`.
@@ -109,6 +112,8 @@ class AlphaDecay:
         score: LiveScoreName = "alpha",
         granularity: Granularity = "module",
         normalize: bool = False,
+        control: Control = "none",
+        control_seed: int = 0,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         unlisted: Unlisted = "keep",
@@ -156,6 +161,8 @@ class AlphaDecay:
             optimizer=self._managed.kind_of_decay(needed=assign == "linear" and max_ratio is None),
             granularity=granularity,
             normalize=normalize,
+            control=control,
+            control_seed=control_seed,
         )
         self._managed.split_groups(allowed=split)
 
@@ -244,6 +251,7 @@ class AlphaDecay:
                 max_ratio=high,
                 granularity=rule.granularity,
                 normalize=rule.normalize,
+                control=rule.control,
             ),
             default=Default.of(self._unlisted, base),
             parameters={

@@ -44,6 +44,8 @@ class Spectral:
             score=settings.score,
             granularity=settings.granularity,
             normalize=settings.normalize,
+            control=settings.control,
+            control_seed=target.config.run.seed,
             # Exactly these: the patterns of the configuration speak of module names.
             include=[f"^{re.escape(module.parameter)}$" for module in target.modules],
             unlisted=settings.unlisted,

@@ -262,6 +262,10 @@ class WeightDecaySettings(Section):
     """linear: decay of the largest score, over base. Default: the published 5 for adamw (and muon), 3 for adam."""
     normalize: bool = False
     """Rescale so that the parameter-weighted mean of the decays is base: a fair comparison with uniform."""
+    control: Literal["none", "mean", "shuffled", "reversed"] = "none"
+    """alphadecay, for experiments: what would show that the gain is not the method's. `mean`: each module gets the
+    parameter-weighted mean of the method's decays; `shuffled`: the same decays, dealt to the modules at random (by
+    run.seed, the same way at each refresh); `reversed`: the same decays in the opposite order."""
     include: Strings = ()
     """Regular expressions on module names: only these are assigned; each must match something."""
     exclude: Strings = ()
