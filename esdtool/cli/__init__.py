@@ -14,6 +14,7 @@ from esdtool.cli.compare import compare
 from esdtool.cli.evaluate import evaluate
 from esdtool.cli.plot import plot
 from esdtool.cli.schema import schema
+from esdtool.cli.sweep import sweep
 from esdtool.cli.train import train
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ def _root(
 app.command()(analyze)
 app.command()(assign)
 app.command()(train)
+app.command()(sweep)
 app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(plot)

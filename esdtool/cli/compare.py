@@ -21,7 +21,6 @@ from esdtool.cli.options import (
     MinEigsOption,
     QuietOption,
     SplitFusedOption,
-    TableFormatOption,
     TopOption,
 )
 
@@ -30,9 +29,11 @@ if TYPE_CHECKING:
 
 SortKey = Literal["order", "name", "role", "layer", "difference"]
 
+Format = Literal["table", "markdown", "csv"]
+
 # Names of parameters below.
 _OF_ANALYSES = ("fit", "k_fraction", "min_eigs", "fast", "include", "exclude", "split_fused", "device", "jobs", "cache")
-_OF_CHECKPOINTS = (*_OF_ANALYSES, "experts", "table_format", "sort", "top")
+_OF_CHECKPOINTS = (*_OF_ANALYSES, "experts", "sort", "top")
 
 
 def compare(
@@ -41,7 +42,7 @@ def compare(
         list[str],
         typer.Argument(
             help="Checkpoints (whatever 'esdtool analyze' takes) and its JSON files, at least two: the others are "
-            "compared with the first. Or run directories of 'esdtool train'.",
+            "compared with the first. Or run directories of 'esdtool train', and folders that hold such.",
             show_default=False,
             metavar="SOURCE...",
         ),
@@ -72,7 +73,10 @@ def compare(
             metavar="DIR",
         ),
     ] = None,
-    table_format: TableFormatOption = "table",
+    table_format: Annotated[
+        Format,
+        typer.Option("--format", help="Form of the tables: for a terminal, to paste into an issue, or for a program."),
+    ] = "table",
     sort: Annotated[
         SortKey, typer.Option(help="Order of the table of modules; 'order' is the first checkpoint's own.")
     ] = "order",
@@ -85,7 +89,8 @@ def compare(
     """Compare checkpoints module by module, or the validation perplexities of training runs.
 
     Of checkpoints it shows how each alpha differs from that in the first, and whether by more than chance. Runs that
-    differ only in the seed are put together.
+    differ only in the seed are put together: mean and standard error by policy and base decay, and the difference from
+    uniform decay, seed by seed.
     """
     from esdtool.cli.compare_sources import analyses_of, sort_out
     from esdtool.cli.output import check_folder, check_outputs, note, write_text
@@ -97,7 +102,10 @@ def compare(
     found = sort_out(sources)
     if found.runs:
         _refuse(context, _OF_CHECKPOINTS, "concerns checkpoints, and these are training runs")
-        _compare_runs(found.runs, json_path, csv_path, html_path, plots, quiet=quiet, shown=shown)
+        for remark in found.notes:
+            note(remark, quiet=quiet)
+        form = table_format if shown else None
+        _compare_runs(found.runs, json_path, csv_path, html_path, plots, quiet=quiet, form=form)
         return
     if not found.checkpoints:
         _refuse(context, _OF_ANALYSES, "concerns checkpoints that are not analysed yet, and these all are")
@@ -137,6 +145,8 @@ def compare(
 
         make_stdout_forgiving()
         typer.echo(comparison_markdown(comparison, sort=sort, top=top, experts=experts))
+    elif shown and table_format == "csv":
+        typer.echo(comparison.to_csv(), nl=False)
     elif shown:
         from esdtool.report.comparison import print_comparison
 
@@ -155,7 +165,7 @@ def _compare_runs(
     plots: str | None,
     *,
     quiet: bool,
-    shown: bool,
+    form: Format | None,
 ) -> None:
     from esdtool.cli.output import note, write_text
     from esdtool.train.compare import compare_runs, load_run
@@ -177,10 +187,20 @@ def _compare_runs(
 
         for path in save_run_figures(runs, Path(plots)):
             note(f"wrote {path}", quiet=quiet)
-    if shown:
+    if form == "table":
         from esdtool.report.runs import print_runs
 
         print_runs(table)
+    elif form == "markdown":
+        from esdtool.report.console import make_stdout_forgiving
+        from esdtool.report.runs import runs_markdown
+
+        make_stdout_forgiving()
+        typer.echo(runs_markdown(table))
+    elif form == "csv":
+        from esdtool.report.policy_table import settings_csv
+
+        typer.echo(settings_csv(table), nl=False)
 
 
 def _refuse(context: typer.Context, parameters: Sequence[str], why: str) -> None:

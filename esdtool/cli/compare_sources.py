@@ -13,7 +13,7 @@ from esdtool.cli.output import note, progress_bar
 from esdtool.engine import Plan, make_plan, run
 from esdtool.errors import CheckpointError, UsageError
 from esdtool.options import ScoreOptions
-from esdtool.train.run_log import CONFIG, METRICS
+from esdtool.train.run_log import CONFIG, METRICS, read_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,11 @@ class Found:
     """The sources by what they are: either `runs` is empty, or `models` is."""
 
     runs: tuple[str, ...]
+    """Run directories."""
     models: tuple[str | Analysis, ...]
     """Names of checkpoints, and analyses that were read from a file, as given."""
+    notes: tuple[str, ...] = ()
+    """Runs of a folder of runs that are left out, one line each."""
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
@@ -42,8 +45,9 @@ def sort_out(sources: Sequence[str]) -> Found:
         UsageError: for a mixture of runs and checkpoints, or a single checkpoint.
         CheckpointError: for a JSON file of esdtool's that holds no analysis.
     """
-    runs = tuple(source for source in sources if _is_run(Path(source)))
-    others = tuple(source for source in sources if source not in runs)
+    held = {source: _runs_in(Path(source)) for source in sources}
+    runs = tuple(run for found in held.values() for run in found)
+    others = tuple(source for source, found in held.items() if not found)
     if runs and others:
         raise UsageError(
             f"{runs[0]} is a training run and {others[0]} is not: compare runs with runs, or the run's checkpoint "
@@ -52,7 +56,12 @@ def sort_out(sources: Sequence[str]) -> Found:
     # A single folder is opened first: perhaps it was meant as a run.
     if len(others) == 1 and not Path(others[0]).is_dir():
         raise _too_few(others[0])
-    return Found(runs=runs, models=tuple(map(_analysis_or_name, others)))
+    young = [run for run in runs if run not in sources and not _has_result(Path(run))]
+    return Found(
+        runs=tuple(run for run in runs if run not in young),
+        models=tuple(map(_analysis_or_name, others)),
+        notes=tuple(f"{run} has no validation result yet: left out" for run in young),
+    )
 
 
 def analyses_of(
@@ -117,6 +126,19 @@ def _too_few(source: str) -> UsageError:
 
 def _is_run(path: Path) -> bool:
     return (path / CONFIG).is_file() and (path / METRICS).is_file()
+
+
+def _runs_in(path: Path) -> list[str]:
+    """The folder itself, if it is a run; or the runs that it holds, e.g. those of a sweep (FOLDER/NAME/seed-N)."""
+    if _is_run(path):
+        return [str(path)]
+    if not path.is_dir() or (path / "config.json").is_file():
+        return []
+    return [str(folder) for pattern in ("*", "*/*") for folder in sorted(path.glob(pattern)) if _is_run(folder)]
+
+
+def _has_result(run: Path) -> bool:
+    return any(line["split"] == "validation" for line in read_lines(run / METRICS))
 
 
 def _analysis_or_name(source: str) -> str | Analysis:

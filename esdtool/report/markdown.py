@@ -69,7 +69,7 @@ def trajectory_markdown(trajectory: Trajectory) -> str:
         for step in trajectory.steps
     ]
     headings = [("checkpoint", True), ("mean", False), *((code(role), False) for role in trajectory.roles)]
-    table = _folded("alpha by role over the checkpoints", _table(headings, rows), len(rows))
+    table = _folded("alpha by role over the checkpoints", markdown_table(headings, rows), len(rows))
     return "\n\n".join(("\n".join(words), table, _settings(trajectory.created_by, trajectory.analyses[0].settings)))
 
 
@@ -132,7 +132,7 @@ def _titled(title: str, columns: Sequence[Column[_Row]], rows: Iterable[_Row]) -
         [code(column.cell(row)) if column.heading in _NAMES else text(column.cell(row)) for column in columns]
         for row in rows
     ]
-    return _folded(title, _table(headings, cells), len(cells))
+    return _folded(title, markdown_table(headings, cells), len(cells))
 
 
 def _folded(title: str, table: str, length: int) -> str:
@@ -141,8 +141,8 @@ def _folded(title: str, table: str, length: int) -> str:
     return f"**{text(title)}**\n\n{table}"
 
 
-def _table(headings: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> str:
-    """A table of finished cells; `headings` say whether a column holds words."""
+def markdown_table(headings: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> str:
+    """A table of finished cells, which `text` or `code` made; `headings` say whether a column holds words."""
     lines = [[heading for heading, _ in headings], [":---" if is_text else "---:" for _, is_text in headings], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

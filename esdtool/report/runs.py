@@ -1,4 +1,4 @@
-"""Training runs side by side in the terminal."""
+"""Training runs side by side, in the terminal and as Markdown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from esdtool.report.console import new_table, stdout_console
+from esdtool.report.policy_table import PAIRED_HEADINGS, paired_rows, policy_table
 from esdtool.train.compare import ComparisonTable
+
+SETTINGS_TITLE = "Validation perplexity at the end: mean ± standard error over seeds"
+PAIRED_TITLE = "Difference from uniform decay, paired by seed"
 
 
 def print_runs(table: ComparisonTable, *, console: Console | None = None) -> None:
@@ -23,21 +27,42 @@ def print_runs(table: ComparisonTable, *, console: Console | None = None) -> Non
         numbers = [f"{row.final_perplexity:.3f}", f"{row.best_perplexity:.3f}", str(row.best_step)]
         by_run.add_row(escape(row.run), row.policy, *shown, str(row.seed), f"{row.step}/{row.steps}", *numbers)
     console.print(by_run)
-    by_setting = new_table("Mean and standard deviation over seeds")
-    for name in ("policy", *keys):
-        by_setting.add_column(escape(name))
-    for name in ("seeds", "final", "best"):
-        by_setting.add_column(name, justify="right")
-    for setting in table.settings:
-        shown = [escape(_text(setting.setting.get(key))) for key in keys]
-        final, best = _spread(setting.final_mean, setting.final_std), _spread(setting.best_mean, setting.best_std)
-        by_setting.add_row(setting.policy, *shown, str(len(setting.seeds)), final, best)
-    console.print(by_setting)
+    print_settings(table, console=console)
+
+
+def print_settings(table: ComparisonTable, *, console: Console | None = None) -> None:
+    """Policies by base decay, the lowest of each column in bold; and the differences from uniform decay."""
+    console = console or stdout_console()
+    arranged = policy_table(table.settings)
+    by_base = new_table(SETTINGS_TITLE)
+    for name in arranged.headings:
+        by_base.add_column(name, justify="left" if name == "policy" else "right")
+    for cells in arranged.shown(bold=lambda cell: f"[bold]{cell}[/bold]"):
+        by_base.add_row(escape(cells[0]), *cells[1:])
+    console.print(by_base)
+    if found := paired_rows(table.settings):
+        differences = new_table(PAIRED_TITLE)
+        for name in PAIRED_HEADINGS:
+            differences.add_column(name, justify="left" if name in PAIRED_HEADINGS[:2] else "right")
+        for cells in found:
+            differences.add_row(*map(escape, cells))
+        console.print(differences)
+
+
+def runs_markdown(table: ComparisonTable) -> str:
+    """The tables of `print_settings` as Markdown, without a final newline."""
+    from esdtool.report.markdown import markdown_table, text
+
+    arranged = policy_table(table.settings)
+    headings = [(name, name == "policy") for name in arranged.headings]
+    rows = [(text(label), *cells) for label, *cells in arranged.shown(bold=lambda cell: f"**{cell}**")]
+    parts = [f"{SETTINGS_TITLE}:", markdown_table(headings, rows)]
+    if found := paired_rows(table.settings):
+        headings = [(name, name in PAIRED_HEADINGS[:2]) for name in PAIRED_HEADINGS]
+        parts += [f"{PAIRED_TITLE}:", markdown_table(headings, [tuple(map(text, cells)) for cells in found])]
+    parts += [f"Note: {text(remark)}." for remark in table.notes]
+    return "\n\n".join(parts)
 
 
 def _text(value: object) -> str:
     return "-" if value is None else str(value)
-
-
-def _spread(mean: float, deviation: float | None) -> str:
-    return f"{mean:.3f}" if deviation is None else f"{mean:.3f} ± {deviation:.3f}"

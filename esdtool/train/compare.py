@@ -1,4 +1,4 @@
-"""Finished runs side by side: perplexity by run and by setting, mean and spread over seeds."""
+"""Runs side by side: perplexity by run and by setting, mean and standard error over seeds, and against uniform."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from esdtool.errors import ConfigError
 from esdtool.train.config import load_config
+from esdtool.train.paired import Paired, paired, standard_error
 from esdtool.train.run_log import CONFIG, DECAY, METRICS, read_lines
 
 # What may differ between runs of one setting: it changes no number that is compared, or is the seed itself.
 _IGNORED: Final = frozenset({"run.seed", "run.dir", "run.device", "run.threads", "run.distributed", "run.compile"})
 _IGNORED_SECTIONS: Final = frozenset({"logging", "checkpoint"})
+BASE: Final = "weight_decay.base"
 _TEXT_KEYS: Final = ("data.", "tokenizer.", "batch.sequence_length", "eval.tokens")
 
 
@@ -59,13 +61,15 @@ class RunRow:
     final_perplexity: float
     best_perplexity: float
     best_step: int
+    mean_decay: float | None
+    """Weight decay over all parameters, weighted by their number, and over the logged steps."""
     setting: dict[str, Any]
     """The keys in which the runs differ, besides the seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SettingRow:
-    """Runs that differ in nothing but the seed."""
+    """Runs that differ in nothing but the seed. Where some runs are finished, those that are not take no part."""
 
     policy: str
     setting: dict[str, Any]
@@ -73,8 +77,24 @@ class SettingRow:
     final_mean: float
     final_std: float | None
     """Sample standard deviation; None for one seed."""
+    final_standard_error: float | None
+    """Standard error of `final_mean`; None for one seed."""
     best_mean: float
     best_std: float | None
+    mean_decay: float | None
+    """As of each run, averaged."""
+    paired: Paired | None = None
+    """Against uniform decay, if that was run with at least two of the same seeds."""
+
+    @property
+    def label(self) -> str:
+        """Policy and settings in short.
+
+        >>> SettingRow(policy="uniform", setting={"weight_decay.base": 0.1}, seeds=(0,), final_mean=9.0, final_std=None,
+        ...            final_standard_error=None, best_mean=9.0, best_std=None, mean_decay=0.1).label
+        'uniform, base 0.1'
+        """
+        return described(self.policy, self.setting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +121,7 @@ class ComparisonTable:
     def to_csv(self) -> str:
         """One line per run; the differing keys are columns of their own."""
         keys = sorted({key for row in self.runs for key in row.setting})
-        fields = ["run", "policy", "seed", "step", "steps", "final_perplexity", "best_perplexity", "best_step", *keys]
+        fields = [name for name in RunRow.__dataclass_fields__ if name != "setting"] + keys
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, fields, lineterminator="\n")
         writer.writeheader()
@@ -136,10 +156,13 @@ def compare_runs(runs: Sequence[Run]) -> ComparisonTable:
     """Rows of all runs, and those that differ only in the seed put together."""
     differing = _differing(runs)
     rows = [_row(run, differing) for run in runs]
+    done = [row for row in rows if row.step >= row.steps] or rows
     together: dict[str, list[RunRow]] = {}
-    for row in rows:
-        together.setdefault(json.dumps([row.policy, row.setting], sort_keys=True), []).append(row)
+    for row in done:
+        together.setdefault(_key(row), []).append(row)
     settings = sorted((_setting(found) for found in together.values()), key=lambda row: row.final_mean)
+    perplexities = {key: {row.seed: row.final_perplexity for row in found} for key, found in together.items()}
+    settings = [replace(row, paired=_against_uniform(row, settings, perplexities)) for row in settings]
     return ComparisonTable(runs=tuple(rows), settings=tuple(settings), notes=tuple(_notes(rows, differing)))
 
 
@@ -157,6 +180,7 @@ def _differing(runs: Sequence[Run]) -> list[str]:
 
 def _row(run: Run, differing: Sequence[str]) -> RunRow:
     best = min(run.validation, key=lambda line: line["loss"])
+    decays = [line["weight_decay_mean"] for line in run.metrics if line.get("weight_decay_mean") is not None]
     return RunRow(
         run=str(run.path),
         policy=run.settings["weight_decay.policy"],
@@ -166,12 +190,48 @@ def _row(run: Run, differing: Sequence[str]) -> RunRow:
         final_perplexity=math.exp(run.validation[-1]["loss"]),
         best_perplexity=math.exp(best["loss"]),
         best_step=best["step"],
+        mean_decay=statistics.fmean(decays) if decays else None,
         setting={key: run.settings.get(key) for key in differing if key != "weight_decay.policy"},
     )
 
 
+def described(policy: str, setting: Mapping[str, Any], *, without: Sequence[str] = ()) -> str:
+    """The policy, and the keys in which the runs differ by their last part: unique among runs of one comparison.
+
+    >>> described("alphadecay", {"weight_decay.base": 0.1, "weight_decay.control": "mean", "weight_decay.path": None})
+    'alphadecay, base 0.1, control mean'
+    """
+    parts = [
+        f"{key.rpartition('.')[2]} {value:g}" if isinstance(value, float) else f"{key.rpartition('.')[2]} {value}"
+        for key, value in setting.items()
+        if key not in without and value not in (None, "none")
+    ]
+    return ", ".join([policy, *parts])
+
+
+def _against_uniform(
+    row: SettingRow, settings: Sequence[SettingRow], perplexities: Mapping[str, Mapping[int, float]]
+) -> Paired | None:
+    """Against uniform decay that is otherwise the same: with the same base if there is such, or else the best one."""
+
+    def elsewhere(other: SettingRow) -> dict[str, Any]:
+        return {key: value for key, value in other.setting.items() if not key.startswith("weight_decay.")}
+
+    same = [other for other in settings if other.policy == "uniform" and elsewhere(other) == elsewhere(row)]
+    of_base = [other for other in same if other.setting.get(BASE) == row.setting.get(BASE) and row.policy != "none"]
+    for other in of_base or same:
+        if other is not row and row.policy != "uniform":
+            return paired(other.label, perplexities[_key(row)], perplexities[_key(other)])
+    return None
+
+
+def _key(row: RunRow | SettingRow) -> str:
+    return json.dumps([row.policy, row.setting], sort_keys=True)
+
+
 def _setting(rows: Sequence[RunRow]) -> SettingRow:
     final, best = [row.final_perplexity for row in rows], [row.best_perplexity for row in rows]
+    decays = [row.mean_decay for row in rows]
     several = len(rows) > 1
     return SettingRow(
         policy=rows[0].policy,
@@ -179,13 +239,16 @@ def _setting(rows: Sequence[RunRow]) -> SettingRow:
         seeds=tuple(row.seed for row in rows),
         final_mean=statistics.fmean(final),
         final_std=statistics.stdev(final) if several else None,
+        final_standard_error=standard_error(final),
         best_mean=statistics.fmean(best),
         best_std=statistics.stdev(best) if several else None,
+        mean_decay=None if None in decays else statistics.fmean(decay for decay in decays if decay is not None),
     )
 
 
 def _notes(rows: Sequence[RunRow], differing: Sequence[str]) -> list[str]:
     text = [key for key in differing if key.startswith(_TEXT_KEYS)]
     notes = [f"the runs differ in {', '.join(text)}: their perplexities are not of the same text"] if text else []
-    notes += [f"{row.run} is at step {row.step} of {row.steps}" for row in rows if row.step < row.steps]
-    return notes
+    young = [row for row in rows if row.step < row.steps]
+    apart = "" if len(young) == len(rows) else ": it takes no part in the means"
+    return notes + [f"{row.run} is at step {row.step} of {row.steps}{apart}" for row in young]

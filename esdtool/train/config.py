@@ -72,7 +72,12 @@ _BELONGS: Final[dict[tuple[str, str], dict[str, tuple[str, ...]]]] = {
 }
 
 
-def load_config(path: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(
+    path: str | Path | Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    *,
+    layers: Sequence[tuple[str, Mapping[str, Any]]] = (),
+) -> TrainConfig:
     """Read one TOML file, or several in layers, apply the overrides, and resolve the defaults.
 
     Paths inside the files are relative to the working directory, as on the command line.
@@ -80,16 +85,18 @@ def load_config(path: str | Path | Sequence[str | Path], overrides: Sequence[str
     Args:
         path: the file, or several: keys of later ones replace those of earlier ones.
         overrides: `section.key=value` each, as after `--set`; the value is TOML, or else a bare string.
+        layers: (where it came from, sections) each, over all of that.
 
     Raises:
         ConfigError: for a missing or malformed file, an unknown key, a wrong type or an impossible combination.
     """
     paths = [Path(path)] if isinstance(path, str | Path) else [Path(each) for each in path]
-    layers = [(str(each), _read(each)) for each in paths]
-    layers += [(f"--set {override}", _parse_override(override)) for override in overrides]
+    all_layers: list[tuple[str, Mapping[str, Any]]] = [(str(each), _read(each)) for each in paths]
+    all_layers += [(f"--set {override}", _parse_override(override)) for override in overrides]
+    all_layers += layers
     document: dict[str, Any] = {}
     origins: dict[tuple[str, ...], str] = {}
-    for origin, layer in layers:
+    for origin, layer in all_layers:
         _merge(document, layer, origin, origins)
     default_dir = "runs/" + ("-".join(each.stem for each in paths) or "run")
     if isinstance(run := document.setdefault("run", {}), dict):

@@ -12,6 +12,7 @@ from esdtool._version import __version__
 from esdtool.report.html.markup import DASH, Html, joined, name_tag, tag
 from esdtool.report.html.page import facts, noscript, page, section
 from esdtool.report.html.table import Cell, Column, Row, number, table
+from esdtool.report.policy_table import PAIRED_HEADINGS, paired_rows
 
 if TYPE_CHECKING:
     from esdtool.train.compare import ComparisonTable, Run, RunRow, SettingRow
@@ -37,6 +38,7 @@ def runs_page(comparison: ComparisonTable, runs: Sequence[Run]) -> str:
         _lead(comparison),
         noscript("Without JavaScript the tables cannot be sorted. All else is here."),
         section("By setting", _settings(comparison), anchor="settings"),
+        *_against_uniform(comparison),
         section("Runs", _runs(comparison), anchor="runs"),
         *_curves(runs),
     ]
@@ -70,7 +72,7 @@ def _described(row: SettingRow) -> str:
 
 
 def _final(row: SettingRow) -> str:
-    spread = "" if row.final_std is None else f" ± {row.final_std:.3f}"
+    spread = "" if row.final_standard_error is None else f" ± {row.final_standard_error:.3f}"
     seeds = f" ({len(row.seeds)} seeds)" if len(row.seeds) > 1 else " (one seed)"
     return f"{row.final_mean:.3f}{spread}{seeds}"
 
@@ -82,7 +84,7 @@ def _keys(rows: Sequence[RunRow] | Sequence[SettingRow]) -> list[str]:
 def _settings(comparison: ComparisonTable) -> Html:
     keys = _keys(comparison.settings)
     columns = [Column(heading=name, filter=True) for name in ("policy", *keys)]
-    columns += [Column(heading=name, kind="number") for name in ("seeds", "final", "±", "best", "±")]
+    columns += [Column(heading=name, kind="number") for name in ("seeds", "final", "±", "best", "mean decay")]
     rows = [
         Row(
             cells=[
@@ -90,15 +92,25 @@ def _settings(comparison: ComparisonTable) -> Html:
                 *(Cell(content=_text(row.setting.get(key))) for key in keys),
                 number(len(row.seeds), "d"),
                 number(row.final_mean, ".3f"),
-                number(row.final_std, ".3f"),
+                number(row.final_standard_error, ".3f"),
                 number(row.best_mean, ".3f"),
-                number(row.best_std, ".3f"),
+                number(row.mean_decay, ".3g"),
             ]
         )
         for row in comparison.settings
     ]
-    caption = "Validation perplexity: mean and standard deviation over the seeds"
+    caption = "Validation perplexity: mean and standard error over the seeds"
     return table(caption, columns, rows, sortable="settings", anchor="settings-table")
+
+
+def _against_uniform(comparison: ComparisonTable) -> list[Html]:
+    found = paired_rows(comparison.settings)
+    if not found:
+        return []
+    columns = [Column(heading=heading) for heading in PAIRED_HEADINGS]
+    rows = [Row(cells=[Cell(content=cell) for cell in cells]) for cells in found]
+    shown = table("Final perplexity, seed by seed", columns, rows, anchor="paired-table")
+    return [section("Against uniform decay", shown, anchor="paired")]
 
 
 def _runs(comparison: ComparisonTable) -> Html:

@@ -1,0 +1,102 @@
+"""`esdtool sweep`: many training runs from one TOML file."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from esdtool.cli.options import QuietOption
+
+if TYPE_CHECKING:
+    from esdtool.train.sweep import Progress, SweepResult
+    from esdtool.train.sweep_plan import SweepPlan
+
+
+def sweep(
+    path: Annotated[str, typer.Argument(help="TOML file with [sweep] and [[grid]].", metavar="SWEEP.toml")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Override one key of the base configuration; repeatable.",
+            metavar="SECTION.KEY=VALUE",
+            show_default=False,
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", help="Runs at a time. Default: what the file says, or 1.", min=1)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and how far they are, and stop.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train with several policies, decays or other settings, and several seeds, and compare.
+
+    Finished runs are not repeated, and runs that were stopped go on: give the same command again.
+    """
+    from esdtool.cli.output import note
+    from esdtool.train.sweep import run_sweep, state_of
+    from esdtool.train.sweep_plan import plan_sweep
+
+    plan = plan_sweep(path, overrides or [])
+    states = Counter(state_of(run) for run in plan.runs)
+    if dry_run:
+        for run in plan.runs:
+            typer.echo(f"{state_of(run):<8}  {run.folder}")
+        return
+    total, done = len(plan.runs), states["finished"]
+    note(f"{total} runs in {plan.folder}, {done} of them finished before", quiet=quiet)
+    ended = done
+
+    def show(progress: Progress) -> None:
+        nonlocal ended
+        ended += 1
+        note(f"[{ended}/{total}] {_told(progress)}", quiet=quiet)
+
+    result = run_sweep(plan, jobs=jobs, on_progress=show)
+    if not quiet:
+        _show_table(result)
+    if result.stopped_by is not None:
+        note(f"stopped with {len(result.finished)} of {total} runs finished; the same command goes on")
+        sys.exit(128 + result.stopped_by)
+    _complain(plan, result)
+
+
+def _told(progress: Progress) -> str:
+    run = f"{progress.run.name}, seed {progress.run.seed}"
+    if progress.outcome == "elsewhere":
+        return f"{run}: another process is at work on it"
+    if progress.outcome == "failed":
+        return f"{run}: failed: {progress.message}"
+    minutes, seconds = divmod(round(progress.seconds), 60)
+    return f"{run}: perplexity {progress.perplexity:.3f} ({minutes} min {seconds} s)"
+
+
+def _show_table(result: SweepResult) -> None:
+    if not result.finished:
+        return
+    from esdtool.report.runs import print_settings
+    from esdtool.train.compare import compare_runs, load_run
+
+    print_settings(compare_runs([load_run(run.folder) for run in result.finished]))
+
+
+def _complain(plan: SweepPlan, result: SweepResult) -> None:
+    """End with what is missing.
+
+    Raises:
+        EsdtoolError: if runs failed.
+    """
+    from esdtool.cli.output import note
+    from esdtool.errors import EsdtoolError
+
+    if result.elsewhere:
+        note(f"{len(result.elsewhere)} runs are another process's; give the command again when it has ended")
+    if result.failed:
+        first = result.failed[0]
+        raise EsdtoolError(
+            f"{len(result.failed)} of {len(plan.runs)} runs failed, the first {first.run.folder}: {first.message}; "
+            f"see {first.run.folder}.log, and give the same command again for what is missing"
+        )
