@@ -173,7 +173,7 @@ def _name(given: str | None, chosen: Mapping[tuple[str, str], Any], varied: Sequ
     if given and _POLICY in varied:
         parts.append(policy)
     parts += [f"{key[1]}-{_text(chosen[key])}" for key in varied if key != _POLICY]
-    return re.sub(r"[^\w.+-]+", "_", "-".join(parts))
+    return re.sub(r"[^\w.+-]+", "_", "-".join(parts)).lstrip(".") or "run"
 
 
 def _text(value: Any) -> str:

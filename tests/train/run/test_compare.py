@@ -111,7 +111,7 @@ def test_the_page_of_runs(fake_run: Callable[..., Path]) -> None:
     runs.append(load_run(fake_run(hostile, [30, 25], weight_decay={"policy": "uniform"})))
     text = runs_page(compare_runs(runs), runs)
     assert "Lowest final validation perplexity: alphadecay" in text
-    assert "20.500 ± 0.707 (2 seeds); next uniform" in text
+    assert "20.500 ± 0.500 (2 seeds); next uniform" in text
     assert "21.95 % higher" in text
     assert "<script>alert" not in text
     assert html.escape(hostile) in text
