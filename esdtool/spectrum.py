@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -246,7 +246,8 @@ def _eigenvalues_device(stack: torch.Tensor, path: SpectrumPath, device: torch.d
     wide = stack if stack.shape[1] <= stack.shape[2] else stack.mT
     order = wide.shape[1]
     gram = torch.zeros(wide.shape[0], order, order, dtype=dtype, device=device)
-    with full_precision_matmul():
+    # A setting of the whole process: left alone where it has no effect, for the sake of training steps beside us.
+    with full_precision_matmul() if dtype == torch.float32 else nullcontext():
         for block in wide.split(max(order, _MIN_BLOCK), dim=2):
             part = block.to(dtype)
             gram.baddbmm_(part, part.mT)

@@ -67,8 +67,11 @@ class AlphaDecayCallback(Callback):
             self.schedule.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """For Lightning's checkpoint."""
-        return {} if self.schedule is None else self.schedule.state_dict()
+        """For Lightning's checkpoint. Called on every rank."""
+        if self.schedule is None:
+            return {}
+        self.schedule.settle()
+        return self.schedule.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning calls this before there are optimizers: kept until training starts."""

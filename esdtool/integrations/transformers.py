@@ -67,6 +67,13 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
         """Renew the decays if it is time, after clipping and before the update."""
         self._schedule().step()
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Before a checkpoint, which one rank writes alone, gather a refresh that is under way."""
+        if control.should_save:
+            self._schedule().settle()
+
+    on_epoch_end = on_step_end
+
     def state(self) -> dict[str, Any]:
         """What the Trainer writes to trainer_state.json: no options, which JSON may not be able to hold."""
         saved = None if self.schedule is None else self.schedule.state_dict()
@@ -88,6 +95,7 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
                 f"the Trainer replaced the optimizer's parameters by others that AlphaDecay cannot follow: {error}; "
                 "use a static wd.json here, with use_assignment"
             ) from error
+        schedule.settle()
         moved.load_state_dict(schedule.state_dict())
         self.schedule, self._held = moved, held
 

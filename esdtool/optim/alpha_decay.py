@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,16 +9,16 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from esdtool._version import __version__
-from esdtool.assignment import Assignment, Default, Entry, Method, Source
+from esdtool.assignment import Assignment
 from esdtool.decay_rule import DecayRule
 from esdtool.errors import AssignmentError, UsageError
-from esdtool.fused_decay import joined_roles, members_of, weighted_mean
 from esdtool.modules import WeightModule
 from esdtool.optim import groups
+from esdtool.optim.live_decays import live_assignment, live_decays
 from esdtool.optim.live_scores import Compute, LiveScore, LiveScoreName, Measure, Ranks, live_scores
 from esdtool.optim.managed import manage
 from esdtool.optim.parameters import live_model
+from esdtool.optim.pending import PendingScores
 from esdtool.options import AssignName, Control, Granularity, ScoreOptions, Unlisted
 from esdtool.weight_decay import BASE_DECAY
 
@@ -47,6 +46,10 @@ class AlphaDecay:
     n-th update is the first to use them. That is the published rule, `(update_step + 1) % interval == 0` just before
     the optimizer's step, where `update_step` counts finished updates. Count updates, not micro-batches.
 
+    With `delay` N the n-th call only takes a snapshot of the weights, their spectra are computed by threads beside the
+    training steps, and call n + N puts the decays in force on every rank, waiting if it must: the critical path is
+    shorter by most of a refresh, the decays are those of N updates ago, and runs are as reproducible as without.
+
     Which: modules of numbered blocks as `select_modules` finds them (attention and MLP; all matrices if there are no
     numbered blocks) that are trained by one of the optimizers. `skipped` names the others. A module that cannot be
     scored at a refresh has the base decay until the next one, and `last_notes` says why. A parameter that holds several
@@ -57,8 +60,8 @@ class AlphaDecay:
     `group["weight_decay"]` at each step. Do not compile `optimizer.step`: it would recompile at every change.
 
     With torch.distributed each spectrum is computed by one rank and the scores are gathered; construction, `step` at a
-    refresh and `refresh` are then collectives. DistributedDataParallel and FSDP2 (`fully_shard`, before the optimizer
-    is built) are supported; FSDP1 and ZeRO-3 are refused.
+    refresh (with a delay: at both its ends), `refresh` and `settle` are then collectives. DistributedDataParallel and
+    FSDP2 (`fully_shard`, before the optimizer is built) are supported; FSDP1 and ZeRO-3 are refused.
 
     To resume: build model, optimizer and AlphaDecay as at the start, then load the state of all three.
 
@@ -67,6 +70,8 @@ class AlphaDecay:
         optimizer: one or several, e.g. torch.optim.Muon for matrices and AdamW for the rest.
         weight_decay: base decay. None takes each parameter group's own as its base; a sequence holds one per optimizer.
         interval: updates between two refreshes.
+        delay: updates between a snapshot and the first use of its decays, less than `interval`; 0 computes the spectra
+            in `step`, as published. The initial decays are never late.
         min_ratio: smallest decay over the base, of `linear`; default 0.67.
         max_ratio: largest decay over the base, of `linear`; default 5, or 3 if the optimizers are of the Adam family
             with the decay as an L2 penalty.
@@ -86,7 +91,7 @@ class AlphaDecay:
         initial: assign from the initial weights; False: base until the first refresh.
         split: allow to split parameter groups.
         device: where to compute spectra; default the parameter's own device.
-        jobs: spectra at a time on the CPU; default torch's number of threads.
+        jobs: spectra at a time on the CPU; default torch's number of threads, or with a delay 1 if the CPU also trains.
         compute: `all-ranks` spreads the modules over the ranks, `first-rank` leaves them to rank 0, `each-rank` makes
             every process work alone (for processes that train different models).
         process_group: the ranks that share the model; default all.
@@ -105,6 +110,7 @@ class AlphaDecay:
         weight_decay: float | Sequence[float | None] | None = 0.1,
         interval: int = 500,
         *,
+        delay: int = 0,
         min_ratio: float | None = None,
         max_ratio: float | None = None,
         fit: str | ScoreOptions = "hill",
@@ -126,11 +132,14 @@ class AlphaDecay:
     ) -> None:
         if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
             raise UsageError(f"interval must be a whole number of updates, at least 1, not {interval!r}")
+        if isinstance(delay, bool) or not isinstance(delay, int) or not 0 <= delay < interval:
+            raise UsageError(f"delay must be a whole number of updates, less than interval {interval}, not {delay!r}")
         if jobs is not None and jobs < 1:
             raise UsageError(f"jobs must be at least 1, not {jobs}")
         if unlisted not in ("keep", "no-decay", "base"):
             raise UsageError(f"unknown choice for unlisted parameters {unlisted!r}; choose from keep, no-decay, base")
         self.interval = interval
+        self.delay = delay
         self.update_step = 0
         """Calls of `step` so far."""
         self._measure = Measure(
@@ -168,6 +177,9 @@ class AlphaDecay:
 
         self._scores = {name: LiveScore(status="not computed yet") for name in self._modules}
         self._ratios = dict.fromkeys(self._modules, 1.0)
+        self._pending: PendingScores | None = None
+        self._late: list[list[LiveScore]] | None = None
+        """Scores that wait for their step: of `_pending`, or of a loaded state."""
         if initial and not self._measure.reads_gradients:
             self.refresh()
         else:
@@ -176,30 +188,58 @@ class AlphaDecay:
     def step(self) -> None:
         """Call once per update, before `optimizer.step()`: renews the decays if it is time, and writes them."""
         self.update_step += 1
-        if self.update_step % self.interval == 0:
-            self.refresh()
-        else:
+        if self.delay and self.update_step % self.interval == self.delay and self.is_pending:
+            self.settle()
+            assert self._late is not None
+            self._follow(self._late)
+        elif self.update_step % self.interval:
             self.apply()
+        elif self.delay:
+            self._drop()
+            self._pending = PendingScores(*self._measured(), self._measure, ranks=self._ranks, jobs=self._jobs)
+            self.apply()
+        else:
+            self.refresh()
 
     def refresh(self) -> None:
-        """Compute the scores of the current weights now, and the decays from them. A collective."""
-        parameters = list(self._modules.values())
-        modules = [module for held in parameters for module in held]
+        """Compute the scores of the current weights now, and the decays from them. A collective.
+
+        A refresh under way beside the training is dropped.
+        """
+        self._follow(live_scores(*self._measured(), self._measure, ranks=self._ranks, jobs=self._jobs))
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether decays are under way: a snapshot was taken, and the step that puts its decays in force is to come."""
+        return self._pending is not None or self._late is not None
+
+    def settle(self) -> None:
+        """Wait for the spectra under way, if any. A collective then. Their decays still wait for their step.
+
+        Raises:
+            RuntimeError: on every rank, if the computation failed on one.
+        """
+        if self._pending is not None:
+            try:
+                self._late = self._pending.settle()
+            finally:
+                self._pending = None
+
+    def _drop(self) -> None:
+        if self._pending is not None:
+            self._pending.drop()
+        self._pending = self._late = None
+
+    def _measured(self) -> tuple[list[tuple[WeightModule, ...]], list[torch.Tensor | None]]:
+        """The modules of each parameter, and what is measured of it."""
         weights = [self._managed.parameter(name) for name in self._modules]
-        tensors = [weight.grad if self._measure.reads_gradients else weight.detach() for weight in weights]
-        found = live_scores(parameters, tensors, self._measure, ranks=self._ranks, jobs=self._jobs)
-        scores = [score for held in found for score in held]
-        sizes = [math.prod(module.shape) for module in modules]
-        ratios = self._rule.ratios(
-            [score.value for score in scores],
-            layers=[module.layer for module in modules],
-            roles=[module.role for module in modules],
-            sizes=sizes,
-        )
-        start = 0
-        for (name, held), held_scores in zip(self._modules.items(), found, strict=True):
-            part = slice(start, start := start + len(held))
-            self._scores[name], self._ratios[name] = _of_parameter(held, held_scores, ratios[part], sizes[part])
+        reads_gradients = self._measure.reads_gradients
+        return list(self._modules.values()), [each.grad if reads_gradients else each.detach() for each in weights]
+
+    def _follow(self, found: Sequence[Sequence[LiveScore]]) -> None:
+        """Put the decays of these scores in force."""
+        self._drop()
+        self._scores, self._ratios = live_decays(self._rule, self._modules, found)
         self.apply()
 
     def apply(self) -> None:
@@ -232,51 +272,30 @@ class AlphaDecay:
 
     def assignment(self) -> Assignment:
         """The decays in force as a wd.json. Where bases differ, `base_weight_decay` is the first module's."""
-        rule, measure = self._rule, self._measure
-        low, high = rule.ratios_range if rule.assign == "linear" else (None, None)
-        base = next(iter(self._bases.values()))
-        notes, decays = self.last_notes, self.last_decays
-        model_type = self._managed.live.checkpoint.model_type
-        return Assignment(
-            created_by=f"esdtool {__version__}",
-            source=Source(checkpoint="memory", model_type=model_type),
-            base_weight_decay=base,
-            optimizer="l2" if rule.optimizer == "adam" else "decoupled",
-            method=Method(
-                name="uniform" if rule.assign == "uniform" else "alphadecay",
-                score=measure.score,
-                fit=measure.options.fit[0],
-                assign=rule.assign,
-                min_ratio=low,
-                max_ratio=high,
-                granularity=rule.granularity,
-                normalize=rule.normalize,
-                control=rule.control,
-            ),
-            default=Default.of(self._unlisted, base),
-            parameters={
-                name: Entry(
-                    weight_decay=decays[name],
-                    ratio=self._ratios[name],
-                    alpha=self._scores[name].alpha,
-                    score=None if measure.score == "alpha" else self._scores[name].value,
-                    role=joined_roles(module.role for module in held),
-                    layer=held[0].layer,
-                    shape=held[0].stored_shape,
-                    note=notes.get(name),
-                )
-                for name, held in self._modules.items()
-            },
-            members={
-                name: members
-                for name, held in self._modules.items()
-                if (members := members_of([module.name for module in held])) is not None
-            },
-            left_out=dict(self.skipped),
+        return live_assignment(
+            self._modules,
+            self._scores,
+            self._ratios,
+            self._bases,
+            rule=self._rule,
+            measure=self._measure,
+            unlisted=self._unlisted,
+            model_type=self._managed.live.checkpoint.model_type,
+            notes=self.last_notes,
+            left_out=self.skipped,
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Counter, scores and decays, as plain numbers (safe for `torch.load(weights_only=True)`)."""
+        """Counter, scores and decays, as plain numbers (safe for `torch.load(weights_only=True)`).
+
+        A refresh under way is waited for and saved too.
+
+        Raises:
+            RuntimeError: if there is one and several ranks share it, and `settle` was not called on all of them.
+        """
+        if self._pending is not None and self._ranks.size > 1:
+            raise RuntimeError("a refresh is under way: call AlphaDecay.settle() on every rank before state_dict()")
+        self.settle()
         return {
             "version": _STATE_VERSION,
             "update_step": self.update_step,
@@ -285,6 +304,8 @@ class AlphaDecay:
             "statuses": {name: score.status for name, score in self._scores.items()},
             "ratios": dict(self._ratios),
             "bases": dict(self._bases),
+            "late": self._late
+            and [[[score.status, score.alpha, score.value] for score in held] for held in self._late],
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -317,23 +338,8 @@ class AlphaDecay:
             )
             for name in self._modules
         }
+        self._drop()
+        late = state_dict.get("late")
+        if late and self.delay:
+            self._late = [[LiveScore(status=s, alpha=alpha, value=value) for s, alpha, value in held] for held in late]
         self.apply()
-
-
-def _of_parameter(
-    modules: Sequence[WeightModule], scores: Sequence[LiveScore], ratios: Sequence[float], sizes: Sequence[int]
-) -> tuple[LiveScore, float]:
-    """(score, ratio) of a parameter from those of its modules."""
-    if len(modules) == 1:
-        return scores[0], ratios[0]
-    ratio = weighted_mean(ratios, sizes)
-    assert ratio is not None
-    problems = [
-        f"{module.name}: {score.status}" for module, score in zip(modules, scores, strict=True) if score.status != "ok"
-    ]
-    score = LiveScore(
-        status="; ".join(problems) or "ok",
-        alpha=weighted_mean([score.alpha for score in scores], sizes),
-        value=weighted_mean([score.value for score in scores], sizes),
-    )
-    return score, ratio

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -153,47 +153,70 @@ def live_scores(
     Raises:
         RuntimeError: on every rank, if the computation failed on one.
     """
-    costs = [sum(map(cost, modules)) for modules in parameters]
-    owners = ranks.owners(costs)
-    queues = [[index for index in dearest_first(costs) if owners[index] == rank] for rank in range(ranks.size)]
+    queues = work_queues(parameters, ranks)
     mine: dict[int, list[LiveScore]] = {}
     failure: str | None = None
-    on_cpu = all(_computes_on_cpu(tensor, measure) for tensor in tensors)
+    on_cpu = all(computes_on_cpu(tensor, measure) for tensor in tensors)
     workers = (jobs or torch.get_num_threads()) if on_cpu else None
     with torch.no_grad(), _workers(workers) as run:
-        for wave in _waves(queues, tensors, rank=ranks.rank, size=workers or 1):
+        for wave in waves(queues, tensors, rank=ranks.rank, size=workers or 1):
             if failure is not None:
                 continue  # keep taking part in the collectives
             try:
-                found = run(lambda item: _scores(measure, parameters[item[0]], item[1]), wave)
+                found = run(lambda item: scores_of(measure, parameters[item[0]], item[1]), wave)
                 mine |= {index: score for (index, _), score in zip(wave, found, strict=True)}
             except Exception as error:
                 if ranks.size == 1:
                     raise
-                failure = f"{type(error).__name__}: {error}"
+                failure = describe(error)
+    return gather_scores(mine, failure, ranks=ranks, count=len(parameters))
+
+
+def work_queues(parameters: Sequence[Sequence[WeightModule]], ranks: Ranks) -> list[list[int]]:
+    """The parameters that each rank owns, dearest first; the same on every rank."""
+    costs = [sum(map(cost, modules)) for modules in parameters]
+    owners = ranks.owners(costs)
+    return [[index for index in dearest_first(costs) if owners[index] == rank] for rank in range(ranks.size)]
+
+
+def gather_scores(
+    mine: Mapping[int, list[LiveScore]], failure: str | None, *, ranks: Ranks, count: int
+) -> list[list[LiveScore]]:
+    """The scores of all parameters from those of each rank. A collective.
+
+    Raises:
+        RuntimeError: on every rank, if `failure` is given on one.
+    """
     gathered: dict[int, list[LiveScore]] = {}
     for rank, (scores, problem) in enumerate(ranks.gather((mine, failure))):
         if problem is not None:
             raise RuntimeError(f"the spectra failed on rank {rank}: {problem}")
         gathered |= scores
-    return [gathered[index] for index in range(len(parameters))]
+    return [gathered[index] for index in range(count)]
 
 
-def _computes_on_cpu(tensor: torch.Tensor | None, measure: Measure) -> bool:
+def describe(error: BaseException) -> str:
+    """An error for the other ranks."""
+    return f"{type(error).__name__}: {error}"
+
+
+def computes_on_cpu(tensor: torch.Tensor | None, measure: Measure) -> bool:
+    """Whether the spectrum of this tensor is computed on the CPU."""
     return tensor is None or (measure.device or tensor.device).type == "cpu"
 
 
-def _scores(measure: Measure, modules: Sequence[WeightModule], tensor: torch.Tensor | None) -> list[LiveScore]:
+def scores_of(measure: Measure, modules: Sequence[WeightModule], tensor: torch.Tensor | None) -> list[LiveScore]:
+    """The scores of the modules of one whole parameter."""
     if tensor is None:
         return [LiveScore(status="no gradient")] * len(modules)
     return [measure(module, tensor) for module in modules]
 
 
-def _waves(
+def waves(
     queues: Sequence[Sequence[int]], tensors: Sequence[torch.Tensor | None], *, rank: int, size: int
 ) -> Iterator[list[tuple[int, torch.Tensor | None]]]:
     """This rank's (index, whole tensor), `size` at a time; all of them at once where nothing is sharded."""
-    if not any(_is_sharded(tensor) for tensor in tensors):
+    if not any(is_sharded(tensor) for tensor in tensors):
         yield [(index, tensors[index]) for index in queues[rank]]
         return
     wave: list[tuple[int, torch.Tensor | None]] = []
@@ -203,7 +226,7 @@ def _waves(
             if index is None:
                 continue
             tensor = tensors[index]
-            whole = tensor.full_tensor() if tensor is not None and _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+            whole = tensor.full_tensor() if tensor is not None and is_sharded(tensor) else tensor  # type: ignore[attr-defined]
             if owner == rank:
                 wave.append((index, whole))
             del whole
@@ -213,7 +236,8 @@ def _waves(
     yield wave
 
 
-def _is_sharded(tensor: torch.Tensor | None) -> bool:
+def is_sharded(tensor: torch.Tensor | None) -> bool:
+    """Whether ranks hold parts of it (DTensor)."""
     return hasattr(tensor, "full_tensor")
 
 

@@ -68,7 +68,7 @@ _BELONGS: Final[dict[tuple[str, str], dict[str, tuple[str, ...]]]] = {
     },
     ("optimizer", "name"): {"muon": ("muon_lr", "muon_momentum")},
     ("schedule", "name"): {"wsd": ("decay_steps",)},
-    ("weight_decay", "policy"): {"file": ("path",)},
+    ("weight_decay", "policy"): {"file": ("path",), "alphadecay": ("delay",)},
 }
 
 

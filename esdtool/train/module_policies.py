@@ -37,6 +37,7 @@ class Spectral:
             list(target.optimizers),
             weight_decay=target.config.base_decay,
             interval=settings.interval,
+            delay=settings.delay,
             min_ratio=low if is_linear else None,
             max_ratio=high if is_linear else None,
             fit=settings.score_options(),
@@ -53,7 +54,8 @@ class Spectral:
             compute=settings.compute,
         )
         self._seconds = time.perf_counter() - began
-        self._interval = settings.interval
+        self._snapshot_seconds = 0.0
+        self._interval, self._delay = settings.interval, settings.delay
         self._assigns_at_start = settings.initial and settings.score != "gradient_norm"
 
     def step(self, grad_norm: float) -> Record | None:
@@ -61,9 +63,13 @@ class Spectral:
         del grad_norm
         began = time.perf_counter()
         self._schedule.step()
-        if self._schedule.update_step % self._interval:
+        seconds = time.perf_counter() - began
+        if self._delay and self._schedule.update_step % self._interval == 0:
+            self._snapshot_seconds = seconds
+        measured = self._schedule.update_step - self._delay
+        if measured <= 0 or measured % self._interval:
             return None
-        return self._record(time.perf_counter() - began)
+        return self._record(seconds + self._snapshot_seconds)
 
     def initial(self) -> Record | None:
         """See `Policy`."""
@@ -71,6 +77,7 @@ class Spectral:
 
     def state_dict(self) -> dict[str, Any]:
         """See `Policy`."""
+        self._schedule.settle()
         return self._schedule.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -87,6 +94,7 @@ class Spectral:
             remark = f"{len(notes)} of {len(scores)} modules are not scored, e.g. {module_name(name)}: {reason}"
         return Record(
             seconds=seconds,
+            weights_step=max(0, schedule.update_step - self._delay - 1),
             remark=remark,
             modules={
                 module_name(name): Decay(

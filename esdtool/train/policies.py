@@ -37,7 +37,9 @@ class Record:
     """One line of decay.jsonl."""
 
     seconds: float
-    """Time that the refresh took on this rank."""
+    """Time that the training waited for the refresh on this rank."""
+    weights_step: int | None = None
+    """Updates that the measured weights had seen; None if no weights were measured."""
     modules: Mapping[str, Decay] = field(default_factory=dict)
     """By module name."""
     remark: str | None = None

@@ -112,7 +112,8 @@ class RunLog:
                 modules[name] |= {"role": self._modules[name].role, "layer": self._modules[name].layer}
             if decay.score is not None:
                 modules[name]["score"] = decay.score
-        _append(self._decay, self._run / DECAY, {"step": step, "seconds": record.seconds, "modules": modules})
+        line = {"step": step, "weights_step": record.weights_step, "seconds": record.seconds, "modules": modules}
+        _append(self._decay, self._run / DECAY, line)
         means = by_role(record, self._modules).items()
         self._external({f"{what}/{role}": mean for what, roles in means for role, mean in roles.items()}, step)
 

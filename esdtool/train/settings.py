@@ -242,6 +242,9 @@ class WeightDecaySettings(Section):
     """Base decay. Default: 0.1 for adamw and muon, 1e-5 for adam, whose L2 decay is on another scale."""
     interval: Count = 500
     """alphadecay: steps between two refreshes of the decays."""
+    delay: Annotated[int, Field(ge=0)] = 0
+    """alphadecay: steps between the measurement of the weights and the first use of the decays, less than interval; the
+    spectra are computed beside the training. 0: within the step, as published."""
     initial: bool = True
     """alphadecay: assign from the initial weights too; false: base until the first refresh."""
     compute: Literal["all-ranks", "first-rank"] = "all-ranks"
@@ -303,6 +306,12 @@ class WeightDecaySettings(Section):
             raise ValueError(
                 f'weight_decay.path belongs to weight_decay.policy = "file", but the policy is "{self.policy}"'
             )
+        if self.delay and self.policy != "alphadecay":
+            raise ValueError(
+                f'weight_decay.delay belongs to weight_decay.policy = "alphadecay", but the policy is "{self.policy}"'
+            )
+        if self.delay >= self.interval and self.delay:
+            raise ValueError(f"weight_decay.delay {self.delay} is not less than weight_decay.interval {self.interval}")
         if self.max_ratio is not None and self.min_ratio > self.max_ratio:
             raise ValueError(
                 f"weight_decay.min_ratio {self.min_ratio} is more than weight_decay.max_ratio {self.max_ratio}"

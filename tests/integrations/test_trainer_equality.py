@@ -123,8 +123,11 @@ def test_hugging_face_trainer(plain, tmp_path: Path) -> None:
         torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("restore_callbacks", [False, True])
-def test_hugging_face_resume_is_exact(tmp_path: Path, restore_callbacks: bool) -> None:
+@pytest.mark.parametrize(("restore_callbacks", "delay"), [(False, 0), (True, 0), (False, 7)])
+def test_hugging_face_resume_is_exact(
+    tmp_path: Path, restore_callbacks: bool, delay: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OPTIONS, "delay", delay)
     whole, all_decays = hf_trainer(tmp_path / "whole", save_strategy="steps", save_steps=25)
     whole.train()
     resumed, decays = hf_trainer(tmp_path / "resumed", restore_callback_states_from_checkpoint=restore_callbacks)

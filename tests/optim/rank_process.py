@@ -36,6 +36,7 @@ def train(wrap: Callable[[nn.Module], nn.Module], **options: Any) -> dict[str, A
     model = wrap(tiny_model.build())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     schedule = AlphaDecay(model, optimizer, interval=INTERVAL, **options)
+    refused = ""
     seen = [schedule.last_decays]
     for step in range(STEPS):
         tiny_model.loss(model, step, rank=rank, num_ranks=size).backward()
@@ -43,9 +44,19 @@ def train(wrap: Callable[[nn.Module], nn.Module], **options: Any) -> dict[str, A
         seen.append(schedule.last_decays)
         optimizer.step()
         optimizer.zero_grad()
+    if schedule.is_pending and size > 1:
+        try:
+            schedule.state_dict()
+        except RuntimeError as error:
+            refused = str(error)
+    schedule.settle()
+    late = schedule.state_dict()["late"]
     live_scores.score_matrices = original
     in_groups = sorted({group["weight_decay"] for group in optimizer.param_groups})
-    return {"decays": seen, "alphas": schedule.last_alphas, "spectra": len(computed), "in_groups": in_groups}
+    return {"decays": seen, "alphas": schedule.last_alphas, "spectra": len(computed), "in_groups": in_groups} | {
+        "late": late,
+        "refused": refused,
+    }
 
 
 def sharded(model: nn.Module) -> nn.Module:
@@ -67,8 +78,8 @@ def mismatch() -> str:
     return "accepted"
 
 
-def failure() -> str:
-    """A solver that breaks down on one rank must be an error on all."""
+def failure(**options: Any) -> str:
+    """A solver that breaks down on one rank must be an error on all, at once or when the decays are due."""
     original = live_scores.score_matrices
 
     def broken(*arguments: Any, **keywords: Any) -> Any:
@@ -79,7 +90,9 @@ def failure() -> str:
     live_scores.score_matrices = broken
     model = sharded(tiny_model.build())
     try:
-        AlphaDecay(model, torch.optim.AdamW(model.parameters()))
+        schedule = AlphaDecay(model, torch.optim.AdamW(model.parameters()), interval=2, **options)
+        for _ in range(3):
+            schedule.step()
     except RuntimeError as error:
         return str(error)
     finally:
@@ -96,10 +109,12 @@ def main() -> None:
         "ddp": train(ddp),
         "fsdp": train(sharded),
         "first-rank": train(ddp, compute="first-rank"),
+        "ddp-late": train(ddp, delay=1),
+        "fsdp-late": train(sharded, delay=1),
         "gradients": train(sharded, score="gradient_norm", assign="sigmoid"),
     }
     if size > 1:
-        results |= {"mismatch": mismatch(), "failure": failure()}
+        results |= {"mismatch": mismatch(), "failure": failure(), "late failure": failure(delay=1, initial=False)}
     print(json.dumps(results), flush=True)
     dist.destroy_process_group()
     os._exit(0)  # gloo's threads must not meet Python's finalization: see esdtool.__main__

@@ -18,17 +18,17 @@ MODULES = 14
 
 
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("way", ["ddp", "fsdp", "first-rank", "gradients"])
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "first-rank", "gradients", "ddp-late", "fsdp-late"])
 def test_every_rank_has_the_same_decays(job: Job, size: int, way: str, tiny: ModuleType) -> None:
     first, *others = (rank[way] for rank in job(size))
     assert set(first["decays"][0]) == set(tiny.assigned())
     for other in others:
         assert (other["decays"], other["alphas"]) == (first["decays"], first["alphas"])
-        assert other["in_groups"] == first["in_groups"]
+        assert (other["in_groups"], other["late"]) == (first["in_groups"], first["late"])
 
 
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("way", ["ddp", "fsdp", "first-rank", "gradients"])
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "first-rank", "gradients", "ddp-late", "fsdp-late"])
 def test_the_number_of_ranks_does_not_matter(job: Job, size: int, way: str) -> None:
     """Gradients are averaged over ranks in another order than over a batch, so weights agree to rounding only."""
     alone, together = job(1)[0][way], job(size)[0][way]
@@ -38,9 +38,18 @@ def test_the_number_of_ranks_does_not_matter(job: Job, size: int, way: str) -> N
             assert together["decays"][step] == decays
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_late_decays_are_those_of_the_snapshot(job: Job, size: int, way: str) -> None:
+    """Up to the first step at which the two runs differ, and which is the first with decays from updated weights."""
+    for rank in job(size):
+        late, now = rank[f"{way}-late"]["decays"], rank[way]["decays"]
+        assert late[2] == late[1] == now[1] != now[2] == late[3]
+
+
 @pytest.mark.parametrize("size", [2, 4])
 def test_each_spectrum_is_computed_once(job: Job, size: int) -> None:
-    for way in ("ddp", "fsdp"):
+    for way in ("ddp", "fsdp", "ddp-late", "fsdp-late"):
         shares = [rank[way]["spectra"] for rank in job(size)]
         assert sum(shares) == REFRESHES * MODULES
         assert min(shares) > 0
@@ -52,6 +61,8 @@ def test_problems_are_errors_on_every_rank(job: Job, size: int) -> None:
     for rank in job(size):
         assert rank["mismatch"].startswith("the ranks hold different weight modules")
         assert rank["failure"] == "the spectra failed on rank 1: MemoryError: no memory"
+        assert rank["late failure"] == "the spectra failed on rank 1: MemoryError: no memory"
+        assert rank["fsdp-late"]["refused"].startswith("a refresh is under way: call AlphaDecay.settle() on every rank")
 
 
 @given(st.lists(st.floats(min_value=1, max_value=1e9), max_size=40), st.integers(min_value=1, max_value=8))

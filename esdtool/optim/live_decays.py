@@ -1,0 +1,118 @@
+"""From the scores of a live model's modules to the decays of its parameters, and to a wd.json of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from esdtool._version import __version__
+from esdtool.assignment import Assignment, Default, Entry, Method, Source
+from esdtool.decay_rule import DecayRule
+from esdtool.fused_decay import joined_roles, members_of, weighted_mean
+from esdtool.modules import WeightModule
+from esdtool.optim.live_scores import LiveScore, Measure
+from esdtool.options import Unlisted
+
+
+def live_decays(
+    rule: DecayRule, modules: Mapping[str, Sequence[WeightModule]], found: Sequence[Sequence[LiveScore]]
+) -> tuple[dict[str, LiveScore], dict[str, float]]:
+    """Score and ratio of each parameter.
+
+    Args:
+        rule: from scores to ratios, which it makes for modules.
+        modules: those that each parameter holds.
+        found: their scores, in the same order.
+
+    Returns:
+        By parameter; one that holds several modules has the means, weighted by their sizes.
+    """
+    flat = [module for held in modules.values() for module in held]
+    sizes = [math.prod(module.shape) for module in flat]
+    ratios = rule.ratios(
+        [score.value for held in found for score in held],
+        layers=[module.layer for module in flat],
+        roles=[module.role for module in flat],
+        sizes=sizes,
+    )
+    of_parameters = {}
+    start = 0
+    for (name, held), scores in zip(modules.items(), found, strict=True):
+        part = slice(start, start := start + len(held))
+        of_parameters[name] = _of_parameter(held, scores, ratios[part], sizes[part])
+    scores_by_name = {name: score for name, (score, _) in of_parameters.items()}
+    return scores_by_name, {name: ratio for name, (_, ratio) in of_parameters.items()}
+
+
+def live_assignment(
+    modules: Mapping[str, Sequence[WeightModule]],
+    scores: Mapping[str, LiveScore],
+    ratios: Mapping[str, float],
+    bases: Mapping[str, float],
+    *,
+    rule: DecayRule,
+    measure: Measure,
+    unlisted: Unlisted,
+    model_type: str | None,
+    notes: Mapping[str, str],
+    left_out: Mapping[str, str],
+) -> Assignment:
+    """The decays as a wd.json; all mappings are by parameter. `base_weight_decay` is the first parameter's."""
+    low, high = rule.ratios_range if rule.assign == "linear" else (None, None)
+    base = next(iter(bases.values()))
+    return Assignment(
+        created_by=f"esdtool {__version__}",
+        source=Source(checkpoint="memory", model_type=model_type),
+        base_weight_decay=base,
+        optimizer="l2" if rule.optimizer == "adam" else "decoupled",
+        method=Method(
+            name="uniform" if rule.assign == "uniform" else "alphadecay",
+            score=measure.score,
+            fit=measure.options.fit[0],
+            assign=rule.assign,
+            min_ratio=low,
+            max_ratio=high,
+            granularity=rule.granularity,
+            normalize=rule.normalize,
+            control=rule.control,
+        ),
+        default=Default.of(unlisted, base),
+        parameters={
+            name: Entry(
+                weight_decay=bases[name] * ratios[name],
+                ratio=ratios[name],
+                alpha=scores[name].alpha,
+                score=None if measure.score == "alpha" else scores[name].value,
+                role=joined_roles(module.role for module in held),
+                layer=held[0].layer,
+                shape=held[0].stored_shape,
+                note=notes.get(name),
+            )
+            for name, held in modules.items()
+        },
+        members={
+            name: members
+            for name, held in modules.items()
+            if (members := members_of([module.name for module in held])) is not None
+        },
+        left_out=dict(left_out),
+    )
+
+
+def _of_parameter(
+    modules: Sequence[WeightModule], scores: Sequence[LiveScore], ratios: Sequence[float], sizes: Sequence[int]
+) -> tuple[LiveScore, float]:
+    """(score, ratio) of a parameter from those of its modules."""
+    if len(modules) == 1:
+        return scores[0], ratios[0]
+    ratio = weighted_mean(ratios, sizes)
+    assert ratio is not None
+    problems = [
+        f"{module.name}: {score.status}" for module, score in zip(modules, scores, strict=True) if score.status != "ok"
+    ]
+    score = LiveScore(
+        status="; ".join(problems) or "ok",
+        alpha=weighted_mean([score.alpha for score in scores], sizes),
+        value=weighted_mean([score.value for score in scores], sizes),
+    )
+    return score, ratio
