@@ -89,7 +89,8 @@ class Beside:
         self._limits.restore_original_limits()
 
     def _work(self, ready: threading.Barrier) -> None:
-        torch.set_num_threads(1)  # of this thread
+        torch.get_num_threads()  # a thread's first use of torch takes the last number set anywhere, and ours comes then
+        torch.set_num_threads(1)
         ready.wait()
         while self._error is None:
             try:

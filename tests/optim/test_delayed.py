@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -156,8 +156,16 @@ def test_rejected_delays(tiny: ModuleType, delay: Any) -> None:
         _train(tiny, delay=delay)
 
 
-def test_work_beside_leaves_our_threads_alone() -> None:
-    before, inside = torch.get_num_threads(), []
+@pytest.fixture
+def two_threads() -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield 2
+    torch.set_num_threads(before)
+
+
+def test_work_beside_leaves_our_threads_alone(two_threads: int) -> None:
+    before, inside = two_threads, []
     for count in (1, 3):
         beside = Beside([lambda: inside.append(torch.get_num_threads())] * 7, count)
         seen: list[int] = []
