@@ -1,0 +1,1 @@
+"""What `docs/generate.py` is made of: each module renders one kind of text as Markdown."""

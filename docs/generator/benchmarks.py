@@ -1,0 +1,118 @@
+"""Tables of the recorded benchmarks: every number of the performance page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from generator.markdown import table
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def _read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def seconds(value: float) -> str:
+    """A time in the unit that suits it.
+
+    >>> seconds(0.0207), seconds(76.09), seconds(600), seconds(25966.8)
+    ('0.021 s', '76 s', '10 min', '7.2 h')
+    """
+    if value >= 5400:
+        return f"{value / 3600:.2g} h"
+    if value >= 120:
+        return f"{value / 60:.0f} min" if value >= 570 else f"{value / 60:.1f} min"
+    return f"{value:.0f} s" if value >= 9.95 else f"{value:.2g} s"
+
+
+def _spectra() -> str:
+    rows = []
+    for row in _read("spectra")["rows"]:
+        base = row["svdvals float32"]["seconds"]
+        ratios = [
+            f"{base / row[name]['seconds']:.1f}" for name in ("svdvals float32, tall", "esdtool", "esdtool --fast")
+        ]
+        errors = [f"{row[name]['alpha error']:.0e}" for name in ("svdvals float32", "esdtool", "esdtool --fast")]
+        rows.append([row["shape"].replace("x", " x "), seconds(base), *ratios, *errors])
+    head = ["shape", "svdvals float32", "on the tall side", "esdtool", "`--fast`"]
+    return table([*head, "error of alpha: svdvals", "esdtool", "`--fast`"], rows)
+
+
+def _minilm() -> str:
+    found = _read("analyze-minilm")["rows"].items()
+    return table(
+        ["", "seconds", "peak memory"],
+        [[name, f"{row['seconds']:.2f}", f"{row['peak_mib']:.0f} MiB"] for name, row in found],
+    )
+
+
+def _large() -> str:
+    rows = []
+    for name, row in _read("large-7b")["rows"].items():
+        predicted = seconds(row["predicted"]) if row.get("predicted") else ""
+        memory = f"{row['anonymous_mib']:.0f} MiB" if "anonymous_mib" in row else ""
+        rows.append([name, seconds(row["seconds"]), predicted, memory])
+    return table(["", "time", "predicted by `--dry-run`", "memory above the interpreter's"], rows)
+
+
+def _growth() -> str:
+    models = _read("growth")["models"]
+    columns = ("2 cores like these", "16 cores like these", "1 x A100 80 GB, at best", "8 x H100 SXM, at best")
+    rows = []
+    for name, model in models.items():
+        default, fast = model["seconds"]["default"], model["seconds"]["--fast"]
+        cells = [seconds(default[column]) for column in columns]
+        rows.append([name, f"{model['modules']:,}", *cells, seconds(fast[columns[0]])])
+    return table(["model", "modules", *columns, "2 cores, `--fast`"], rows)
+
+
+def _refresh() -> str:
+    ways = ("public", "1 thread", "1 thread, fast", "2 threads", "8 cores")
+    rows = []
+    for row in _read("refresh")["rows"]:
+        cells = (row["refresh"][way] for way in ways)
+        shares = [f"{seconds(cell['seconds'])} ({_percent(cell['share'])})" for cell in cells]
+        rows.append([row["model"], seconds(row["training seconds"]), *shares])
+    return table(["model", "500 steps (estimate)", *ways], rows)
+
+
+def _slq() -> str:
+    rows: list[Iterable[str]] = []
+    for row in _read("slq")["rows"]:
+        error = abs(row["slq"]["relative error of alpha"])
+        width = row["slq"]["relative half-width of the interval"]
+        exact, times = seconds(row["exact"]["seconds"]), f"{row['times faster than exact']:.1f}"
+        rows.append([row["shape"].replace("x", " x "), row["weights"], exact, times, _percent(error), _percent(width)])
+    head = ["shape", "weights", "exact", "slq: times faster", "error of alpha", "half-width of the interval"]
+    return table(head, [list(row) for row in rows])
+
+
+def _machine() -> str:
+    machine = _read("spectra")["machine"]
+    versions = machine["versions"]
+    return (
+        f"{machine['processor']} (Sapphire Rapids), {machine['cores']} cores, Python {machine['python']}, "
+        f"torch {versions['torch']}, numpy {versions['numpy']}, scipy {versions['scipy']}, "
+        f"esdtool {versions['esdtool']}.\n"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "machine": _machine,
+    "spectra": _spectra,
+    "analyze-minilm": _minilm,
+    "large-7b": _large,
+    "growth": _growth,
+    "refresh": _refresh,
+    "slq": _slq,
+}
+"""By the name of the results."""

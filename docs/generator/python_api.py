@@ -1,0 +1,165 @@
+"""The reference of the Python API, from signatures and docstrings."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+from generator.attributes import attribute_docs
+from generator.markdown import NOTICE, cell, code, table
+from pydantic import BaseModel
+
+import esdtool
+
+INTRODUCTION = """# Python
+
+```python
+import esdtool
+```
+
+is quick: what it names is imported on first use. Every error that a user can cause is an `esdtool.EsdtoolError`.
+"""
+
+_SECTION = re.compile(r"^(Args|Returns|Raises):$", re.MULTILINE)
+_WORDS = {"Args": "Arguments", "Returns": "Returns", "Raises": "Raises"}
+
+
+def page() -> str:
+    """The whole page."""
+    text = [NOTICE, INTRODUCTION]
+    for name in esdtool.__all__:
+        if name != "__version__":
+            text.append(_entry(f"esdtool.{name}", getattr(esdtool, name)))
+    text.append("\n# Integrations\n\nHooks into trainers; each imports the trainer's library.\n")
+    text += [_integration(*each) for each in INTEGRATIONS]
+    return "".join(text).rstrip("\n") + "\n"
+
+
+INTEGRATIONS = (
+    ("transformers", "use_alpha_decay"),
+    ("transformers", "use_assignment"),
+    ("lightning", "AlphaDecayCallback"),
+)
+
+
+def _integration(module: str, name: str) -> str:
+    """From the source alone: importing a trainer takes seconds, and it may not be installed."""
+    source = Path(esdtool.__file__).parent / "integrations" / f"{module}.py"
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    found = next(node for node in ast.walk(tree) if getattr(node, "name", None) == name)
+    assert isinstance(found, ast.FunctionDef | ast.ClassDef)
+    call = ""
+    if isinstance(found, ast.FunctionDef):
+        result = f" -> {ast.unparse(found.returns)}" if found.returns and ast.unparse(found.returns) != "None" else ""
+        call = f"```python\n{name}({ast.unparse(found.args)}){result}\n```\n\n"
+    return f"\n## esdtool.integrations.{module}.{name}\n\n{call}{_prose(ast.get_docstring(found) or '')}\n"
+
+
+def _entry(name: str, thing: Any) -> str:
+    short = name.rpartition(".")[2]
+    if not inspect.isclass(thing):
+        return f"\n## {name}\n\n```python\n{_signature(short, thing)}\n```\n\n{_prose(inspect.getdoc(thing) or '')}\n"
+    has_fields = issubclass(thing, BaseModel) or hasattr(thing, "__dataclass_fields__")
+    text = f"\n## {name}\n\n"
+    if not has_fields and not issubclass(thing, Exception):
+        text += f"```python\n{_signature(short, thing)}\n```\n\n"
+    text += _prose(inspect.getdoc(thing) or '') + "\n"
+    if has_fields:
+        text += "\n" + table(["field", ""], [[code(field), cell(words)] for field, words in _fields(thing).items()])
+    for method, value in vars(thing).items():
+        if method.startswith(("_", "model_")) or not (value_doc := _documented(value)):
+            continue
+        if isinstance(value, property):
+            text += f"\n### {short}.{method}\n\n{value_doc}\n"
+        else:
+            function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+            text += f"\n### {short}.{method}\n\n```python\n{_signature(method, function)}\n```\n\n{_prose(value_doc)}\n"
+    return text
+
+
+def _fields(thing: Any) -> dict[str, str]:
+    if issubclass(thing, BaseModel):
+        return {name: field.description or "" for name, field in thing.model_fields.items()}
+    return attribute_docs(thing)
+
+
+def _documented(value: Any) -> str:
+    if isinstance(value, property):
+        return inspect.getdoc(value.fget) or ""
+    if isinstance(value, classmethod | staticmethod) or inspect.isfunction(value):
+        return inspect.getdoc(value) or ""
+    return ""
+
+
+def _signature(name: str, thing: Any) -> str:
+    """A call as the source has it, one parameter a line if it is long."""
+    signature = inspect.signature(thing)
+    parameters = [each for each in signature.parameters.values() if each.name not in ("self", "cls")]
+    shown = []
+    star = False
+    for each in parameters:
+        if each.kind is each.KEYWORD_ONLY and not star:
+            shown.append("*")
+        star = star or each.kind in (each.KEYWORD_ONLY, each.VAR_POSITIONAL)
+        shown.append(_parameter(each))
+    result = signature.return_annotation
+    arrow = "" if result in (inspect.Signature.empty, "None", None) or inspect.isclass(thing) else f" -> {result}"
+    one_line = f"{name}({', '.join(shown)}){arrow}"
+    return one_line if len(one_line) <= 100 else f"{name}(\n    " + ",\n    ".join(shown) + f",\n){arrow}"
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+    """As the source has it: annotations are texts here, which `str` would quote."""
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    text = f"{stars}{parameter.name}"
+    empty = inspect.Parameter.empty
+    if parameter.annotation is not empty:
+        text += f": {parameter.annotation}"
+    return text if parameter.default is empty else f"{text} = {parameter.default!r}"
+
+
+def _prose(doc: str) -> str:
+    """A docstring as Markdown: its sections as lists, its examples as code."""
+    parts = _SECTION.split(doc)
+    text = [_body(parts[0])]
+    for title, body in zip(parts[1::2], parts[2::2], strict=True):
+        text.append(f"**{_WORDS[title]}**\n\n{_items(inspect.cleandoc(body), plain=title == 'Returns')}")
+    return "\n\n".join(part.strip("\n") for part in text)
+
+
+def _body(text: str) -> str:
+    """Paragraphs; indented ones and doctests are code."""
+    shown = []
+    for block in re.split(r"\n\s*\n", text.strip("\n")):
+        if block.startswith(">>>"):
+            shown.append(f"```python\n{block}\n```")
+        elif all(line.startswith("    ") for line in block.splitlines()):
+            shown.append(f"```python\n{inspect.cleandoc(block)}\n```")
+        else:
+            shown.append(_plain(block))
+    return "\n\n".join(shown)
+
+
+def _items(text: str, *, plain: bool) -> str:
+    if plain:
+        return _plain(text)
+    items: list[str] = []
+    for line in text.splitlines():
+        if line.startswith(" ") and items:
+            items[-1] += " " + line.strip()
+        elif line.strip():
+            items.append(line.strip())
+    found = [re.fullmatch(r"(\S+): (.*)", item, flags=re.DOTALL) for item in items]
+    return "\n".join(
+        f"- `{match[1]}`: {_plain(match[2])}" if match else f"- {_plain(item)}"
+        for item, match in zip(items, found, strict=True)
+    )
+
+
+def _plain(text: str) -> str:
+    """Text without what Markdown would take for emphasis: underscores and asterisks outside code."""
+    pieces = re.split(r"(`[^`]*`)", text)
+    return "".join(piece if piece.startswith("`") else re.sub(r"([_<])", r"\\\1", piece) for piece in pieces)
