@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import esdtool
 from esdtool.cli import app
+from esdtool.cli.compare_sources import sort_out
 from esdtool.errors import EsdtoolError
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -89,6 +90,30 @@ def test_markdown(esdtool_cli: Cli, pair: tuple[Path, Path]) -> None:
     assert f"| `{MOVED}` | +" in result.stdout
 
 
+def test_csv_on_stdout(pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    app(["compare", *map(str, pair), "--quiet", "--csv", str(tmp_path / "c.csv")], standalone_mode=False)
+    app(["compare", *map(str, pair), "--format", "csv"], standalone_mode=False)
+    assert capsys.readouterr().out == (tmp_path / "c.csv").read_text()
+
+
+def test_what_concerns_runs_is_refused_for_checkpoints(pair: tuple[Path, Path]) -> None:
+    message = error_of(*pair, "--against", "uniform", code=2)
+    assert message == "--against concerns training runs, and these are checkpoints"
+
+
+def test_a_folder_of_runs_is_its_runs(run_dir: Path) -> None:
+    """Runs that have no result yet are left out, and that is said."""
+    folder = run_dir.parent
+    assert error_of(folder, code=1) == f"none of the 1 runs in {folder} has a validation result yet"
+    second = folder / "sweep" / "seed-0"
+    second.mkdir(parents=True)
+    (second / "config.toml").write_text("")
+    (second / "metrics.jsonl").write_text('{"step": 4, "split": "validation"}\n')
+    found = sort_out([str(folder)])
+    assert (found.runs, found.models) == ((str(second),), ())
+    assert found.notes == (f"{run_dir} has no validation result yet: left out",)
+
+
 def test_one_is_not_enough(pair: tuple[Path, Path], llama_dir: Path) -> None:
     for source in (pair[0], llama_dir):
         assert f"{source} is one checkpoint: a comparison needs at least two" in error_of(source, code=2)
@@ -100,9 +125,7 @@ def test_runs_and_checkpoints_do_not_mix(pair: tuple[Path, Path], run_dir: Path)
     assert f"{run_dir / 'final'} with {pair[0]}" in said
 
 
-@pytest.mark.parametrize(
-    "options", [("--fit", "hill"), ("-j", "1"), ("--no-split-fused",), ("--top", "3"), ("--format", "table")]
-)
+@pytest.mark.parametrize("options", [("--fit", "hill"), ("-j", "1"), ("--no-split-fused",), ("--top", "3")])
 def test_options_of_checkpoints_are_refused_for_runs(run_dir: Path, options: tuple[str, ...]) -> None:
     names = {"-j": "--jobs", "--no-split-fused": "--split-fused"}
     expected = f"{names.get(options[0], options[0])} concerns checkpoints, and these are training runs"

@@ -73,6 +73,15 @@ def compare(
             metavar="DIR",
         ),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Of runs: the setting, as the table calls it, that the others are compared with seed by seed. "
+            "Default: uniform decay with the same base.",
+            metavar="SETTING",
+            show_default=False,
+        ),
+    ] = None,
     table_format: Annotated[
         Format,
         typer.Option("--format", help="Form of the tables: for a terminal, to paste into an issue, or for a program."),
@@ -105,8 +114,9 @@ def compare(
         for remark in found.notes:
             note(remark, quiet=quiet)
         form = table_format if shown else None
-        _compare_runs(found.runs, json_path, csv_path, html_path, plots, quiet=quiet, form=form)
+        _compare_runs(found.runs, json_path, csv_path, html_path, plots, against=against, quiet=quiet, form=form)
         return
+    _refuse(context, ("against",), "concerns training runs, and these are checkpoints")
     if not found.checkpoints:
         _refuse(context, _OF_ANALYSES, "concerns checkpoints that are not analysed yet, and these all are")
     analyses = analyses_of(
@@ -164,6 +174,7 @@ def _compare_runs(
     html_path: str | None,
     plots: str | None,
     *,
+    against: str | None,
     quiet: bool,
     form: Format | None,
 ) -> None:
@@ -171,7 +182,7 @@ def _compare_runs(
     from esdtool.train.compare import compare_runs, load_run
 
     runs = [load_run(folder) for folder in folders]
-    table = compare_runs(runs)
+    table = compare_runs(runs, against=against)
     for remark in table.notes:
         note(remark, quiet=quiet)
     if json_path is not None:

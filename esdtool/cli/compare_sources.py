@@ -11,7 +11,7 @@ from typing import Any
 from esdtool.analysis import FORMAT, Analysis
 from esdtool.cli.output import note, progress_bar
 from esdtool.engine import Plan, make_plan, run
-from esdtool.errors import CheckpointError, UsageError
+from esdtool.errors import CheckpointError, ConfigError, UsageError
 from esdtool.options import ScoreOptions
 from esdtool.train.run_log import CONFIG, METRICS, read_lines
 
@@ -43,11 +43,12 @@ def sort_out(sources: Sequence[str]) -> Found:
 
     Raises:
         UsageError: for a mixture of runs and checkpoints, or a single checkpoint.
+        ConfigError: for folders of runs of which none has a validation result.
         CheckpointError: for a JSON file of esdtool's that holds no analysis.
     """
-    held = {source: _runs_in(Path(source)) for source in sources}
-    runs = tuple(run for found in held.values() for run in found)
-    others = tuple(source for source, found in held.items() if not found)
+    held = [(source, _runs_in(Path(source))) for source in sources]
+    runs = tuple(run for _, found in held for run in found)
+    others = tuple(source for source, found in held if not found)
     if runs and others:
         raise UsageError(
             f"{runs[0]} is a training run and {others[0]} is not: compare runs with runs, or the run's checkpoint "
@@ -57,6 +58,8 @@ def sort_out(sources: Sequence[str]) -> Found:
     if len(others) == 1 and not Path(others[0]).is_dir():
         raise _too_few(others[0])
     young = [run for run in runs if run not in sources and not _has_result(Path(run))]
+    if runs and len(young) == len(runs):
+        raise ConfigError(f"none of the {len(runs)} runs in {', '.join(sources)} has a validation result yet")
     return Found(
         runs=tuple(run for run in runs if run not in young),
         models=tuple(map(_analysis_or_name, others)),

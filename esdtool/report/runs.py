@@ -10,7 +10,7 @@ from esdtool.report.policy_table import PAIRED_HEADINGS, paired_rows, policy_tab
 from esdtool.train.compare import ComparisonTable
 
 SETTINGS_TITLE = "Validation perplexity at the end: mean ± standard error over seeds"
-PAIRED_TITLE = "Difference from uniform decay, paired by seed"
+PAIRED_TITLE = "Difference in perplexity, paired by seed"
 
 
 def print_runs(table: ComparisonTable, *, console: Console | None = None) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from esdtool.errors import ConfigError
+from esdtool.errors import ConfigError, UsageError
 from esdtool.train.config import load_config
 from esdtool.train.paired import Paired, paired, standard_error
 from esdtool.train.run_log import CONFIG, DECAY, METRICS, read_lines
@@ -152,8 +152,17 @@ def load_run(path: str | Path) -> Run:
     return run
 
 
-def compare_runs(runs: Sequence[Run]) -> ComparisonTable:
-    """Rows of all runs, and those that differ only in the seed put together."""
+def compare_runs(runs: Sequence[Run], *, against: str | None = None) -> ComparisonTable:
+    """Rows of all runs, and those that differ only in the seed put together.
+
+    Args:
+        runs: at least one.
+        against: label of the setting that all others are compared with, seed by seed. Default: of each its counterpart
+            with uniform decay, the same in all but [weight_decay] and, if there is such, with the same base.
+
+    Raises:
+        UsageError: if `against` is no label of these runs.
+    """
     differing = _differing(runs)
     rows = [_row(run, differing) for run in runs]
     done = [row for row in rows if row.step >= row.steps] or rows
@@ -162,7 +171,20 @@ def compare_runs(runs: Sequence[Run]) -> ComparisonTable:
         together.setdefault(_key(row), []).append(row)
     settings = sorted((_setting(found) for found in together.values()), key=lambda row: row.final_mean)
     perplexities = {key: {row.seed: row.final_perplexity for row in found} for key, found in together.items()}
-    settings = [replace(row, paired=_against_uniform(row, settings, perplexities)) for row in settings]
+    if against is None:
+        counterparts = [_uniform(row, settings) for row in settings]
+    else:
+        chosen = next((row for row in settings if row.label == against), None)
+        if chosen is None:
+            labels = ", ".join(repr(row.label) for row in settings)
+            raise UsageError(f"no setting is called {against!r}; there are {labels}")
+        counterparts = [None if row is chosen else chosen for row in settings]
+    settings = [
+        row
+        if other is None
+        else replace(row, paired=paired(other.label, perplexities[_key(row)], perplexities[_key(other)]))
+        for row, other in zip(settings, counterparts, strict=True)
+    ]
     return ComparisonTable(runs=tuple(rows), settings=tuple(settings), notes=tuple(_notes(rows, differing)))
 
 
@@ -209,20 +231,17 @@ def described(policy: str, setting: Mapping[str, Any], *, without: Sequence[str]
     return ", ".join([policy, *parts])
 
 
-def _against_uniform(
-    row: SettingRow, settings: Sequence[SettingRow], perplexities: Mapping[str, Mapping[int, float]]
-) -> Paired | None:
-    """Against uniform decay that is otherwise the same: with the same base if there is such, or else the best one."""
+def _uniform(row: SettingRow, settings: Sequence[SettingRow]) -> SettingRow | None:
+    """Uniform decay that is otherwise the same: with the same base if there is such, or else the best one."""
+    if row.policy == "uniform":
+        return None
 
     def elsewhere(other: SettingRow) -> dict[str, Any]:
         return {key: value for key, value in other.setting.items() if not key.startswith("weight_decay.")}
 
     same = [other for other in settings if other.policy == "uniform" and elsewhere(other) == elsewhere(row)]
     of_base = [other for other in same if other.setting.get(BASE) == row.setting.get(BASE) and row.policy != "none"]
-    for other in of_base or same:
-        if other is not row and row.policy != "uniform":
-            return paired(other.label, perplexities[_key(row)], perplexities[_key(other)])
-    return None
+    return next(iter(of_base or same), None)
 
 
 def _key(row: RunRow | SettingRow) -> str:

@@ -38,7 +38,7 @@ def runs_page(comparison: ComparisonTable, runs: Sequence[Run]) -> str:
         _lead(comparison),
         noscript("Without JavaScript the tables cannot be sorted. All else is here."),
         section("By setting", _settings(comparison), anchor="settings"),
-        *_against_uniform(comparison),
+        *_differences(comparison),
         section("Runs", _runs(comparison), anchor="runs"),
         *_curves(runs),
     ]
@@ -103,14 +103,14 @@ def _settings(comparison: ComparisonTable) -> Html:
     return table(caption, columns, rows, sortable="settings", anchor="settings-table")
 
 
-def _against_uniform(comparison: ComparisonTable) -> list[Html]:
+def _differences(comparison: ComparisonTable) -> list[Html]:
     found = paired_rows(comparison.settings)
     if not found:
         return []
     columns = [Column(heading=heading) for heading in PAIRED_HEADINGS]
     rows = [Row(cells=[Cell(content=cell) for cell in cells]) for cells in found]
     shown = table("Final perplexity, seed by seed", columns, rows, anchor="paired-table")
-    return [section("Against uniform decay", shown, anchor="paired")]
+    return [section("Differences", shown, anchor="paired")]
 
 
 def _runs(comparison: ComparisonTable) -> Html:

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
-from esdtool.errors import ConfigError
+from esdtool.errors import ConfigError, UsageError
 from esdtool.report.figures import save_run_figures
 from esdtool.report.figures.training import alpha_curves, by_setting, mean_curve, validation_curve
 from esdtool.report.html import runs_page
+from esdtool.report.policy_table import policy_table, settings_csv
+from esdtool.report.runs import runs_markdown
 from esdtool.train.compare import compare_runs, load_run
 from esdtool.train.config import to_toml
 
@@ -139,3 +142,67 @@ def test_a_half_written_last_line_is_left_out(fake_run: Callable[..., Path]) -> 
     log = run / "metrics.jsonl"
     log.write_text(log.read_text() + '{"step": 16, "spl')
     assert load_run(run).steps_done == 12
+
+
+def test_the_table_of_policies_against_scipy(fake_run: Callable[..., Path]) -> None:
+    finals = {
+        ("uniform", 0.1): [20.0, 21.0, 22.5],
+        ("uniform", 0.3): [25.0, 24.0, 26.0],
+        ("alphadecay", 0.1): [19.5, 20.2, 22.4],
+        ("alphadecay", 0.3): [26.0, 24.5, 26.1],
+        ("none", 0.1): [19.9, 19.8, 23.0],
+    }
+    runs = [
+        load_run(
+            fake_run(
+                f"{p}{b}{s}", [30, x], run={"seed": s}, weight_decay={"policy": p, "base": b}, schedule={"steps": 8}
+            )
+        )
+        for (p, b), values in finals.items()
+        for s, x in enumerate(values)
+    ]
+    table = compare_runs(runs)
+    assert table.notes == ()
+    by_label = {row.label: row for row in table.settings}
+    for (policy, base), values in finals.items():
+        row = by_label[f"{policy}, base {base:g}"]
+        assert row.final_mean == pytest.approx(statistics.fmean(values))
+        assert row.final_standard_error == pytest.approx(stats.sem(values))
+        if policy == "uniform":
+            assert row.paired is None
+            continue
+        # The same base; without decay there is none, and it is set against the best.
+        other = ("uniform", 0.1 if policy == "none" else base)
+        test = stats.ttest_rel(values, finals[other])
+        interval = test.confidence_interval()
+        assert row.paired is not None
+        assert row.paired.against == f"uniform, base {other[1]:g}"
+        assert row.paired.p_value == pytest.approx(test.pvalue)
+        assert (row.paired.low, row.paired.high) == pytest.approx((interval.low, interval.high))
+
+    arranged = policy_table(table.settings)
+    assert arranged.headings == ("policy", "0.1", "0.3", "seeds")
+    shown = {cells[0]: cells[1:] for cells in arranged.shown(bold=lambda text: f"<{text}>")}
+    assert shown["none"] == ("20.900 ± 1.050", "<20.900 ± 1.050>", "3")
+    assert shown["alphadecay"][0] == "<20.700 ± 0.874>"
+    assert shown["uniform"][1] == "25.000 ± 0.577"
+    lines = list(csv.DictReader(io.StringIO(settings_csv(table))))
+    assert {line["policy"] for line in lines if line["is_best"] == "True"} == {"alphadecay", "none"}
+    assert "| alphadecay | **20.700 ± 0.874** | 25.533 ± 0.517 | 3 |" in runs_markdown(table)
+
+    chosen = compare_runs(runs, against="none, base 0.1")
+    against = {row.label: row.paired for row in chosen.settings}
+    assert against.pop("none, base 0.1") is None
+    assert {found.against for found in against.values() if found} == {"none, base 0.1"}
+    with pytest.raises(UsageError, match=r"no setting is called 'non'; there are 'alphadecay, base 0\.1'"):
+        compare_runs(runs, against="non")
+
+
+def test_unfinished_runs_take_no_part_in_the_means(fake_run: Callable[..., Path]) -> None:
+    runs = [fake_run("a0", [40, 30, 20]), fake_run("a1", [40, 30, 22], run={"seed": 1})]
+    runs.append(fake_run("a2", [40, 30], run={"seed": 2}))
+    table = compare_runs([load_run(path) for path in runs])
+    (row,) = table.settings
+    assert (row.seeds, row.final_mean) == ((0, 1), pytest.approx(21))
+    assert any("at step 8 of 12: it takes no part in the means" in note for note in table.notes)
+    assert len(table.runs) == 3
