@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +44,19 @@ _HEADER_LIMIT = 100_000_000
 """Bytes; the format's own limit."""
 
 
+_HANDLE_BYTES = 32 * 2**20
+"""What may be read through one handle, which keeps the pages that were read in memory."""
+
+
 class SafetensorsFile:
-    """A `.safetensors` file, known by its header. No handle stays open between reads."""
+    """A `.safetensors` file, known by its header."""
 
     def __init__(self, path: Path, label: str) -> None:
         """Read the header of `path`; `label` is its name within the checkpoint."""
         self._path = path
+        self._handle: Any = None
+        self._bytes_read = 0
+        self._lock = threading.Lock()
         self.notes: tuple[str, ...] = ()
         self.tensors: dict[str, TensorInfo] = {}
         read_head(path)
@@ -67,16 +75,28 @@ class SafetensorsFile:
             raise CheckpointError(f"{path}: {_diagnosis(path, error)}") from error
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        """Read one tensor, or some rows of it.
-
-        Opened anew each time: a handle maps the whole file, and pages read through it would stay.
-        """
+        """Read one tensor, or some rows of it. Several threads may read at a time."""
         try:
-            with safe_open(self._path, framework="pt") as file:
-                tensor: torch.Tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
+            file = self._open()
+            tensor: torch.Tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
+            self._count(tensor.nbytes)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self._path}: tensor {name!r}: cannot read: {one_line(error)}") from error
         return tensor
+
+    def _open(self) -> Any:
+        """A handle, the last one if little was read through it: opening parses the names of all tensors."""
+        with self._lock:
+            if self._handle is None:
+                self._handle = safe_open(self._path, framework="pt")
+            return self._handle
+
+    def _count(self, size: int) -> None:
+        """Let go of a handle through which enough was read; whoever still reads with it keeps it until then."""
+        with self._lock:
+            self._bytes_read += size
+            if self._bytes_read >= _HANDLE_BYTES:
+                self._handle, self._bytes_read = None, 0
 
 
 def _diagnosis(path: Path, error: Exception) -> str:
