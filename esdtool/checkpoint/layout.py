@@ -68,8 +68,13 @@ class WeightChoice:
     """Name of the configuration that belongs to it; it may be missing."""
     beside: tuple[str, ...] = ()
     """Further files of the folder that `file` needs: the other shards of a GGUF set, an ONNX model's external data."""
-    notes: tuple[str, ...] = ()
-    """Which weight files of the folder are not read."""
+    unread: tuple[str, ...] = ()
+    """Further weight files of the folder; an index may name some of them as its shards."""
+
+    def notes(self, location: str, shards: Iterable[str] = ()) -> tuple[str, ...]:
+        """For the user: which weight files of the folder are not read."""
+        unread = sorted(set(self.unread) - set(shards))
+        return (f"{location}: {self.file} is read; not read: {_listed(unread)}",) if unread else ()
 
 
 def is_weight_file(name: str) -> bool:
@@ -101,13 +106,13 @@ def choose_weights(names: Iterable[str], *, location: str) -> WeightChoice:
 
     A known name wins over torch.distributed.checkpoint, and that over a file of any other
     name, which must be the only one, and that over the formats of other libraries (GGUF, ONNX,
-    Keras), of which there must be one model. What is passed over is named in `notes`.
+    Keras), of which there must be one model. What is passed over is in `unread`.
 
     Args:
         names: file names, without folders.
         location: the folder, for messages.
 
-    >>> choose_weights(["config.json", "model.safetensors", "pytorch_model.bin"], location="x").notes
+    >>> choose_weights(["config.json", "model.safetensors", "pytorch_model.bin"], location="x").notes("x")
     ('x: model.safetensors is read; not read: pytorch_model.bin',)
 
     Raises:
@@ -125,9 +130,9 @@ def choose_weights(names: Iterable[str], *, location: str) -> WeightChoice:
         # The shards of an index that is read are no leftovers, nor need the other format's be listed one by one.
         others = [*groups[0][1:], *(name for name in weights if name not in KNOWN_NAMES and name not in shards)]
         others += [DCP_METADATA] if DCP_METADATA in names else []
-        return _choice(chosen, others, location)
+        return _choice(chosen, others)
     if DCP_METADATA in names:
-        return _choice(DCP_METADATA, weights, location)
+        return _choice(DCP_METADATA, weights)
     if not weights:
         raise CheckpointError(f"{location}: no weights{_looked_for(names)}")
     foreign = [name for name in weights if name.lower().endswith(FOREIGN_SUFFIXES)]
@@ -145,7 +150,7 @@ def choose_weights(names: Iterable[str], *, location: str) -> WeightChoice:
             f"{location}: {weights[0]} is one of {int(shard['count'])} shards and there is no index; "
             "restore the others and the .index.json, or name this file to read it alone"
         )
-    return _choice(weights[0], foreign, location)
+    return _choice(weights[0], foreign)
 
 
 def _choose_foreign(weights: list[str], names: list[str], location: str) -> WeightChoice:
@@ -163,13 +168,11 @@ def _choose_foreign(weights: list[str], names: list[str], location: str) -> Weig
     return WeightChoice(kind="single", file=chosen, config=config_name(chosen), beside=tuple(beside))
 
 
-def _choice(chosen: str, others: Iterable[str], location: str) -> WeightChoice:
+def _choice(chosen: str, others: Iterable[str]) -> WeightChoice:
     kind: Literal["single", "index", "dcp"] = (
         "dcp" if chosen == DCP_METADATA else "index" if chosen.endswith(INDEX_SUFFIX) else "single"
     )
-    others = list(others)
-    notes = (f"{location}: {chosen} is read; not read: {_listed(others)}",) if others else ()
-    return WeightChoice(kind=kind, file=chosen, config=config_name(chosen), notes=notes)
+    return WeightChoice(kind=kind, file=chosen, config=config_name(chosen), unread=tuple(others))
 
 
 def _looked_for(names: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -111,9 +111,11 @@ def open_choice(folder: Path, choice: WeightChoice, *, location: str, revision: 
     if choice.kind == "dcp":
         from esdtool.checkpoint.dcp import open_distributed
 
-        return open_distributed(folder, location=location, config=config, notes=choice.notes)
+        return open_distributed(folder, location=location, config=config, notes=choice.notes(location))
+    shards: Collection[str] = ()
     if choice.kind == "index":
         sources, tensors, notes = _open_shards(folder, folder / choice.file)
+        shards = {tensor.file for tensor in tensors.values()}
     else:
         source = _open_weights(folder / choice.file, choice.file)
         sources, tensors, notes = dict.fromkeys(source.tensors, source), source.tensors, list(source.notes)
@@ -124,7 +126,7 @@ def open_choice(folder: Path, choice: WeightChoice, *, location: str, revision: 
         files=_files_of(tensors, choice.file),
         revision=revision,
         config=config,
-        notes=(*choice.notes, *notes),
+        notes=(*choice.notes(location, shards), *notes),
         sources=sources,
     )
 

@@ -67,6 +67,22 @@ def test_shards_equal_a_single_file(tmp_path, tensors, assert_same, write_shards
         assert checkpoint.notes == ()
 
 
+def test_shards_of_other_names_are_no_strangers(tmp_path, tensors, assert_same, write_shards):
+    """What the index names is read, and what is read is not said to be left."""
+    write_shards(tmp_path, tensors)
+    index = tmp_path / "model.safetensors.index.json"
+    document = json.loads(index.read_text())
+    for number, shard in enumerate(sorted(set(document["weight_map"].values()))):
+        (tmp_path / shard).rename(tmp_path / f"part_{number}.safetensors")
+        renamed = {name: f"part_{number}.safetensors" for name, file in document["weight_map"].items() if file == shard}
+        document["weight_map"] |= renamed
+    index.write_text(json.dumps(document))
+    save_file({"stray": torch.zeros(2)}, tmp_path / "other.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    assert_same(checkpoint, tensors)
+    assert checkpoint.notes == (f"{tmp_path}: model.safetensors.index.json is read; not read: other.safetensors",)
+
+
 def test_index_and_not_the_wildcard_decides(tmp_path, tensors, assert_same, write_shards):
     write_shards(tmp_path, tensors)
     save_file({"stray": torch.zeros(2)}, tmp_path / "model-00004-of-00004.safetensors")
