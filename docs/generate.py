@@ -1,8 +1,8 @@
 """Write the parts of the documentation that come from the code: `python docs/generate.py [--check]`.
 
 Whole pages are `reference/cli.md`, `config.md`, `json.md` and `python.md`. In other pages the text between
-`<!-- generated: KIND NAME -->` and `<!-- end -->` is a script of the repository, a section of the README, or a table from
-`benchmarks/results`. With `--check` nothing is written; the exit code is 1 if a page is not up to date.
+`<!-- generated: KIND NAME -->` and `<!-- end -->` is a script of the repository, a section of the README, or a table
+from `benchmarks/results`. With `--check` nothing is written; the exit code is 1 if a page is not up to date.
 """
 
 from __future__ import annotations

@@ -8,15 +8,15 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from generator.markdown import NOTICE, cell, code, table
 from typer.models import ArgumentInfo, OptionInfo
 
 from esdtool.cli import app
+from generator.markdown import NOTICE, cell, code, table
 
 INTRODUCTION = """# Command line
 
-Every subcommand with all of its options, as `esdtool COMMAND --help` shows them. `esdtool --version` prints the version,
-`-h` is short for `--help`, and `esdtool --install-completion` teaches your shell the names.
+Every subcommand with all of its options, as `esdtool COMMAND --help` shows them. `esdtool --version` prints the
+version, `-h` is short for `--help`, and `esdtool --install-completion` teaches your shell the names.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 fine, 1 cannot read or run, 2 usage, 3 nothing to analyse,
 130 interrupted. Environment: `ESDTOOL_CACHE_DIR` moves the spectra and the latest analysis that esdtool keeps.

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import inspect
 
+from esdtool.train.config import TrainConfig
+from esdtool.train.presets import PRESETS
+from esdtool.train.sweep_plan import SweepSettings
 from generator import schema as schemas
 from generator.attributes import attribute_docs
 from generator.markdown import NOTICE
 
-from esdtool.train.config import TrainConfig
-from esdtool.train.presets import PRESETS
-from esdtool.train.sweep_plan import SweepSettings
-
 INTRODUCTION = """# Training configuration
 
-What `esdtool train CONFIG.toml` reads: a TOML file with the sections below. Of several files, keys of later ones replace
-those of earlier ones, and `--set section.key=value` comes last. [quickstart.toml](../../examples/configs/quickstart.toml)
-shows every key in place; `esdtool train CONFIG.toml --print-config` prints the resolved whole, and `esdtool schema train`
-the JSON Schema, for editors. An unknown key, a wrong type or an impossible combination is refused in one line that names
-the key and where it came from.
+What `esdtool train CONFIG.toml` reads: a TOML file with the sections below. Of several files, keys of later ones
+replace those of earlier ones, and `--set section.key=value` comes last.
+[quickstart.toml](../../examples/configs/quickstart.toml) shows every key in place;
+`esdtool train CONFIG.toml --print-config` prints the resolved whole, and `esdtool schema train` the JSON Schema, for
+editors. An unknown key, a wrong type or an impossible combination is refused in one line that names the key and where
+it came from.
 
 Keys without a default are unset, or have one that depends on another key, as their text says.
 """

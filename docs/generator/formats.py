@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import inspect
 
-from generator import schema as schemas
-from generator.markdown import NOTICE
 from pydantic import BaseModel
 
 from esdtool.analysis import Analysis
 from esdtool.assignment import Assignment
 from esdtool.comparison import CheckpointComparison
 from esdtool.trajectory import Trajectory
+from generator import schema as schemas
+from generator.markdown import NOTICE
 
 INTRODUCTION = """# JSON formats
 
-`esdtool schema NAME` prints the JSON Schema of each format. All of them begin with `format` and `version`; readers should
-refuse a version that they do not know, and ignore keys that they do not know. Numbers are finite floats or `null`,
-never NaN. Nothing depends on the time or the machine's name: the same input gives the same bytes.
+`esdtool schema NAME` prints the JSON Schema of each format. All of them begin with `format` and `version`; readers
+should refuse a version that they do not know, and ignore keys that they do not know. Numbers are finite floats or
+`null`, never NaN. Nothing depends on the time or the machine's name: the same input gives the same bytes.
 """
 
 FORMATS: dict[str, tuple[str, type[BaseModel], str]] = {
@@ -32,7 +32,11 @@ FORMATS: dict[str, tuple[str, type[BaseModel], str]] = {
         Trajectory,
         "Written by `esdtool analyze CKPT CKPT ... --json PATH`: one analysis for each checkpoint, and alpha by role.",
     ),
-    "comparison": ("Comparison of checkpoints", CheckpointComparison, "Written by `esdtool compare CKPT CKPT ... --json PATH`."),
+    "comparison": (
+        "Comparison of checkpoints",
+        CheckpointComparison,
+        "Written by `esdtool compare CKPT CKPT ... --json PATH`.",
+    ),
     "wd": (
         "Weight decays: wd.json",
         Assignment,

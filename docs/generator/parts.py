@@ -43,5 +43,7 @@ def _section(title: str, where: str) -> str:
     sections = re.split(r"^#+ (.+)$", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     for heading, body in zip(sections[1::2], sections[2::2], strict=True):
         if heading.lower() == title.lower():
-            return re.sub(r"\]\((?!http|#)(?:docs/)?", lambda m: "](" if "docs/" in m[0] else "](../", body.strip()) + "\n"
+            return (
+                re.sub(r"\]\((?!http|#)(?:docs/)?", lambda m: "](" if "docs/" in m[0] else "](../", body.strip()) + "\n"
+            )
     raise SystemExit(f"{where}: the README has no section {title!r}")

@@ -8,11 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from generator.attributes import attribute_docs
-from generator.markdown import NOTICE, cell, code, table
 from pydantic import BaseModel
 
 import esdtool
+from generator.attributes import attribute_docs
+from generator.markdown import NOTICE, cell, code, table
 
 INTRODUCTION = """# Python
 
@@ -66,7 +66,7 @@ def _entry(name: str, thing: Any) -> str:
     text = f"\n## {name}\n\n"
     if not has_fields and not issubclass(thing, Exception):
         text += f"```python\n{_signature(short, thing)}\n```\n\n"
-    text += _prose(inspect.getdoc(thing) or '') + "\n"
+    text += _prose(inspect.getdoc(thing) or "") + "\n"
     if has_fields:
         text += "\n" + table(["field", ""], [[code(field), cell(words)] for field, words in _fields(thing).items()])
     for method, value in vars(thing).items():

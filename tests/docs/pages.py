@@ -1,0 +1,55 @@
+"""The Markdown pages of the documentation, and what stands in them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
+
+_FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A fenced block of code."""
+
+    language: str
+    title: str | None
+    text: str
+
+
+def blocks(page: str) -> list[Block]:
+    """The fenced blocks of a page of docs/, in order."""
+    found = _FENCE.findall((ROOT / "docs" / page).read_text(encoding="utf-8"))
+    titles = [re.search(r'title="([^"]+)"', options) for _, options, _ in found]
+    return [
+        Block(language=language, title=title and title[1], text=text)
+        for (language, _, text), title in zip(found, titles, strict=True)
+    ]
+
+
+def commands(text: str) -> list[str]:
+    """The lines of a block that are commands, without what `#` says about them."""
+    return [line.split("  #")[0].strip() for line in text.splitlines() if line.strip()]
+
+
+def prose(path: Path) -> str:
+    """A page without its code."""
+    return re.sub(r"`[^`\n]*`", "", _FENCE.sub("", path.read_text(encoding="utf-8")))
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as mkdocs and Git hosts make them."""
+    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", path.read_text(encoding="utf-8")), flags=re.MULTILINE)
+    found: set[str] = set()
+    for heading in headings:
+        plain = re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        ascii_only = unicodedata.normalize("NFKD", plain).encode("ascii", "ignore").decode()
+        slug = re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", ascii_only).strip().lower())
+        number = next(n for n in range(len(headings) + 1) if (f"{slug}_{n}" if n else slug) not in found)
+        found.add(f"{slug}_{number}" if number else slug)
+    return found

@@ -1,0 +1,75 @@
+"""What a release needs: one version everywhere, a valid citation, a clean import, a whole sdist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from datetime import date
+from typing import Any
+
+import pytest
+import yaml
+
+from esdtool._version import __version__
+from tests.docs.pages import ROOT
+
+PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_one_version() -> None:
+    assert PYPROJECT["project"]["dynamic"] == ["version"]
+    assert PYPROJECT["tool"]["hatch"]["version"]["path"] == "esdtool/_version.py"
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert newest is not None
+    assert newest[1] in (__version__, "Unreleased")
+    assert citation()["version"] == __version__
+
+
+def citation() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    return loaded
+
+
+def test_citation() -> None:
+    """The fields that CFF 1.2.0 requires, and kinds of values that it allows."""
+    document = citation()
+    assert document["cff-version"] == "1.2.0"
+    assert document["type"] == "software"
+    assert document["license"] == PYPROJECT["project"]["license"]
+    assert [author["name"] for author in document["authors"]] == [a["name"] for a in PYPROJECT["project"]["authors"]]
+    assert {type(document[key]) for key in ("message", "title", "version", "abstract")} == {str}
+    assert not isinstance(document.get("date-released"), str) or date.fromisoformat(document["date-released"])
+    for reference in document["references"]:
+        assert {"type", "title", "authors"} <= set(reference)
+        assert all(set(author) == {"family-names", "given-names"} for author in reference["authors"])
+    assert any(
+        {"type": "other", "value": "arXiv:2506.14562"} in reference.get("identifiers", [])
+        for reference in document["references"]
+    )
+
+
+@pytest.mark.parametrize("words", [["-c", "import esdtool"], ["-m", "esdtool", "--version"]])
+def test_clean_under_w_error(words: list[str]) -> None:
+    result = subprocess.run([sys.executable, "-W", "error", *words], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout in ("", f"esdtool {__version__}\n")
+
+
+def test_every_public_name_is_clean_under_w_error() -> None:
+    """They are imported on first use: this is what `import esdtool` alone does not show."""
+    script = "import esdtool\nfor name in esdtool.__all__: getattr(esdtool, name)"
+    result = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_sdist_is_whole() -> None:
+    """All that a clone has at its top, apart from what is built or kept there."""
+    included = PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert all((ROOT / name).exists() for name in included)
+    ignored = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
+    present = {path.name for path in ROOT.iterdir() if not any(path.match(pattern) for pattern in ignored)}
+    # Files of a checkout, of an unpacked sdist, and notes that no one has committed.
+    apart = {".git", ".gitignore", ".gitattributes", "PKG-INFO"} | {path.name for path in ROOT.glob("*.txt")}
+    assert present - apart <= set(included)
