@@ -20,14 +20,14 @@ from esdtool.checkpoint.adapter import is_adapter
 from esdtool.devices import resolve_device
 from esdtool.difference import Pairing, difference, pair_modules
 from esdtool.errors import NothingToAnalyzeError, UsageError
-from esdtool.execution import Limits, carry_out, peak_bytes
+from esdtool.execution import Batch, Limits, batches_of, carry_out, peak_bytes
 from esdtool.merge import merged
 from esdtool.modules import Selection, WeightModule, select_modules
 from esdtool.options import LOW_RANK_MIN_EIGS, ScoreOptions
 from esdtool.ranks import AnalysisRanks
 from esdtool.reading import read_matrices
 from esdtool.results import module_result
-from esdtool.scoring import ALL_ZERO, cost, score_matrices
+from esdtool.scoring import ALL_ZERO, ScoreRequest, cost, score_batch
 from esdtool.spectrum_cache import SpectrumCache
 from esdtool.summary import summarize
 from esdtool.tail import Vector
@@ -92,6 +92,11 @@ class Plan:
         """Predicted work in flops."""
         return sum(cost(module) for module in self.selection.modules)
 
+    def batches(self, modules: Sequence[WeightModule]) -> list[Batch]:
+        """What is computed at a time, dearest first."""
+        ordered = sorted(modules, key=cost, reverse=True)
+        return batches_of(ordered, together=self.device.type != "cpu", limits=self.limits)
+
     @property
     def limits(self) -> Limits:
         """How much is done at a time."""
@@ -100,7 +105,7 @@ class Plan:
     @property
     def peak_bytes(self) -> int:
         """Predicted peak memory of the modules in flight."""
-        return peak_bytes(self.selection.modules, self.limits)
+        return peak_bytes(self.batches(self.selection.modules), self.limits)
 
 
 def analyze(
@@ -343,12 +348,13 @@ def _results(
     plan: Plan, modules: Sequence[WeightModule]
 ) -> Iterator[tuple[WeightModule, tuple[ModuleResult, Vector | None]]]:
     """Every module's result, in the order in which they get done."""
-    return carry_out(
-        sorted(modules, key=cost, reverse=True),
-        lambda module: _read(plan, module),
-        lambda module, weights: _score(plan, module, weights),
+    for batch, results in carry_out(
+        plan.batches(modules),
+        lambda batch: [_read(plan, module) for module in batch],
+        lambda batch, weights: _score(plan, batch, weights),
         limits=plan.limits,
-    )
+    ):
+        yield from zip(batch, results, strict=True)
 
 
 def _read(plan: Plan, module: WeightModule) -> Weights:
@@ -357,24 +363,33 @@ def _read(plan: Plan, module: WeightModule) -> Weights:
     return difference(plan.checkpoint, module, plan.base.checkpoint, plan.base.pairing.base[module.name])
 
 
-def _score(plan: Plan, module: WeightModule, weights: Weights) -> tuple[ModuleResult, Vector | None]:
-    matrices, roundoff = weights
+def _score(
+    plan: Plan, batch: Sequence[WeightModule], weights: Sequence[Weights]
+) -> list[tuple[ModuleResult, Vector | None]]:
+    requests = [
+        ScoreRequest(
+            matrices=matrices, options=_options(plan, module), scale=module.eigenvalue_scale, roundoff=roundoff
+        )
+        for module, (matrices, roundoff) in zip(batch, weights, strict=True)
+    ]
+    results = []
+    scores = score_batch(requests, device=plan.device, cache=plan.cache)
+    for module, request, score in zip(batch, requests, scores, strict=True):
+        if plan.base is not None and score.status == ALL_ZERO:
+            score = replace(score, status=_UNCHANGED)
+        eigenvalues = None if score.spectrum is None else score.spectrum.eigenvalues
+        results.append((module_result(module, score, request.options), eigenvalues))
+    return results
+
+
+def _options(plan: Plan, module: WeightModule) -> ScoreOptions:
+    """The plan's options, for this module."""
     options = plan.options
     if module.name in plan.estimated:
         options = replace(options, spectrum="slq")
     if module.rank is not None:
         options = replace(options, min_eigs=min(options.min_eigs, LOW_RANK_MIN_EIGS))
-    score = score_matrices(
-        matrices,
-        options,
-        device=plan.device,
-        scale=module.eigenvalue_scale,
-        roundoff=roundoff,
-        cache=plan.cache,
-    )
-    if plan.base is not None and score.status == ALL_ZERO:
-        score = replace(score, status=_UNCHANGED)
-    return module_result(module, score, options), None if score.spectrum is None else score.spectrum.eigenvalues
+    return options
 
 
 def _reasons(selection: Selection) -> str:

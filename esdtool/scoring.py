@@ -8,9 +8,11 @@ is too large, the next path is taken. `analyze`, `train` and `AlphaDecay` all co
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from esdtool.marchenko_pastur import mp_quantiles
 from esdtool.modules.base import WeightModule
 from esdtool.options import ScoreOptions, SpectrumPath
 from esdtool.slq import SlqEstimate, estimate_tail
-from esdtool.spectrum import Spectrum, compute_spectrum, in_float32_range, peak_of
+from esdtool.spectrum import Spectrum, compute_spectrum, compute_stacked, in_float32_range, peak_of, scaling_exponent
 from esdtool.spectrum_cache import SpectrumCache, content_hash, entry_key
 from esdtool.tail import TailFit, Vector, fix_finger_fit, hill, hill_index, ks_fit
 
@@ -66,6 +68,22 @@ class _NoTail(Exception):  # noqa: N818 - likewise
     """A fit does not exist for this spectrum; the message is the status."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest:
+    """The matrices of one module, and what is wanted of them."""
+
+    matrices: Sequence[torch.Tensor]
+    """[rows, columns] each, of one shape, floating point; their eigenvalues are pooled."""
+    options: ScoreOptions
+    """Estimators and precision."""
+    scale: float = 1.0
+    """Factor of the eigenvalues (`WeightModule.eigenvalue_scale`); alpha does not depend on it."""
+    roundoff: float | None = None
+    """Relative rounding error of the stored weights, where it is more than that of the matrices' dtype."""
+    content: str | None = None
+    """What identifies the matrices in the cache; default a hash of their bytes."""
+
+
 def score_matrices(
     matrices: Sequence[torch.Tensor],
     options: ScoreOptions,
@@ -76,22 +94,33 @@ def score_matrices(
     cache: SpectrumCache | None = None,
     content: str | None = None,
 ) -> MatrixScore:
-    """Alpha of one module.
+    """Alpha of one module; arguments as of `ScoreRequest` and `score_batch`."""
+    request = ScoreRequest(matrices=matrices, options=options, scale=scale, roundoff=roundoff, content=content)
+    return score_batch([request], device=device, cache=cache)[0]
+
+
+def score_batch(
+    requests: Sequence[ScoreRequest], *, device: torch.device | None = None, cache: SpectrumCache | None = None
+) -> list[MatrixScore]:
+    """Alpha of several modules; spectra of matrices of one shape are computed together, for an accelerator's sake.
 
     Args:
-        matrices: tensors [rows, columns] of one shape whose eigenvalues are pooled, floating point.
-        options: estimators and precision.
+        requests: the modules.
         device: where to compute; default the matrices' own.
-        scale: factor of the eigenvalues (`WeightModule.eigenvalue_scale`); alpha does not depend on it.
-        roundoff: relative rounding error of the stored weights, where it is more than that of the matrices' dtype.
         cache: where spectra are looked up and kept.
-        content: what identifies the matrices in the cache; default a hash of their bytes.
 
     Returns:
-        A score, never an exception for bad weights: the status says what is wrong with them.
+        A score each, never an exception for bad weights: the status says what is wrong with them.
     """
-    rows, columns = matrices[0].shape
-    num_eigs = min(rows, columns) * len(matrices)
+    prepared = [_prepare(request, device, cache) for request in requests]
+    _compute_together([source for source in prepared if isinstance(source, _Source)])
+    return [source if isinstance(source, MatrixScore) else _climb(source) for source in prepared]
+
+
+def _prepare(request: ScoreRequest, device: torch.device | None, cache: SpectrumCache | None) -> _Source | MatrixScore:
+    """What is to be computed, or the score if nothing is."""
+    matrices, options = request.matrices, request.options
+    num_eigs = min(matrices[0].shape) * len(matrices)
     peak = peak_of(matrices)
     if not math.isfinite(peak):
         return MatrixScore(status="not finite: contains NaN or infinity")
@@ -102,17 +131,37 @@ def score_matrices(
 
     if options.spectrum == "slq" and len(matrices) == 1 and in_float32_range(peak):
         estimate = estimate_tail(
-            matrices[0], k_fraction=options.k_fraction, roundoff=roundoff, device=device, scale=scale
+            matrices[0], k_fraction=options.k_fraction, roundoff=request.roundoff, device=device, scale=request.scale
         )
         if estimate is not None:
             return MatrixScore(status="ok", alpha=estimate.alpha, estimate=estimate)
+    return _Source(request=request, device=device or matrices[0].device, peak=peak, cache=cache)
 
-    source = _Source(
-        matrices=matrices, device=device, scale=scale, peak=peak, roundoff=roundoff, cache=cache, known_content=content
-    )
-    for path in options.ladder:
+
+def _compute_together(sources: Sequence[_Source]) -> None:
+    """The spectra with which the sources begin, where several are of one shape and not known from before."""
+    alike: dict[Any, list[_Source]] = defaultdict(list)
+    for source in sources if len(sources) > 1 else ():
+        (first, *more), path = source.request.matrices, source.request.options.ladder[0]
+        if not more and scaling_exponent(source.peak, path) == 0 and source.known(path) is None:
+            alike[first.shape, first.dtype, path].append(source)
+    for (_, _, path), group in alike.items():
+        spectra = compute_stacked(
+            [source.request.matrices[0] for source in group],
+            path,
+            device=group[0].device,
+            scales=[source.request.scale for source in group],
+            roundoffs=[source.request.roundoff for source in group],
+        )
+        for source, spectrum in zip(group, spectra, strict=True):
+            source.keep(path, spectrum)
+
+
+def _climb(source: _Source) -> MatrixScore:
+    """The score on the first path that resolves what the fits rest on."""
+    for path in source.request.options.ladder:
         try:
-            return _score_on(source, path, options)
+            return _score_on(source, path)
         except _Unresolved:
             continue
     raise AssertionError("the last path of the ladder always gives a result")
@@ -153,42 +202,56 @@ def cost(module: WeightModule) -> float:
 class _Source:
     """The matrices of one module and where to work on them."""
 
-    matrices: Sequence[torch.Tensor]
-    device: torch.device | None
-    scale: float
+    request: ScoreRequest
+    device: torch.device
     peak: float
     """Largest absolute element."""
-    roundoff: float | None
-    """See `score_matrices`."""
     cache: SpectrumCache | None
-    known_content: str | None
+    spectra: dict[SpectrumPath, Spectrum] = field(default_factory=dict)
+    """Those that are known."""
 
     @cached_property
     def content(self) -> str:
         """What identifies the matrices in the cache."""
-        return self.known_content or content_hash(self.matrices)
+        return self.request.content or content_hash(self.request.matrices)
+
+    def known(self, path: SpectrumPath) -> Spectrum | None:
+        """The spectrum by a path, if it is here or in the cache."""
+        if path not in self.spectra and self.cache is not None:
+            cached = self.cache.load(self._key(path))
+            if cached is not None:
+                self.spectra[path] = cached
+        return self.spectra.get(path)
+
+    def keep(self, path: SpectrumPath, spectrum: Spectrum) -> None:
+        """Remember a spectrum, and save it in the cache."""
+        self.spectra[path] = spectrum
+        if self.cache is not None:
+            self.cache.save(self._key(path), spectrum)
 
     def spectrum(self, path: SpectrumPath) -> Spectrum:
-        """The spectrum by a path, from the cache if it is there."""
-        if self.cache is None:
-            return self._compute(path)
-        device = (self.device or self.matrices[0].device).type
-        key = entry_key(self.content, path, device, self.scale, self.roundoff)
-        spectrum = self.cache.load(key)
-        if spectrum is None:
-            spectrum = self._compute(path)
-            self.cache.save(key, spectrum)
-        return spectrum
+        """The spectrum by a path, computed if it is not known."""
+        found = self.known(path)
+        if found is None:
+            request = self.request
+            found = compute_spectrum(
+                request.matrices,
+                path,
+                device=self.device,
+                scale=request.scale,
+                peak=self.peak,
+                roundoff=request.roundoff,
+            )
+            self.keep(path, found)
+        return found
 
-    def _compute(self, path: SpectrumPath) -> Spectrum:
-        return compute_spectrum(
-            self.matrices, path, device=self.device, scale=self.scale, peak=self.peak, roundoff=self.roundoff
-        )
+    def _key(self, path: SpectrumPath) -> str:
+        return entry_key(self.content, path, self.device.type, self.request.scale, self.request.roundoff)
 
 
-def _score_on(source: _Source, path: SpectrumPath, options: ScoreOptions) -> MatrixScore:
+def _score_on(source: _Source, path: SpectrumPath) -> MatrixScore:
     """All fits on one path; raises `_Unresolved` if a better path is needed and allowed."""
-    spectrum = source.spectrum(path)
+    spectrum, options = source.spectrum(path), source.request.options
     last = path == options.ladder[-1]
     fits: dict[str, TailFit | None] = {}
     problems: list[str] = []
@@ -272,16 +335,17 @@ def _accepted(fit: TailFit, spectrum: Spectrum, *, last: bool) -> TailFit:
 
 def _farms(source: _Source, options: ScoreOptions) -> TailFit:
     """Hill on the pooled ESD of the FARMS windows, which climb a ladder of their own."""
+    request = source.request
     windows = farms_windows(
-        source.matrices, rows=options.farms_rows, ratio=options.farms_ratio, windows=options.farms_windows
+        request.matrices, rows=options.farms_rows, ratio=options.farms_ratio, windows=options.farms_windows
     )
     inner = replace(options, fit=("hill",))
     score = score_matrices(
         windows,
         inner,
         device=source.device,
-        scale=source.scale,
-        roundoff=source.roundoff,
+        scale=request.scale,
+        roundoff=request.roundoff,
         cache=source.cache,
         # The windows overlap: hashing them would cost many times what hashing the matrices does.
         content=None

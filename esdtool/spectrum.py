@@ -93,7 +93,7 @@ def compute_spectrum(
         All `min(rows, columns) * len(matrices)` eigenvalues.
     """
     device = matrices[0].device if device is None else device
-    exponent = _exponent(peak_of(matrices) if peak is None else peak, _SAFE_EXPONENT[path])
+    exponent = scaling_exponent(peak_of(matrices) if peak is None else peak, path)
     scaled = (
         [torch.ldexp(matrix.to(torch.float64), torch.tensor(-exponent)) for matrix in matrices]
         if exponent
@@ -103,11 +103,44 @@ def compute_spectrum(
         groups = [_eigenvalues_cpu(matrix.cpu(), path) for matrix in scaled]
     else:
         groups = [_eigenvalues_device(torch.stack(list(scaled)), path, device)]
-    rows, columns = matrices[0].shape
-    eigenvalues = np.sort(np.concatenate(groups).astype(np.float64))
+    eigenvalues = np.concatenate(groups).astype(np.float64)
     if exponent:
         eigenvalues = np.ldexp(eigenvalues, 2 * exponent)
-    eigenvalues *= scale
+    return _assess(eigenvalues, matrices, path, scale=scale, roundoff=roundoff)
+
+
+def compute_stacked(
+    matrices: Sequence[torch.Tensor],
+    path: SpectrumPath,
+    *,
+    device: torch.device,
+    scales: Sequence[float],
+    roundoffs: Sequence[float | None],
+) -> list[Spectrum]:
+    """The ESD of each of several matrices of one shape, all in one product and one call of the solver.
+
+    For an accelerator, which small matrices one by one leave idle. Arguments and results as of `compute_spectrum`, one
+    each; matrices whose `scaling_exponent` is not 0 cannot take part.
+    """
+    stack = torch.stack([matrix.to(device) for matrix in matrices])
+    found = _eigenvalues_device(stack, path, device).astype(np.float64).reshape(len(matrices), -1)
+    return [
+        _assess(eigenvalues, [matrix], path, scale=scale, roundoff=roundoff)
+        for eigenvalues, matrix, scale, roundoff in zip(found, matrices, scales, roundoffs, strict=True)
+    ]
+
+
+def _assess(
+    eigenvalues: npt.NDArray[np.float64],
+    matrices: Sequence[torch.Tensor],
+    path: SpectrumPath,
+    *,
+    scale: float,
+    roundoff: float | None,
+) -> Spectrum:
+    """Sort the eigenvalues and tell apart what the path does not resolve."""
+    rows, columns = matrices[0].shape
+    eigenvalues = np.sort(eigenvalues) * scale
     resolution = _zero_floor(path, min(rows, columns)) * float(eigenvalues[-1])
     eigenvalues[eigenvalues <= resolution] = 0.0
     mean_square = float(eigenvalues.sum()) / (rows * columns * len(matrices))
@@ -180,15 +213,17 @@ def _zero_floor(path: SpectrumPath, order: int) -> float:
     return (order * _EPS64) ** 2
 
 
-def _exponent(peak: float, safe: int) -> int:
-    """Power of two to divide by so that squares neither overflow nor vanish; 0 in the usual case."""
+def scaling_exponent(peak: float, path: SpectrumPath) -> int:
+    """Power of two to divide matrices with this largest absolute element by, so that their squares neither overflow
+    nor vanish on this path; 0 in the usual case.
+    """
     exponent = math.frexp(peak)[1]
-    return exponent if abs(exponent) > safe else 0
+    return exponent if abs(exponent) > _SAFE_EXPONENT[path] else 0
 
 
 def in_float32_range(peak: float) -> bool:
     """Whether matrices with this largest absolute element can be squared and summed in float32 as they are."""
-    return _exponent(peak, _SAFE_EXPONENT["gram-float32"]) == 0
+    return scaling_exponent(peak, "gram-float32") == 0
 
 
 def peak_of(matrices: Sequence[torch.Tensor]) -> float:

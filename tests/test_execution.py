@@ -9,23 +9,31 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import esdtool
+from esdtool import engine
 from esdtool.engine import make_plan
-from esdtool.execution import Limits, MemoryGate, carry_out, peak_bytes, working_bytes
+from esdtool.execution import Batch, Limits, MemoryGate, batches_of, carry_out, peak_bytes, working_bytes
 from esdtool.modules import WeightModule
 from esdtool.options import ScoreOptions
 from esdtool.ranks import AnalysisRanks
 
 
-def modules(*orders: int) -> list[WeightModule]:
+def modules(*orders: int) -> list[Batch]:
+    """Square ones, each by itself."""
     return [
-        WeightModule(name=f"m{i}", parameter=f"m{i}.weight", role="linear", layer=None, shape=(n, n), dtype="float32")
+        (
+            WeightModule(
+                name=f"m{i}", parameter=f"m{i}.weight", role="linear", layer=None, shape=(n, n), dtype="float32"
+            ),
+        )
         for i, n in enumerate(orders)
     ]
 
@@ -39,15 +47,16 @@ class Watch:
         self.computing = 0
         self.most_bytes = self.most_computing = self.most_held = 0
 
-    def read(self, module: WeightModule) -> str:
+    def read(self, batch: Batch) -> str:
+        (module,) = batch
         with self.lock:
             self.held[module.name] = working_bytes(module)
             self.most_bytes = max(self.most_bytes, sum(self.held.values()))
             self.most_held = max(self.most_held, len(self.held))
         return module.name
 
-    def compute(self, module: WeightModule, name: str) -> str:
-        assert name == module.name
+    def compute(self, batch: Batch, name: str) -> str:
+        assert name == batch[0].name
         with self.lock:
             self.computing += 1
             self.most_computing = max(self.most_computing, self.computing)
@@ -61,8 +70,8 @@ class Watch:
 def test_all_is_done_once_on_so_many_slots_with_one_read_ahead() -> None:
     watch, work = Watch(), modules(*[64] * 20)
     found = list(carry_out(work, watch.read, watch.compute, limits=Limits(jobs=2)))
-    assert sorted(result for _, result in found) == sorted(module.name * 2 for module in work)
-    assert all(result == module.name * 2 for module, result in found)
+    assert sorted(result for _, result in found) == sorted(module.name * 2 for (module,) in work)
+    assert all(result == module.name * 2 for (module,), result in found)
     assert watch.most_computing == 2
     assert watch.most_held == 3
     watch = Watch()
@@ -72,7 +81,7 @@ def test_all_is_done_once_on_so_many_slots_with_one_read_ahead() -> None:
 
 def test_memory_is_bounded_and_what_is_too_large_is_done_alone() -> None:
     work = modules(200, *[64] * 12)
-    small, large = working_bytes(work[1]), working_bytes(work[0])
+    small, large = working_bytes(work[1][0]), working_bytes(work[0][0])
     watch = Watch()
     list(carry_out(work, watch.read, watch.compute, limits=Limits(jobs=4, memory=2 * small)))
     assert watch.most_bytes == large > 2 * small
@@ -91,7 +100,7 @@ def test_a_failure_frees_what_it_held() -> None:
     with gate.hold(10):
         pass
 
-    def broken(module: WeightModule, name: str) -> str:
+    def broken(batch: Batch, name: str) -> str:
         raise MemoryError(name)
 
     with pytest.raises(MemoryError):
@@ -167,3 +176,34 @@ def test_the_error_of_any_rank_is_reported_once(tmp_path: Path, monkeypatch: pyt
     first, second = run_ranks(path, "--no-cache")
     assert first == (1, "", f"esdtool: error: rank 1: {module.parameter}: unreadable\n")
     assert second == (1, "", "")
+
+
+def test_small_neighbours_of_one_shape_go_together_on_an_accelerator() -> None:
+    singles = modules(2000, 64, 64, 64, 100, 64)
+    flat = [module for (module,) in singles]
+    assert batches_of(flat, together=False, limits=Limits(jobs=1)) == singles
+    together = batches_of(flat, together=True, limits=Limits(jobs=1))
+    assert [[module.matrix_shape[0] for module in batch] for batch in together] == [[2000], [64] * 3, [100], [64]]
+    two = 2 * working_bytes(flat[1])
+    limited = batches_of(flat, together=True, limits=Limits(jobs=1, memory=two))
+    assert [len(batch) for batch in limited] == [1, 2, 1, 1, 1]
+
+
+def test_an_analysis_in_batches_is_the_same(monkeypatch: pytest.MonkeyPatch, llama_dir: Path) -> None:
+    """On the CPU, by the code that an accelerator runs."""
+    alone = esdtool.analyze(llama_dir, fit=("hill", "ks"), cache=False)
+    sizes = []
+
+    def batched(modules: Sequence[WeightModule], **options: Any) -> list[Batch]:
+        found = batches_of(modules, together=True, limits=options["limits"])
+        sizes.extend(map(len, found))
+        return found
+
+    monkeypatch.setattr(engine, "batches_of", batched)
+    together = esdtool.analyze(llama_dir, fit=("hill", "ks"), cache=False)
+    assert max(sizes) > 2
+    assert [module.name for module in together.modules] == [module.name for module in alone.modules]
+    for one, other in zip(alone.modules, together.modules, strict=True):
+        assert (other.status, other.spectrum) == (one.status, one.spectrum)
+        assert other.alpha == pytest.approx(one.alpha, rel=1e-9)
+        assert other.lambda_max == pytest.approx(one.lambda_max, rel=1e-9)

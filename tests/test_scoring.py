@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch
 
 from esdtool.errors import UsageError
 from esdtool.options import FITS, ScoreOptions
-from esdtool.scoring import null_alpha, score_matrices
+from esdtool.scoring import ScoreRequest, null_alpha, score_batch, score_matrices
+from esdtool.spectrum_cache import SpectrumCache
 from esdtool.tail import fix_finger_fit, hill, ks_fit
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -175,3 +177,35 @@ def test_every_fit_runs_together() -> None:
 def test_impossible_options(options: dict, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         ScoreOptions(**options)
+
+
+def test_several_at_once_are_each_by_itself(tmp_path: Path) -> None:
+    """Good and bad matrices, of one shape and of others, with scales and a cache that knows one of them."""
+    generator = torch.Generator().manual_seed(3)
+    matrices = [torch.randn(60, 90, generator=generator) for _ in range(4)]
+    matrices += [
+        torch.zeros(60, 90),
+        matrices[0] * math.nan,
+        matrices[1] * 1e-30,
+        torch.randn(90, 60),
+        torch.randn(20, 90),
+    ]
+    matrices += [with_condition(1e12)[:60, :90], matrices[2].to(torch.bfloat16)]
+    cache = SpectrumCache(folder=tmp_path, limit=2**30)
+    score_matrices([matrices[3]], ScoreOptions(), cache=cache)
+    requests = [
+        ScoreRequest(matrices=[matrix], options=ScoreOptions(fit=("hill", "ks")), scale=1 + index)
+        for index, matrix in enumerate(matrices)
+    ]
+    for known in (None, cache, cache):
+        for request, found in zip(requests, score_batch(requests, cache=known), strict=True):
+            alone = score_matrices(request.matrices, request.options, scale=request.scale)
+            assert found.status == alone.status
+            if alone.alpha is not None:
+                assert found.alpha == pytest.approx(alone.alpha, rel=1e-9)
+            if alone.spectrum is not None and found.spectrum is not None:
+                assert found.spectrum.path == alone.spectrum.path
+                largest = alone.spectrum.lambda_max
+                np.testing.assert_allclose(
+                    found.spectrum.eigenvalues, alone.spectrum.eigenvalues, rtol=1e-9, atol=1e-12 * largest
+                )
