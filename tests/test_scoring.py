@@ -187,8 +187,8 @@ def test_several_at_once_are_each_by_itself(tmp_path: Path) -> None:
         torch.zeros(60, 90),
         matrices[0] * math.nan,
         matrices[1] * 1e-30,
-        torch.randn(90, 60),
-        torch.randn(20, 90),
+        torch.randn(90, 60, generator=generator),
+        torch.randn(20, 90, generator=generator),
     ]
     matrices += [with_condition(1e12)[:60, :90], matrices[2].to(torch.bfloat16)]
     cache = SpectrumCache(folder=tmp_path, limit=2**30)
