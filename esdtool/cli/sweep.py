@@ -48,12 +48,18 @@ def sweep(
         return
     total, done = len(plan.runs), states["finished"]
     note(f"{total} runs in {plan.folder}, {done} of them finished before", quiet=quiet)
-    ended = done
+    ended, seconds = done, []
 
     def show(progress: Progress) -> None:
         nonlocal ended
+        if progress.outcome == "begun":
+            note(f"{_title(progress)}: begun, its messages go to {progress.run.folder}.log", quiet=quiet)
+            return
         ended += 1
-        note(f"[{ended}/{total}] {_told(progress)}", quiet=quiet)
+        if progress.outcome == "finished" and progress.seconds > 0:
+            seconds.append(progress.seconds)
+        left = (total - ended) * sum(seconds) / len(seconds) / (jobs or plan.jobs) if seconds else 0.0
+        note(f"[{ended}/{total}] {_told(progress)}" + (f"; about {_time(left)} left" if left else ""), quiet=quiet)
 
     result = run_sweep(plan, jobs=jobs, on_progress=show)
     if not quiet:
@@ -65,13 +71,21 @@ def sweep(
 
 
 def _told(progress: Progress) -> str:
-    run = f"{progress.run.name}, seed {progress.run.seed}"
     if progress.outcome == "elsewhere":
-        return f"{run}: another process is at work on it"
+        return f"{_title(progress)}: another process is at work on it"
     if progress.outcome == "failed":
-        return f"{run}: failed: {progress.message}"
-    minutes, seconds = divmod(round(progress.seconds), 60)
-    return f"{run}: perplexity {progress.perplexity:.3f} ({minutes} min {seconds} s)"
+        return f"{_title(progress)}: failed: {progress.message}"
+    return f"{_title(progress)}: perplexity {progress.perplexity:.3f} ({_time(progress.seconds)})"
+
+
+def _title(progress: Progress) -> str:
+    return f"{progress.run.name}, seed {progress.run.seed}"
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _show_table(result: SweepResult) -> None:

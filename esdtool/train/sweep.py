@@ -34,7 +34,7 @@ class Progress:
     """What happened to one run."""
 
     run: SweepRun
-    outcome: Literal["finished", "failed", "elsewhere"]
+    outcome: Literal["begun", "finished", "failed", "elsewhere"]
     """`elsewhere`: another process is working on it."""
     seconds: float = 0.0
     perplexity: float | None = None
@@ -97,7 +97,7 @@ def run_sweep(
         plan: of `plan_sweep`.
         jobs: runs at a time; default the plan's. With more than one, each sees one GPU where there are several, and
             has its share of the cores unless run.threads says otherwise.
-        on_progress: called when a run ends, in the order in which they end.
+        on_progress: called when a run begins or goes on, and when it ends.
 
     Raises:
         ConfigError: if a folder holds a run with other settings, before any run is begun.
@@ -116,7 +116,7 @@ def run_sweep(
             finished.append(progress.run)
         elif progress.outcome == "failed":
             failed.append(progress)
-        else:
+        elif progress.outcome == "elsewhere":
             elsewhere.append(progress.run)
         if on_progress is not None:
             on_progress(progress)
@@ -189,7 +189,9 @@ def _begin(run: SweepRun, slot: int, jobs: int, report: Callable[[Progress], Non
         if state_of(run) == "finished":
             report(Progress(run=run, outcome="finished", perplexity=final_perplexity(run)))
             return None
-        return _Process(run, log, _environment(slot, jobs))
+        process = _Process(run, log, _environment(slot, jobs))
+    report(Progress(run=run, outcome="begun"))
+    return process
 
 
 def _lock(file: TextIO) -> bool:

@@ -51,6 +51,7 @@ def test_from_the_file_to_the_table(
     result = esdtool_cli("sweep", sweep)
     assert result.returncode == 0, result.stderr
     assert "4 runs" in result.stderr
+    assert "uniform, seed 0: begun, its messages go to" in result.stderr
     assert "[4/4]" in result.stderr
     table = result.stdout.splitlines()
     assert table[0] == "Validation perplexity at the end: mean ± standard error over seeds"
