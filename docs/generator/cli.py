@@ -78,7 +78,9 @@ def _names(parameter: inspect.Parameter, kind: Any, info: OptionInfo) -> str:
     value = ""
     if kind is not bool:
         choices = get_args(kind) if get_origin(kind) is Literal else ()
-        value = info.metavar or "|".join(map(str, choices)) or {int: "N", float: "X"}.get(kind, "TEXT")
+        # A bar would end the cell, and cannot be escaped in code so that all renderers agree.
+        value = (info.metavar or "").replace("|", " or ") or "{" + ", ".join(map(str, choices)) + "}"
+        value = {"{}": {int: "N", float: "X"}.get(kind, "TEXT")}.get(value, value)
     shown = [name for pair in names for name in pair.split("/")]
     return ", ".join(code(name) for name in shown) + (f" {code(cell(value))}" if value else "")
 

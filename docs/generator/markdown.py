@@ -9,7 +9,7 @@ NOTICE = "<!-- Made by docs/generate.py from the code: change the code, then run
 
 
 def cell(text: str) -> str:
-    """Text for a cell of a table: one line, bars escaped outside code and inside it alike."""
+    """Text for a cell of a table: one line, bars escaped. Code must have none: renderers differ there."""
     return re.sub(r"\s+", " ", text).strip().replace("|", "\\|")
 
 
