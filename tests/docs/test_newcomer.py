@@ -39,7 +39,7 @@ def run(words: list[str], folder: Path) -> None:
         text=True,
         timeout=300,
         check=False,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )
     assert result.returncode == 0, f"{' '.join(words)}\n{result.stderr}"
 
@@ -72,6 +72,6 @@ def test_from_a_clone_to_wd_json(tmp_path: Path) -> None:
     run(["-m", "esdtool", "assign", "--check", "wd.json", "--model", "path/to/your-model"], tmp_path)
 
     assert (tmp_path / "report.html").stat().st_size > 10_000
-    assert list((tmp_path / "figures").glob("*.png"))
+    assert list((tmp_path / "figures").rglob("*.png"))
     lines = (tmp_path / "runs" / "first" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == 20
