@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,3 +57,33 @@ def test_figures_of_the_concepts_page(bundled: Path) -> None:
     sizes = [entry.shape[0] * entry.shape[1] for entry in decays.parameters.values() if entry.shape]
     mean = sum(size * decay for size, decay in zip(sizes, decays.decays.values(), strict=True)) / sum(sizes)
     assert f"it is {mean:.3f} at a base of 0.1" in text
+
+
+def test_recorded_figures_in_the_text() -> None:
+    """Where the README and the page on training speak of benchmarks, they say what the recorded results say."""
+
+    def results(name: str) -> Any:
+        return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    small, large = results("analyze-minilm"), results("large-7b")["rows"]
+    took = {name: f"{row['seconds']:.2f} s" for name, row in small["rows"].items()}
+    assert f"two cores take {took['esdtool']} ({took['esdtool --fast']} with `--fast`)" in readme
+    assert f"a `svdvals` loop {took['svdvals']} and WeightWatcher 0.7.7 {took['weightwatcher']}" in readme
+    assert f"agree to {small['agreement']['esdtool --fit ks / weightwatcher']['max']:.0e}" in readme
+    whole, fast = large["esdtool"]["seconds"], large["esdtool --fast"]["seconds"]
+    cached = large["esdtool --fit ks, from the cache"]["seconds"]
+    assert f"take {whole:.0f} s, {fast:.0f} s with `--fast`, and {cached:.1f} s for another" in readme
+
+    training = " ".join((ROOT / "docs" / "training.md").read_text().split())
+    rows = results("refresh")["rows"]
+    percent = {way: [100 * row["refresh"][way]["share"] for row in rows] for way in ("1 thread", "2 threads", "public")}
+    one = [
+        f"{share:.1f} % ({size})"
+        for share, size in zip(percent["1 thread"], ("60M", "130M", "350M", "1B"), strict=True)
+    ]
+    assert f"{', '.join(one[:3])} and {one[3]} of the training time" in training
+    two = [f"{share:.2g}" for share in percent["2 threads"]]
+    assert f"on two threads to {', '.join(two[:3])} and {two[3]} %" in training
+    public = [f"{share:.2g}" for share in percent["public"]]
+    assert f"to {', '.join(public[:3])} and {public[3]} %, and with N ranks" in training
