@@ -55,7 +55,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(root: Path, *words: str) -> str:
     result = subprocess.run(
-        [sys.executable, "-W", "error::SyntaxWarning", "-m", "esdtool", *words],
+        [sys.executable, "-m", "esdtool", *words],
         cwd=root,
         capture_output=True,
         text=True,
