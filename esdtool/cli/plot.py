@@ -46,7 +46,7 @@ def plot(
             help="Figure to draw; repeatable. Default: all that the sources have. esd: a module's spectrum with its "
             "tail and the untrained null; ks: KS distance against xmin; heat-map: alpha by layer and role; depth: "
             "alpha by depth; roles: mean alpha by role; decay: weight decay by layer and role; alpha-steps, "
-            "decay-steps, loss, perplexity: over training.",
+            "decay-steps, loss, perplexity: over training; differences: runs against uniform decay, seed by seed.",
             show_default=False,
         ),
     ] = None,

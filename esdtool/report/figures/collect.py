@@ -13,6 +13,7 @@ from esdtool.assignment import Assignment
 from esdtool.errors import UsageError
 from esdtool.report.figures.alphas import save_depth, save_difference_map, save_heat_map, save_role_bars
 from esdtool.report.figures.decays import decays_of_assignment, decays_of_line, save_decays
+from esdtool.report.figures.differences import save_differences
 from esdtool.report.figures.esd import save_esd, save_ks_scan
 from esdtool.report.figures.style import file_part, make_folder, plain, short_name, subject
 from esdtool.report.figures.training import (
@@ -36,6 +37,7 @@ KINDS: Final = (
     "decay-steps",
     "loss",
     "perplexity",
+    "differences",
 )
 """All figures, in the order in which they are made."""
 
@@ -239,6 +241,12 @@ def _validation(material: Material, target: _Target, what: str) -> Iterator[Path
         yield path
 
 
+def _differences(material: Material, target: _Target) -> Iterator[Path]:
+    path = save_differences(target.path("differences"), material.runs, dpi=target.dpi) if material.runs else None
+    if path is not None:
+        yield path
+
+
 def run_label(run: Run) -> str:
     """The end of a run directory's path."""
     return short_name(str(run.path))
@@ -255,6 +263,7 @@ _MAKERS: Final[dict[str, Maker]] = {
     "decay-steps": _decay_steps,
     "loss": lambda material, target: _validation(material, target, "loss"),
     "perplexity": lambda material, target: _validation(material, target, "perplexity"),
+    "differences": _differences,
 }
 
 _NO_EIGENVALUES = "it needs the eigenvalues: name a checkpoint, or give --esd FILE with an analysis from a file"
@@ -269,4 +278,5 @@ _MISSING: Final[dict[str, str]] = {
     "decay-steps": "it needs a run directory with module-wise decays",
     "loss": "it needs a run directory of 'esdtool train'",
     "perplexity": "it needs a run directory of 'esdtool train'",
+    "differences": "it needs runs with uniform decay and with another policy, with at least two common seeds",
 }

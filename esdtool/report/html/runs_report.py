@@ -23,6 +23,7 @@ _CURVES = (
     ("decay-steps", "Weight decay"),
     ("alpha-steps", "Alpha by role"),
     ("decay", "Last decays"),
+    ("differences", "Against uniform decay, seed by seed"),
 )
 """Kinds of figures, and their headings."""
 

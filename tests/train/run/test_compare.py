@@ -18,6 +18,7 @@ from scipy import stats
 
 from esdtool.errors import ConfigError, UsageError
 from esdtool.report.figures import save_run_figures
+from esdtool.report.figures.differences import seed_differences
 from esdtool.report.figures.training import alpha_curves, by_setting, mean_curve, validation_curve
 from esdtool.report.html import runs_page
 from esdtool.report.policy_table import policy_table, settings_csv
@@ -144,7 +145,7 @@ def test_a_half_written_last_line_is_left_out(fake_run: Callable[..., Path]) -> 
     assert load_run(run).steps_done == 12
 
 
-def test_the_table_of_policies_against_scipy(fake_run: Callable[..., Path]) -> None:
+def test_the_table_of_policies_against_scipy(fake_run: Callable[..., Path], tmp_path: Path) -> None:
     finals = {
         ("uniform", 0.1): [20.0, 21.0, 22.5],
         ("uniform", 0.3): [25.0, 24.0, 26.0],
@@ -186,6 +187,10 @@ def test_the_table_of_policies_against_scipy(fake_run: Callable[..., Path]) -> N
     assert shown["none"] == ("20.900 ± 1.050", "<20.900 ± 1.050>", "3")
     assert shown["alphadecay"][0] == "<20.700 ± 0.874>"
     assert shown["uniform"][1] == "25.000 ± 0.577"
+    found = table.settings[0].paired
+    assert found is not None
+    assert statistics.fmean(seed_differences(table, table.settings[0].label, found.against)) == found.difference
+    assert save_run_figures(runs, tmp_path / "plots")[-1].name == "differences.png"
     lines = list(csv.DictReader(io.StringIO(settings_csv(table))))
     assert {line["policy"] for line in lines if line["is_best"] == "True"} == {"alphadecay", "none"}
     assert "| alphadecay | **20.700 ± 0.874** | 25.533 ± 0.517 | 3 |" in runs_markdown(table)
