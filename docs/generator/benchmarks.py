@@ -38,9 +38,12 @@ def _spectra() -> str:
             f"{base / row[name]['seconds']:.1f}" for name in ("svdvals float32, tall", "esdtool", "esdtool --fast")
         ]
         errors = [f"{row[name]['alpha error']:.0e}" for name in ("svdvals float32", "esdtool", "esdtool --fast")]
-        rows.append([row["shape"].replace("x", " x "), seconds(base), *ratios, *errors])
-    head = ["shape", "svdvals float32", "on the tall side", "esdtool", "`--fast`"]
-    return table([*head, "error of alpha: svdvals", "esdtool", "`--fast`"], rows)
+        bounds = [f"{row[name]['fraction of bound']:.0%}".replace("%", " %") for name in ("esdtool", "esdtool --fast")]
+        what = [row["shape"].replace("x", " x "), row["storage"]]
+        rows.append([*what, seconds(base), *ratios, *bounds, *errors])
+    head = ["shape", "stored as", "svdvals float32", "on the tall side", "esdtool", "`--fast`"]
+    bounds = ["of the bound: esdtool", "`--fast`"]
+    return table([*head, *bounds, "error of alpha: svdvals", "esdtool", "`--fast`"], rows)
 
 
 def _minilm() -> str:
