@@ -75,15 +75,16 @@ class Beside:
         Raises:
             BaseException: what the first call that failed raised; the calls after it were not made.
         """
-        for thread in self._threads:
-            thread.join()
-        self._limits.restore_original_limits()
+        self._join()
         if self._error is not None:
             raise self._error
 
     def drop(self) -> None:
         """Make no further calls. Those in progress are waited for: a thread in LAPACK must not outlive Python."""
         self._todo.clear()
+        self._join()
+
+    def _join(self) -> None:
         for thread in self._threads:
             thread.join()
         self._limits.restore_original_limits()

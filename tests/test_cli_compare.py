@@ -108,7 +108,7 @@ def test_a_folder_of_runs_is_its_runs(run_dir: Path) -> None:
     second = folder / "sweep" / "seed-0"
     second.mkdir(parents=True)
     (second / "config.toml").write_text("")
-    (second / "metrics.jsonl").write_text('{"step": 4, "split": "validation"}\n')
+    (second / "metrics.jsonl").write_text('{"step": 4, "split": "validation", "loss": 1.0}\n')
     found = sort_out([str(folder)])
     assert (found.runs, found.models) == ((str(second),), ())
     assert found.notes == (f"{run_dir} has no validation result yet: left out",)

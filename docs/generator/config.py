@@ -8,7 +8,6 @@ from esdtool.train.config import TrainConfig
 from esdtool.train.presets import PRESETS
 from esdtool.train.sweep_plan import SweepSettings
 from generator import schema as schemas
-from generator.attributes import attribute_docs
 from generator.markdown import NOTICE
 
 INTRODUCTION = """# Training configuration
@@ -67,6 +66,4 @@ def page() -> str:
         text.append(f"\n## `[{name}]`\n\n{words}\n\n{schemas.fields(schema, part, defaults=True, head='key')}")
     text.append(f"\nPresets of `model.preset`: {', '.join(f'`{name}`' for name in PRESETS)}.\n")
     sweep = SweepSettings.model_json_schema()
-    for name, words in attribute_docs(SweepSettings).items():
-        sweep["properties"][name]["description"] = words
     return "".join([*text, SWEEP, schemas.fields(sweep, sweep, defaults=True, head="key"), GRID])

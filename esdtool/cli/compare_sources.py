@@ -13,7 +13,8 @@ from esdtool.cli.output import note, progress_bar
 from esdtool.engine import Plan, make_plan, run
 from esdtool.errors import CheckpointError, ConfigError, UsageError
 from esdtool.options import ScoreOptions
-from esdtool.train.run_log import CONFIG, METRICS, read_lines
+from esdtool.train.compare import has_result
+from esdtool.train.run_log import CONFIG, METRICS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ def sort_out(sources: Sequence[str]) -> Found:
     # A single folder is opened first: perhaps it was meant as a run.
     if len(others) == 1 and not Path(others[0]).is_dir():
         raise _too_few(others[0])
-    young = [run for run in runs if run not in sources and not _has_result(Path(run))]
+    young = [run for run in runs if run not in sources and not has_result(Path(run))]
     if runs and len(young) == len(runs):
         raise ConfigError(f"none of the {len(runs)} runs in {', '.join(sources)} has a validation result yet")
     return Found(
@@ -138,10 +139,6 @@ def _runs_in(path: Path) -> list[str]:
     if not path.is_dir() or (path / "config.json").is_file():
         return []
     return [str(folder) for pattern in ("*", "*/*") for folder in sorted(path.glob(pattern)) if _is_run(folder)]
-
-
-def _has_result(run: Path) -> bool:
-    return any(line["split"] == "validation" for line in read_lines(run / METRICS))
 
 
 def _analysis_or_name(source: str) -> str | Analysis:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,12 +40,12 @@ def sweep(
     from esdtool.train.sweep_plan import plan_sweep
 
     plan = plan_sweep(path, overrides or [])
-    states = Counter(state_of(run) for run in plan.runs)
+    states = [state_of(run) for run in plan.runs]
     if dry_run:
-        for run in plan.runs:
-            typer.echo(f"{state_of(run):<8}  {run.folder}")
+        for run, state in zip(plan.runs, states, strict=True):
+            typer.echo(f"{state:<8}  {run.folder}")
         return
-    total, done = len(plan.runs), states["finished"]
+    total, done = len(plan.runs), states.count("finished")
     note(f"{total} runs in {plan.folder}, {done} of them finished before", quiet=quiet)
     ended, seconds = done, []
 
@@ -61,7 +60,7 @@ def sweep(
         left = (total - ended) * sum(seconds) / len(seconds) / (jobs or plan.jobs) if seconds else 0.0
         note(f"[{ended}/{total}] {_told(progress)}" + (f"; about {_time(left)} left" if left else ""), quiet=quiet)
 
-    result = run_sweep(plan, jobs=jobs, on_progress=show)
+    result = run_sweep(plan, states=states, jobs=jobs, on_progress=show)
     if not quiet:
         _show_table(result)
     if result.stopped_by is not None:

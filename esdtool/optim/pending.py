@@ -65,11 +65,6 @@ class PendingScores:
 
         self._beside = Beside([partial(score, index, tensor, _side_stream(tensor)) for index, tensor in mine], workers)
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether the scores are known on every rank."""
-        return self._scores is not None
-
     def settle(self) -> list[list[LiveScore]]:
         """Wait for the scores and gather those of all ranks. A collective, the first time.
 

@@ -109,12 +109,12 @@ def settings_csv(table: ComparisonTable) -> str:
     """One line per setting: what the tables show, unrounded."""
     keys = sorted({key for row in table.settings for key in row.setting})
     arranged = policy_table(table.settings)
-    best = {
-        id(cell)
+    best = [
+        cell
         for row in arranged.rows
         for column, cell in enumerate(row.cells)
         if cell is not None and arranged.is_best(column, cell)
-    }
+    ]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["policy", *keys, *_CSV_FIELDS])
@@ -125,7 +125,7 @@ def settings_csv(table: ComparisonTable) -> str:
             if test is None
             else [test.against, test.seeds, test.difference, test.standard_error, test.low, test.high, test.p_value]
         )
-        found = [len(row.seeds), row.final_mean, row.final_standard_error, id(row) in best, row.mean_decay]
+        found = [len(row.seeds), row.final_mean, row.final_standard_error, row in best, row.mean_decay]
         writer.writerow([row.policy, *(row.setting.get(key) for key in keys), *found, *against])
     return buffer.getvalue()
 

@@ -16,10 +16,8 @@ from esdtool.errors import ConfigError, UsageError
 from esdtool.train.config import load_config
 from esdtool.train.paired import Paired, paired, standard_error
 from esdtool.train.run_log import CONFIG, DECAY, METRICS, read_lines
+from esdtool.train.train_config import is_immaterial
 
-# What may differ between runs of one setting: it changes no number that is compared, or is the seed itself.
-_IGNORED: Final = frozenset({"run.seed", "run.dir", "run.device", "run.threads", "run.distributed", "run.compile"})
-_IGNORED_SECTIONS: Final = frozenset({"logging", "checkpoint"})
 BASE: Final = "weight_decay.base"
 _TEXT_KEYS: Final = ("data.", "tokenizer.", "batch.sequence_length", "eval.tokens")
 
@@ -39,7 +37,7 @@ class Run:
     @property
     def validation(self) -> list[dict[str, Any]]:
         """Lines with a validation loss, in order."""
-        return [line for line in self.metrics if line["split"] == "validation" and line["loss"] is not None]
+        return [line for line in self.metrics if _is_result(line)]
 
     @property
     def steps_done(self) -> int:
@@ -131,6 +129,15 @@ class ComparisonTable:
         return buffer.getvalue()
 
 
+def has_result(run: Path) -> bool:
+    """Whether a run directory has a validation result, without which `load_run` refuses it."""
+    return any(map(_is_result, read_lines(run / METRICS)))
+
+
+def _is_result(line: Mapping[str, Any]) -> bool:
+    return line["split"] == "validation" and line["loss"] is not None
+
+
 def load_run(path: str | Path) -> Run:
     """Read a run directory.
 
@@ -140,10 +147,9 @@ def load_run(path: str | Path) -> Run:
     folder = Path(path)
     if not (folder / CONFIG).is_file() or not (folder / METRICS).is_file():
         raise ConfigError(f"{folder}: no run directory of `esdtool train`: {CONFIG} or {METRICS} is missing")
-    document = load_config(folder / CONFIG).model_dump(by_alias=True, mode="json")
     run = Run(
         path=folder,
-        settings={f"{section}.{key}": value for section, values in document.items() for key, value in values.items()},
+        settings=load_config(folder / CONFIG).flat(),
         metrics=read_lines(folder / METRICS),
         decays=read_lines(folder / DECAY) if (folder / DECAY).is_file() else [],
     )
@@ -194,8 +200,8 @@ def _differing(runs: Sequence[Run]) -> list[str]:
     return [
         key
         for key in keys
-        if key not in _IGNORED
-        and key.partition(".")[0] not in _IGNORED_SECTIONS
+        if key != "run.seed"
+        and not is_immaterial(key)
         and len({json.dumps(run.settings.get(key), sort_keys=True) for run in runs}) > 1
     ]
 
@@ -217,18 +223,22 @@ def _row(run: Run, differing: Sequence[str]) -> RunRow:
     )
 
 
-def described(policy: str, setting: Mapping[str, Any], *, without: Sequence[str] = ()) -> str:
+def described(policy: str, setting: Mapping[str, Any]) -> str:
     """The policy, and the keys in which the runs differ by their last part: unique among runs of one comparison.
 
     >>> described("alphadecay", {"weight_decay.base": 0.1, "weight_decay.control": "mean", "weight_decay.path": None})
     'alphadecay, base 0.1, control mean'
     """
     parts = [
-        f"{key.rpartition('.')[2]} {value:g}" if isinstance(value, float) else f"{key.rpartition('.')[2]} {value}"
-        for key, value in setting.items()
-        if key not in without and value not in (None, "none")
+        f"{key.rpartition('.')[2]} {_text(value)}" for key, value in setting.items() if value not in (None, "none")
     ]
     return ", ".join([policy, *parts])
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _uniform(row: SettingRow, settings: Sequence[SettingRow]) -> SettingRow | None:

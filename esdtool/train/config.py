@@ -91,7 +91,7 @@ def load_config(
         ConfigError: for a missing or malformed file, an unknown key, a wrong type or an impossible combination.
     """
     paths = [Path(path)] if isinstance(path, str | Path) else [Path(each) for each in path]
-    all_layers: list[tuple[str, Mapping[str, Any]]] = [(str(each), _read(each)) for each in paths]
+    all_layers: list[tuple[str, Mapping[str, Any]]] = [(str(each), read_toml(each)) for each in paths]
     all_layers += [(f"--set {override}", _parse_override(override)) for override in overrides]
     all_layers += layers
     document: dict[str, Any] = {}
@@ -145,7 +145,12 @@ def json_schema() -> dict[str, Any]:
     return TrainConfig.model_json_schema(by_alias=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        ConfigError: if it cannot be read or is no TOML.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

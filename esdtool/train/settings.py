@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from esdtool.options import ScoreOptions
+from esdtool.options import Control, ScoreOptions
 from esdtool.train.presets import PRESETS
 
 
@@ -265,7 +265,7 @@ class WeightDecaySettings(Section):
     """linear: decay of the largest score, over base. Default: the published 5 for adamw (and muon), 3 for adam."""
     normalize: bool = False
     """Rescale so that the parameter-weighted mean of the decays is base: a fair comparison with uniform."""
-    control: Literal["none", "mean", "shuffled", "reversed"] = "none"
+    control: Control = "none"
     """alphadecay, for experiments: what would show that the gain is not the method's. `mean`: each module gets the
     parameter-weighted mean of the method's decays; `shuffled`: the same decays, dealt to the modules at random (by
     run.seed, the same way at each refresh); `reversed`: the same decays in the opposite order."""

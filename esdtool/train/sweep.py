@@ -10,22 +10,20 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TextIO
+from typing import Final, Literal, TextIO
 
 from esdtool.errors import ConfigError, OutputError
 from esdtool.files import atomic_write_text
+from esdtool.threads import available_cores
 from esdtool.train.checkpointing import list_checkpoints
 from esdtool.train.config import load_config, to_toml
 from esdtool.train.run_log import CONFIG, METRICS, read_lines
 from esdtool.train.signals import StopSignals
 from esdtool.train.sweep_plan import SweepPlan, SweepRun
-from esdtool.train.train_config import TrainConfig
+from esdtool.train.train_config import TrainConfig, is_immaterial
 
 State = Literal["new", "begun", "finished"]
 
-# What may change between two attempts at a sweep: it changes no number of a run.
-_FREE: Final = frozenset({"run.dir", "run.device", "run.threads", "run.compile", "run.distributed"})
-_FREE_SECTIONS: Final = frozenset({"logging", "checkpoint"})
 _POLL_SECONDS: Final = 0.2
 
 
@@ -86,7 +84,11 @@ def final_perplexity(run: SweepRun) -> float | None:
 
 
 def run_sweep(
-    plan: SweepPlan, *, jobs: int | None = None, on_progress: Callable[[Progress], None] | None = None
+    plan: SweepPlan,
+    *,
+    states: Sequence[State] | None = None,
+    jobs: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> SweepResult:
     """Run what is not finished. A run that was stopped goes on from its last checkpoint.
 
@@ -95,6 +97,7 @@ def run_sweep(
 
     Args:
         plan: of `plan_sweep`.
+        states: `state_of` each run, if the caller has asked already.
         jobs: runs at a time; default the plan's. With more than one, each sees one GPU where there are several, and
             has its share of the cores unless run.threads says otherwise.
         on_progress: called when a run begins or goes on, and when it ends.
@@ -104,9 +107,9 @@ def run_sweep(
         OutputError: if the folder cannot be written.
     """
     jobs = jobs or plan.jobs
-    states = [(run, state_of(run)) for run in plan.runs]
-    finished = [run for run, state in states if state == "finished"]
-    waiting = [run for run, state in states if state != "finished"]
+    known = list(zip(plan.runs, states or map(state_of, plan.runs), strict=True))
+    finished = [run for run, state in known if state == "finished"]
+    waiting = [run for run, state in known if state != "finished"]
     failed: list[Progress] = []
     elsewhere: list[SweepRun] = []
     slots: list[_Process | None] = [None] * jobs
@@ -214,7 +217,7 @@ def _environment(slot: int, jobs: int) -> dict[str, str]:
     environment = dict(os.environ)
     if jobs == 1:
         return environment
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // jobs)))
     gpus = _gpus()
     if len(gpus) > 1:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
@@ -249,14 +252,5 @@ def _last_line(path: Path) -> str:
 
 
 def _differences(found: TrainConfig, wanted: TrainConfig) -> list[str]:
-    first, second = _flat(found), _flat(wanted)
-    return [
-        key
-        for key in second
-        if key not in _FREE and key.partition(".")[0] not in _FREE_SECTIONS and first.get(key) != second[key]
-    ]
-
-
-def _flat(config: TrainConfig) -> dict[str, Any]:
-    document = config.model_dump(by_alias=True, mode="json")
-    return {f"{section}.{key}": value for section, values in document.items() for key, value in values.items()}
+    before = found.flat()
+    return [key for key, value in wanted.flat().items() if not is_immaterial(key) and before.get(key) != value]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from esdtool.errors import ConfigError
-from esdtool.train.config import load_config
+from esdtool.train.config import load_config, read_toml
+from esdtool.train.settings import Section
 from esdtool.train.train_config import TrainConfig
 
 _POLICY: Final = ("weight_decay", "policy")
@@ -21,14 +21,12 @@ _OWN: Final = frozenset({("run", "dir"), ("run", "seed")})
 """Keys that the sweep sets itself."""
 
 
-class SweepSettings(BaseModel):
+class SweepSettings(Section):
     """[sweep] What all runs share."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     config: str | list[str]
     """TOML file of `esdtool train` that every run begins with; of several, later keys replace earlier ones."""
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]  # noqa: RUF012 - pydantic copies it
     """Values of run.seed: every setting is run with each."""
     dir: str | None = None
     """Folder of all runs, DIR/NAME/seed-N. Default: runs/ and the name of the sweep's file."""
@@ -36,10 +34,8 @@ class SweepSettings(BaseModel):
     """Runs at a time, each a process of its own."""
 
 
-class SweepFile(BaseModel):
+class SweepFile(Section):
     """A sweep as its TOML file has it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sweep: SweepSettings
     grid: Annotated[list[dict[str, Any]], Field(min_length=1)]
@@ -103,12 +99,7 @@ def plan_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepPlan:
 
 
 def _read(path: Path) -> SweepFile:
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
+    document = read_toml(path)
     if "sweep" not in document and {"model", "schedule"} & document.keys():
         raise ConfigError(f'{path}: a configuration of one run; a sweep names it in [sweep] config = "{path}"')
     try:

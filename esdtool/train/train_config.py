@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pydantic import model_validator
 
@@ -22,6 +22,18 @@ from esdtool.train.settings import (
     TokenizerSettings,
     WeightDecaySettings,
 )
+
+_IMMATERIAL: Final = frozenset({"run.dir", "run.device", "run.threads", "run.distributed", "run.compile"})
+_IMMATERIAL_SECTIONS: Final = frozenset({"logging", "checkpoint"})
+
+
+def is_immaterial(key: str) -> bool:
+    """Whether runs that differ in nothing but `section.key` are the same experiment.
+
+    >>> is_immaterial("logging.every"), is_immaterial("run.threads"), is_immaterial("run.seed")
+    (True, True, False)
+    """
+    return key in _IMMATERIAL or key.partition(".")[0] in _IMMATERIAL_SECTIONS
 
 
 class TrainConfig(Section):
@@ -93,6 +105,11 @@ class TrainConfig(Section):
     def tokens_per_step(self) -> int:
         """Positions of one global batch, padding included."""
         return self.batch.global_size * self.batch.sequence_length
+
+    def flat(self) -> dict[str, Any]:
+        """Every key as `section.key`, its value as JSON has it."""
+        document = self.model_dump(by_alias=True, mode="json")
+        return {f"{section}.{key}": value for section, values in document.items() for key, value in values.items()}
 
     def resolved(self) -> TrainConfig:
         """The same run with every default that depends on another key written out."""

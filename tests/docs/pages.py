@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +39,21 @@ def blocks(page: str) -> list[Block]:
 def commands(text: str) -> list[str]:
     """The lines of a block that are commands, without what `#` says about them."""
     return [line.split("  #")[0].strip() for line in text.splitlines() if line.strip()]
+
+
+def run_python(words: Sequence[str], folder: Path, **environment: str) -> str:
+    """What `python WORDS` prints in a folder; it must succeed, and sees no GPU."""
+    result = subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
+    )
+    assert result.returncode == 0, f"{' '.join(words)}\n{result.stderr}"
+    return result.stdout
 
 
 def prose(path: Path) -> str:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ import torch
 import esdtool
 from esdtool.modules import classify
 from esdtool.modules.families import load_families
-from tests.docs.pages import ROOT, Block, blocks
+from tests.docs.pages import ROOT, Block, blocks, run_python
 
 PAGE = blocks("extending.md")
 
@@ -54,17 +51,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(root: Path, *words: str) -> str:
-    result = subprocess.run(
-        [sys.executable, "-m", "esdtool", *words],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    return run_python(["-m", "esdtool", *words], root)
 
 
 def rank_alpha(eigenvalues: np.ndarray) -> float:

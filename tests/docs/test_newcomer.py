@@ -6,17 +6,14 @@ The installation itself is only looked at here: `.ci/run` installs from nothing 
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from tests.docs.pages import ROOT, blocks, commands
+from tests.docs.pages import ROOT, blocks, commands, run_python
 
 INSTALLATION = ("python3 -m venv .venv", "source .venv/bin/activate", "pip install -e '.[train]'")
 
@@ -32,16 +29,7 @@ def make_model(folder: Path) -> None:
 
 
 def run(words: list[str], folder: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
-    assert result.returncode == 0, f"{' '.join(words)}\n{result.stderr}"
+    run_python(words, folder, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
 
 
 def test_from_a_clone_to_wd_json(tmp_path: Path) -> None:

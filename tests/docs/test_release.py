@@ -70,6 +70,6 @@ def test_sdist_is_whole() -> None:
     assert all((ROOT / name).exists() for name in included)
     ignored = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
     present = {path.name for path in ROOT.iterdir() if not any(path.match(pattern) for pattern in ignored)}
-    # Files of a checkout, of an unpacked sdist, and notes that no one has committed.
-    apart = {".git", ".gitignore", ".gitattributes", "PKG-INFO"} | {path.name for path in ROOT.glob("*.txt")}
+    # Files of a checkout, and of an unpacked sdist.
+    apart = {".git", ".gitignore", ".gitattributes", "PKG-INFO"}
     assert present - apart <= set(included)

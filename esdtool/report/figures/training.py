@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from esdtool.report.figures.style import (
     role_styles,
     set_title,
 )
-from esdtool.train.compare import Run, compare_runs
+from esdtool.train.compare import Run, compare_runs, described
 from esdtool.trajectory import Trajectory
 
 Curve = Sequence[tuple[float, float]]
@@ -148,21 +147,12 @@ def by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs that differ only in the seed, under the words that tell the settings apart."""
     if not runs:
         return {}
-    rows = compare_runs(runs).runs
     groups: dict[str, list[Run]] = {}
-    for run, row in zip(runs, rows, strict=True):
-        words = [
-            row.policy,
-            *(f"{key.rpartition('.')[2]} {_text(value)}" for key, value in sorted(row.setting.items())),
-        ]
-        groups.setdefault(", ".join(words), []).append(run)
+    for run, row in zip(runs, compare_runs(runs).runs, strict=True):
+        groups.setdefault(described(row.policy, row.setting), []).append(run)
     return {
         f"{label} ({len(members)} seeds)" if len(members) > 1 else label: members for label, members in groups.items()
     }
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def validation_curve(run: Run, what: Literal["loss", "perplexity"]) -> Curve:
