@@ -56,7 +56,7 @@ elif contestant == "weightwatcher":
     details = weightwatcher.WeightWatcher(model=layers).analyze()
     alphas = {names[int(row["longname"].split(".")[-1])]: float(row["alpha"]) for _, row in details.iterrows()}
 else:
-    import esdtool, esdtool.engine, scipy.integrate
+    import esdtool, esdtool.analysis.run, scipy.integrate
     options = {"esdtool": {}, "esdtool --fast": {"fast": True}, "esdtool --fit ks": {"fit": "ks"}}[contestant]
     start = time.perf_counter()
     analysis = esdtool.analyze(checkpoint, cache=False, **options)
@@ -83,8 +83,8 @@ def save_matrices(checkpoint: str, target: Path) -> int:
     """The matrices that esdtool scores, for the contestants that cannot read checkpoints."""
     import torch
 
-    from esdtool.engine import make_plan
-    from esdtool.options import ScoreOptions
+    from esdtool.analysis.plan import make_plan
+    from esdtool.spectra.options import ScoreOptions
 
     plan = make_plan(checkpoint, ScoreOptions())
     weights = {m.name: plan.checkpoint.read(m.parameter) for m in plan.selection.modules if m.kind == "linear"}

@@ -4,8 +4,8 @@
 
 Times the exact spectrum of square matrices on one thread, default and `--fast`, fits the exponent of the cost over the
 largest orders, and adds up the modules of four models with it: on two and sixteen such cores that do not hinder each
-other, and on one and eight GPUs at best (the roofline of `esdtool.calibration.at_best`, from data sheets: no GPU was
-measured).
+other, and on one and eight GPUs at best (the roofline of `esdtool.analysis.timing.at_best`, from data sheets: no GPU
+was measured).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 import machine
 import torch
 
-from esdtool.balance import balance
-from esdtool.calibration import ACCELERATORS, Calibration, at_best, calibrate, makespan
-from esdtool.engine import make_plan
+from esdtool.analysis.plan import make_plan
+from esdtool.analysis.timing import ACCELERATORS, Calibration, at_best, calibrate, makespan
 from esdtool.modules import WeightModule
-from esdtool.options import ScoreOptions
+from esdtool.spectra.options import ScoreOptions
+from esdtool.support.balance import balance
 
 ORDERS = (256, 512, 1024, 2048, 4096)
 

@@ -32,10 +32,10 @@ SHAPES = {"7b": (32, 4096, 11008), "1b": (24, 2048, 5461)}
 
 _WORKER = """
 import json, sys, threading, time
-import esdtool, esdtool.engine, scipy.integrate, scipy.linalg, torch
-from esdtool.calibration import estimate_seconds
-from esdtool.engine import make_plan, run
-from esdtool.options import ScoreOptions
+import esdtool, esdtool.analysis.run, scipy.integrate, scipy.linalg, torch
+from esdtool.analysis.timing import estimate_seconds
+from esdtool.analysis.run import make_plan, run
+from esdtool.spectra.options import ScoreOptions
 
 def status():
     fields = dict(line.split(":", 1) for line in open("/proc/self/status") if line.startswith("Rss"))
@@ -116,7 +116,7 @@ def svdvals_of_a_layer(shard: Path) -> float:
 
 def main() -> None:
     """Make the checkpoint, run all contestants, print and record."""
-    from esdtool.sizes import parse_size
+    from esdtool.support.sizes import parse_size
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)

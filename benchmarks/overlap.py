@@ -21,7 +21,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from esdtool import AlphaDecay
-from esdtool.train.presets import PRESETS
+from esdtool.train.config.presets import PRESETS
 
 VOCAB, BATCH, LENGTH = 1024, 4, 128
 

@@ -36,10 +36,10 @@ import machine
 import torch
 from threadpoolctl import threadpool_limits
 
-from esdtool import lapack
-from esdtool.options import ScoreOptions
-from esdtool.scoring import score_matrices
-from esdtool.train.presets import PRESETS, Preset
+from esdtool.spectra import lapack
+from esdtool.spectra.options import ScoreOptions
+from esdtool.spectra.scoring import score_matrices
+from esdtool.train.config.presets import PRESETS, Preset
 
 PAPER = ("llama-60m", "llama-130m", "llama-350m", "llama-1b")
 TOKENS = 512 * 256

@@ -18,9 +18,9 @@ import torch
 from spectra import best_of
 from threadpoolctl import threadpool_limits
 
-from esdtool import lapack, slq
-from esdtool.options import ScoreOptions
-from esdtool.scoring import score_matrices
+from esdtool.spectra import lapack, slq
+from esdtool.spectra.options import ScoreOptions
+from esdtool.spectra.scoring import score_matrices
 
 SHAPES = ("1024x1024", "1536x1536", "2048x2048", "4096x4096", "4096x11008", "8192x8192")
 RANK = 64

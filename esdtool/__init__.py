@@ -6,36 +6,36 @@ The names below are the public API. They are imported on first use, so that
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from esdtool._version import __version__
+from esdtool.support.lazy import exporter
 
 if TYPE_CHECKING:
-    from esdtool.analysis import Analysis
-    from esdtool.assignment import Assignment, load_assignment
-    from esdtool.checkpoint.base import canonical_name
-    from esdtool.engine import analyze
+    from esdtool.analysis.document import Analysis
+    from esdtool.analysis.run import analyze
+    from esdtool.assignment.assign import assign
+    from esdtool.assignment.document import Assignment, load_assignment
     from esdtool.errors import EsdtoolError
+    from esdtool.names import canonical_name
     from esdtool.optim import AlphaDecay, apply, param_groups
-    from esdtool.spectrum import esd
-    from esdtool.tail import TailFit, hill, ks_fit
-    from esdtool.weight_decay import assign
+    from esdtool.spectra.spectrum import esd
+    from esdtool.spectra.tail import TailFit, hill, ks_fit
 
 _HOME = {
     "AlphaDecay": "optim",
-    "Analysis": "analysis",
-    "Assignment": "assignment",
+    "Analysis": "analysis.document",
+    "Assignment": "assignment.document",
     "EsdtoolError": "errors",
-    "TailFit": "tail",
-    "analyze": "engine",
+    "TailFit": "spectra.tail",
+    "analyze": "analysis.run",
     "apply": "optim",
-    "assign": "weight_decay",
-    "canonical_name": "checkpoint.base",
-    "esd": "spectrum",
-    "hill": "tail",
-    "ks_fit": "tail",
-    "load_assignment": "assignment",
+    "assign": "assignment.assign",
+    "canonical_name": "names",
+    "esd": "spectra.spectrum",
+    "hill": "spectra.tail",
+    "ks_fit": "spectra.tail",
+    "load_assignment": "assignment.document",
     "param_groups": "optim",
 }
 
@@ -60,10 +60,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'esdtool' has no attribute {name!r}")
-    return getattr(import_module(f"esdtool.{_HOME[name]}"), name)
+__getattr__ = exporter(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

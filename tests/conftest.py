@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+pytest_plugins = ["tests.train.run_fixtures"]
+
 # No network in tests. Read when the libraries are first imported.
 for _name in (
     "HF_HUB_OFFLINE",

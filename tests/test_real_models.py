@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 import esdtool
-from esdtool.analysis import Analysis
-from esdtool.tail import hill, ks_fit
+from esdtool.analysis.document import Analysis
+from esdtool.spectra.tail import hill, ks_fit
 
 
 def package_folder(package: str) -> Path:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 
-from esdtool.train.config import TrainConfig
-from esdtool.train.presets import PRESETS
-from esdtool.train.sweep_plan import SweepSettings
+from esdtool.train.config.files import TrainConfig
+from esdtool.train.config.presets import PRESETS
+from esdtool.train.sweep.plan import SweepSettings
 from generator import schema as schemas
 from generator.markdown import NOTICE
 

@@ -6,10 +6,10 @@ import inspect
 
 from pydantic import BaseModel
 
-from esdtool.analysis import Analysis
-from esdtool.assignment import Assignment
-from esdtool.comparison import CheckpointComparison
-from esdtool.trajectory import Trajectory
+from esdtool.analysis.document import Analysis
+from esdtool.assignment.document import Assignment
+from esdtool.comparison.checkpoints import CheckpointComparison
+from esdtool.comparison.trajectory import Trajectory
 from generator import schema as schemas
 from generator.markdown import NOTICE
 

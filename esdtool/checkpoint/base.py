@@ -8,7 +8,6 @@ not grow with the size of the checkpoint.
 from __future__ import annotations
 
 import difflib
-import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -42,32 +41,6 @@ DTYPE_BYTES = {
     "complex64": 8,
     "complex128": 16,
 }
-
-
-WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""Name segments that DataParallel, torch.compile, FSDP1 and activation checkpointing insert."""
-
-
-@functools.lru_cache(maxsize=65536)
-def canonical_name(name: str) -> str:
-    """A parameter or module name without the segments that wrappers insert, at any depth.
-
-    >>> canonical_name("_orig_mod.module.layers.0._checkpoint_wrapped_module.fc1.weight")
-    'layers.0.fc1.weight'
-
-    A name that consists of nothing else is returned as it is.
-    """
-    kept = [segment for segment in name.split(".") if segment not in WRAPPERS]
-    return ".".join(kept) or name
-
-
-def dimensions(shape: tuple[int, ...]) -> str:
-    """A shape for people.
-
-    >>> dimensions((4096, 11008))
-    '4096x11008'
-    """
-    return "x".join(map(str, shape))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,3 +142,8 @@ class Checkpoint(ABC):
         Given for the tensors with `TensorInfo.rank`: their spectrum follows from the factors alone.
         """
         return None
+
+
+def tensor_info(name: str, tensor: torch.Tensor, label: str) -> TensorInfo:
+    """Catalogue entry of a tensor in memory; `label` is the file it came from."""
+    return TensorInfo(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."), file=label)

@@ -25,9 +25,3 @@ def read_head(path: Path) -> bytes:
     if head.startswith(_LFS_POINTER):
         raise CheckpointError(f"{path}: a Git LFS pointer, not the weights; run 'git lfs pull' in its repository")
     return head
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip().rstrip(".") if lines else type(error).__name__

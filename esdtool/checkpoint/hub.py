@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from esdtool.checkpoint.base import Checkpoint
-from esdtool.checkpoint.heads import one_line
 from esdtool.checkpoint.jsonfiles import read_index
 from esdtool.checkpoint.layout import KNOWN_NAMES, WEIGHT_SUFFIXES, choose_weights
 from esdtool.checkpoint.local import open_choice
 from esdtool.errors import CheckpointError, MissingExtraError, UsageError
+from esdtool.support.words import one_line
 
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>[^\s@]+))?", re.ASCII)
 

@@ -109,7 +109,7 @@ def open_choice(folder: Path, choice: WeightChoice, *, location: str, revision: 
     """Open what was chosen in a folder, e.g. in a snapshot of a Hub repository."""
     config: Mapping[str, Any] = read_config(folder / choice.config)
     if choice.kind == "dcp":
-        from esdtool.checkpoint.dcp import open_distributed
+        from esdtool.checkpoint.formats.dcp import open_distributed
 
         return open_distributed(folder, location=location, config=config, notes=choice.notes(location))
     shards: Collection[str] = ()
@@ -135,23 +135,23 @@ def _open_weights(path: Path, label: str) -> WeightFile:
     """Open one weight file by its suffix."""
     name = path.name.lower()
     if name.endswith(SAFETENSORS_SUFFIX):
-        from esdtool.checkpoint.safetensors_file import SafetensorsFile
+        from esdtool.checkpoint.formats.safetensors_file import SafetensorsFile
 
         return SafetensorsFile(path, label)
     if name.endswith(PICKLE_SUFFIXES):
-        from esdtool.checkpoint.pickle_file import PickleFile
+        from esdtool.checkpoint.formats.pickle_file import PickleFile
 
         return PickleFile(path, label)
     if name.endswith(GGUF_SUFFIX):
-        from esdtool.checkpoint.gguf_file import GGUFFile
+        from esdtool.checkpoint.formats.gguf_file import GGUFFile
 
         return GGUFFile(path, label)
     if name.endswith(ONNX_SUFFIX):
-        from esdtool.checkpoint.onnx_file import ONNXFile
+        from esdtool.checkpoint.formats.onnx_file import ONNXFile
 
         return ONNXFile(path, label)
     if name.endswith(KERAS_SUFFIXES):
-        from esdtool.checkpoint.keras_file import KerasFile
+        from esdtool.checkpoint.formats.keras_file import KerasFile
 
         return KerasFile(path, label)
     known = f"known are {', '.join(WEIGHT_SUFFIXES)} and *{INDEX_SUFFIX}"

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from esdtool.checkpoint.base import WRAPPERS, Checkpoint, canonical_name
-from esdtool.checkpoint.pickle_file import tensor_info
+from esdtool.checkpoint.base import Checkpoint, tensor_info
 from esdtool.checkpoint.state_dict import ModelTensors, model_tensors
 from esdtool.errors import CheckpointError
+from esdtool.names import WRAPPERS, canonical_name
 
 
 @dataclass(kw_only=True)

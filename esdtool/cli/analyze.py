@@ -24,7 +24,7 @@ from esdtool.cli.options import (
     TableFormatOption,
     TopOption,
 )
-from esdtool.options import FixFingerBound, SpectrumName
+from esdtool.spectra.options import FixFingerBound, SpectrumName
 
 SortKey = Literal["order", "name", "role", "layer", "alpha", "ks", "stable-rank", "lambda-max"]
 
@@ -114,7 +114,7 @@ def analyze(
     """
     from esdtool.cli.output import check_folder, check_outputs, note, progress_bar, write_esds, write_text
     from esdtool.errors import NothingToAnalyzeError, OutputError, UsageError
-    from esdtool.options import ScoreOptions
+    from esdtool.spectra.options import ScoreOptions
 
     options = ScoreOptions(
         fit=tuple(fit or ["hill"]),
@@ -133,12 +133,13 @@ def analyze(
         if value is not None and len(checkpoints) > 1:
             raise UsageError(f"{option} takes one checkpoint at a time")
 
-    from esdtool.engine import make_plan, run
-    from esdtool.latest import remember
-    from esdtool.ranks import join_ranks
-    from esdtool.sizes import parse_size
-    from esdtool.threads import available_cores
-    from esdtool.trajectory import in_order_of_training, make_trajectory
+    from esdtool.analysis.latest import remember
+    from esdtool.analysis.plan import make_plan
+    from esdtool.analysis.ranks import join_ranks
+    from esdtool.analysis.run import run
+    from esdtool.comparison.trajectory import in_order_of_training, make_trajectory
+    from esdtool.support.sizes import parse_size
+    from esdtool.support.threads import available_cores
 
     memory_bytes = None if memory is None else parse_size(memory)
     with join_ranks() as ranks:
@@ -167,7 +168,7 @@ def analyze(
             for remark in plan.notes:
                 note(remark, quiet=quiet)
         if budget is not None:
-            from esdtool.budget import keep_within
+            from esdtool.analysis.budget import keep_within
 
             if ranks is not None:
                 raise UsageError("--budget is for one process: each would time and choose for itself")
@@ -180,7 +181,7 @@ def analyze(
                     note(choice, quiet=quiet)
         if dry_run:
             if ranks is None or ranks.is_first:
-                from esdtool.report.terminal import print_plan
+                from esdtool.report.terminal.analysis import print_plan
 
                 for plan in plans:
                     print_plan(plan)
@@ -215,8 +216,8 @@ def analyze(
             note(f"the analysis is not remembered for 'esdtool assign': {error}", quiet=quiet)
     if not quiet and not stdout_is_data:
         if table_format == "markdown":
-            from esdtool.report.console import make_stdout_forgiving
             from esdtool.report.markdown import analysis_markdown, trajectory_markdown
+            from esdtool.report.terminal.console import make_stdout_forgiving
 
             make_stdout_forgiving()
             typer.echo(
@@ -225,7 +226,7 @@ def analyze(
                 else analysis_markdown(analysis, sort=sort, top=top, experts=experts)
             )
         else:
-            from esdtool.report.terminal import print_analysis, print_trajectory
+            from esdtool.report.terminal.analysis import print_analysis, print_trajectory
 
             if trajectory is not None:
                 print_trajectory(trajectory, sparklines=sparklines)

@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esdtool.cli.options import (
-    DeviceOption,
-    JobsOption,
-    QuietOption,
-)
-from esdtool.options import (
-    FITS,
+from esdtool.assignment.options import (
     AssignmentFormat,
     AssignName,
     Granularity,
@@ -22,10 +16,16 @@ from esdtool.options import (
     ScoreName,
     Unlisted,
 )
+from esdtool.cli.options import (
+    DeviceOption,
+    JobsOption,
+    QuietOption,
+)
+from esdtool.spectra.options import FITS
 
 if TYPE_CHECKING:
-    from esdtool.analysis import Analysis
-    from esdtool.assignment import Assignment
+    from esdtool.analysis.document import Analysis
+    from esdtool.assignment.document import Assignment
 
 
 def assign(
@@ -107,9 +107,9 @@ def assign(
         return
     stdout_is_data = check_outputs(out)
 
-    from esdtool.decay_rule import DecayRule
-    from esdtool.weight_decay import assign as assign_decays
-    from esdtool.weight_decay import check_options
+    from esdtool.assignment.assign import assign as assign_decays
+    from esdtool.assignment.assign import check_options
+    from esdtool.assignment.rule import DecayRule
 
     # Refuse contradictions before the spectra, which may take hours.
     check_options(weight_decay=weight_decay, score=score, unlisted=unlisted)
@@ -142,7 +142,7 @@ def assign(
     if out is not None:
         write_text(out, _rendered(assignment, file_format))
     if not quiet and not stdout_is_data:
-        from esdtool.report.decays import print_assignment
+        from esdtool.report.terminal.decays import print_assignment
 
         print_assignment(assignment)
     if out is None:
@@ -151,11 +151,11 @@ def assign(
 
 def _analysis(source: str | None, *, fit: str | None, device: str, jobs: int | None, quiet: bool) -> Analysis:
     """The analysis of a checkpoint, the one in a file, or the user's latest."""
-    from esdtool.analysis import Analysis
+    from esdtool.analysis.document import Analysis
     from esdtool.cli.output import note, progress_bar
 
     if source is None:
-        from esdtool.latest import recall
+        from esdtool.analysis.latest import recall
 
         analysis, when = recall()
         note(f"using your latest analysis: {analysis.source.checkpoint}, of {when:%Y-%m-%d %H:%M}")
@@ -163,8 +163,9 @@ def _analysis(source: str | None, *, fit: str | None, device: str, jobs: int | N
     if source.endswith(".json") and Path(source).is_file() and not source.endswith(".index.json"):
         return Analysis.from_json(source)
 
-    from esdtool.engine import make_plan, run
-    from esdtool.options import ScoreOptions
+    from esdtool.analysis.plan import make_plan
+    from esdtool.analysis.run import run
+    from esdtool.spectra.options import ScoreOptions
 
     plan = make_plan(source, ScoreOptions(fit=(fit or "hill",)), device=device, jobs=jobs)
     for remark in plan.checkpoint.notes:
@@ -193,8 +194,8 @@ def _rendered(assignment: Assignment, file_format: AssignmentFormat) -> str:
 
 def _check(path: Path, model: str, *, quiet: bool) -> None:
     """Compare a file with a checkpoint; problems are an error after they have been listed."""
-    from esdtool.assignment import check as check_assignment
-    from esdtool.assignment import load_assignment
+    from esdtool.assignment.check import check as check_assignment
+    from esdtool.assignment.document import load_assignment
     from esdtool.checkpoint import open_checkpoint
     from esdtool.errors import AssignmentError
 
@@ -202,7 +203,7 @@ def _check(path: Path, model: str, *, quiet: bool) -> None:
     checkpoint = open_checkpoint(model)
     report = check_assignment(assignment, checkpoint.tensors.values(), config=checkpoint.config)
     if not quiet:
-        from esdtool.report.decays import print_check
+        from esdtool.report.terminal.decays import print_check
 
         print_check(report, path=str(path), model=model)
     if not report.ok:

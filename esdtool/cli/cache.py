@@ -10,8 +10,8 @@ app = typer.Typer(help="The spectra that are kept on disk, so that nothing is co
 @app.command()
 def info() -> None:
     """Say where the cache is, and how much it holds."""
-    from esdtool.sizes import format_size
-    from esdtool.spectrum_cache import SpectrumCache
+    from esdtool.spectra.cache import SpectrumCache
+    from esdtool.support.sizes import format_size
 
     found = SpectrumCache.of_user().info()
     typer.echo(
@@ -22,8 +22,8 @@ def info() -> None:
 @app.command()
 def clear() -> None:
     """Remove all spectra from the cache."""
-    from esdtool.sizes import format_size
-    from esdtool.spectrum_cache import SpectrumCache
+    from esdtool.spectra.cache import SpectrumCache
+    from esdtool.support.sizes import format_size
 
     found = SpectrumCache.of_user().clear()
     typer.echo(f"{found.folder}: removed {found.entries} spectra, {format_size(found.bytes)}")

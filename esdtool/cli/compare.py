@@ -103,7 +103,7 @@ def compare(
     """
     from esdtool.cli.compare_sources import analyses_of, sort_out
     from esdtool.cli.output import check_folder, check_outputs, note, write_text
-    from esdtool.options import ScoreOptions
+    from esdtool.spectra.options import ScoreOptions
 
     options = ScoreOptions(fit=tuple(fit or ["hill"]), k_fraction=k_fraction, min_eigs=min_eigs, fast=fast)
     shown = not check_outputs(json_path, csv_path, html_path) and not quiet
@@ -131,7 +131,7 @@ def compare(
         quiet=quiet,
     )
 
-    from esdtool.comparison import compare_analyses
+    from esdtool.comparison.checkpoints import compare_analyses
 
     comparison = compare_analyses(analyses)
     for remark in comparison.notes:
@@ -150,15 +150,15 @@ def compare(
         for path in save_comparison(analyses, Path(plots)):
             note(f"wrote {path}", quiet=quiet)
     if shown and table_format == "markdown":
-        from esdtool.report.console import make_stdout_forgiving
         from esdtool.report.markdown import comparison_markdown
+        from esdtool.report.terminal.console import make_stdout_forgiving
 
         make_stdout_forgiving()
         typer.echo(comparison_markdown(comparison, sort=sort, top=top, experts=experts))
     elif shown and table_format == "csv":
         typer.echo(comparison.to_csv(), nl=False)
     elif shown:
-        from esdtool.report.comparison import print_comparison
+        from esdtool.report.terminal.comparison import print_comparison
 
         print_comparison(comparison, sort=sort, top=top, experts=experts)
     if not any(comparison.summary.num_compared[1:]):
@@ -179,7 +179,7 @@ def _compare_runs(
     form: Format | None,
 ) -> None:
     from esdtool.cli.output import note, write_text
-    from esdtool.train.compare import compare_runs, load_run
+    from esdtool.comparison.runs import compare_runs, load_run
 
     runs = [load_run(folder) for folder in folders]
     table = compare_runs(runs, against=against)
@@ -199,17 +199,17 @@ def _compare_runs(
         for path in save_run_figures(runs, Path(plots)):
             note(f"wrote {path}", quiet=quiet)
     if form == "table":
-        from esdtool.report.runs import print_runs
+        from esdtool.report.terminal.runs import print_runs
 
         print_runs(table)
     elif form == "markdown":
-        from esdtool.report.console import make_stdout_forgiving
-        from esdtool.report.runs import runs_markdown
+        from esdtool.report.markdown import runs_markdown
+        from esdtool.report.terminal.console import make_stdout_forgiving
 
         make_stdout_forgiving()
         typer.echo(runs_markdown(table))
     elif form == "csv":
-        from esdtool.report.policy_table import settings_csv
+        from esdtool.report.tables.runs import settings_csv
 
         typer.echo(settings_csv(table), nl=False)
 

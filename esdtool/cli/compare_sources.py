@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from esdtool.analysis import FORMAT, Analysis
+from esdtool.analysis.document import Analysis
+from esdtool.analysis.plan import Plan, make_plan
+from esdtool.analysis.run import run
 from esdtool.cli.output import note, progress_bar
-from esdtool.engine import Plan, make_plan, run
+from esdtool.cli.sources import SourceKind, format_of, kind_of, runs_in
+from esdtool.comparison.runs import has_result
 from esdtool.errors import CheckpointError, ConfigError, UsageError
-from esdtool.options import ScoreOptions
-from esdtool.train.compare import has_result
-from esdtool.train.run_log import CONFIG, METRICS
+from esdtool.spectra.options import ScoreOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Compared:
     """The sources by what they are: either `runs` is empty, or `models` is."""
 
     runs: tuple[str, ...]
@@ -39,7 +38,7 @@ class Found:
         return tuple(model for model in self.models if isinstance(model, Analysis))
 
 
-def sort_out(sources: Sequence[str]) -> Found:
+def sort_out(sources: Sequence[str]) -> Compared:
     """Recognise each source; checkpoints are not opened yet.
 
     Raises:
@@ -47,7 +46,7 @@ def sort_out(sources: Sequence[str]) -> Found:
         ConfigError: for folders of runs of which none has a validation result.
         CheckpointError: for a JSON file of esdtool's that holds no analysis.
     """
-    held = [(source, _runs_in(Path(source))) for source in sources]
+    held = [(source, runs_in(source)) for source in sources]
     runs = tuple(run for _, found in held for run in found)
     others = tuple(source for source, found in held if not found)
     if runs and others:
@@ -61,7 +60,7 @@ def sort_out(sources: Sequence[str]) -> Found:
     young = [run for run in runs if run not in sources and not has_result(Path(run))]
     if runs and len(young) == len(runs):
         raise ConfigError(f"none of the {len(runs)} runs in {', '.join(sources)} has a validation result yet")
-    return Found(
+    return Compared(
         runs=tuple(run for run in runs if run not in young),
         models=tuple(map(_analysis_or_name, others)),
         notes=tuple(f"{run} has no validation result yet: left out" for run in young),
@@ -69,7 +68,7 @@ def sort_out(sources: Sequence[str]) -> Found:
 
 
 def analyses_of(
-    found: Found,
+    found: Compared,
     options: ScoreOptions,
     *,
     include: Sequence[str],
@@ -80,7 +79,7 @@ def analyses_of(
     cache: bool,
     quiet: bool,
 ) -> list[Analysis]:
-    """The analyses of all sources, in their order. Arguments as of `esdtool.engine.make_plan`.
+    """The analyses of all sources, in their order. Arguments as of `esdtool.analysis.run.make_plan`.
 
     Raises:
         UsageError: if there is only one, or an analysis is by another estimator than `options`.
@@ -128,30 +127,12 @@ def _too_few(source: str) -> UsageError:
     return UsageError(f"{source} is one checkpoint: a comparison needs at least two")
 
 
-def _is_run(path: Path) -> bool:
-    return (path / CONFIG).is_file() and (path / METRICS).is_file()
-
-
-def _runs_in(path: Path) -> list[str]:
-    """The folder itself, if it is a run; or the runs that it holds, e.g. those of a sweep (FOLDER/NAME/seed-N)."""
-    if _is_run(path):
-        return [str(path)]
-    if not path.is_dir() or (path / "config.json").is_file():
-        return []
-    return [str(folder) for pattern in ("*", "*/*") for folder in sorted(path.glob(pattern)) if _is_run(folder)]
-
-
 def _analysis_or_name(source: str) -> str | Analysis:
-    path = Path(source)
-    if path.suffix != ".json" or not path.is_file():
-        return source
-    try:
-        document: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return source
-    kind = document.get("format") if isinstance(document, dict) else None
-    if kind == FORMAT:
-        return Analysis.from_json(path)
-    if isinstance(kind, str) and kind.startswith("esdtool."):
-        raise CheckpointError(f"{path}: {kind}, but an analysis of one checkpoint is needed ('analyze --json')")
-    return source  # an index of shards, say
+    kind = kind_of(source)
+    if kind is SourceKind.ANALYSIS:
+        return Analysis.from_json(source)
+    if kind in (SourceKind.TRAJECTORY, SourceKind.ASSIGNMENT, SourceKind.OTHER_DOCUMENT):
+        raise CheckpointError(
+            f"{source}: {format_of(source)}, but an analysis of one checkpoint is needed ('analyze --json')"
+        )
+    return source

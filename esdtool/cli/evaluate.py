@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from esdtool.train.settings import DataSettings
+    from esdtool.train.config.sections import DataSettings
 
 PrecisionName = Literal["float32", "bf16-autocast", "bf16"]
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -73,7 +73,7 @@ def evaluate(
     from esdtool.train.evaluate import EvalRequest, evaluate_checkpoint
 
     if config is not None:
-        from esdtool.train.config import load_config
+        from esdtool.train.config.files import load_config
 
         request = EvalRequest.of_run(checkpoint, load_config(config))
     else:
@@ -107,7 +107,7 @@ def evaluate(
 
 def _data(globs: list[str], dataset: str | None, split: str, text: dict[str, object]) -> DataSettings:
     """The [data] section that the options stand for."""
-    from esdtool.train.config import config_from_mapping
+    from esdtool.train.config.files import config_from_mapping
 
     if dataset is not None:
         name, _, configuration = dataset.partition(":")

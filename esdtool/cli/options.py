@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from esdtool.options import FITS, Experts
+from esdtool.report.tables.experts import Experts
+from esdtool.spectra.options import FITS
 
 TableFormat = Literal["table", "markdown"]
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esdtool.errors import CheckpointError, OutputError, UsageError
-from esdtool.files import atomic_write, atomic_write_text
+from esdtool.support.files import atomic_write, atomic_write_text
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from esdtool.analysis import Analysis
+    from esdtool.analysis.document import Analysis
     from esdtool.modules import WeightModule
 
 STDOUT = "-"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,12 +18,12 @@ from esdtool.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from esdtool.analysis import Analysis
-    from esdtool.assignment import Assignment
-    from esdtool.options import ScoreOptions
+    from esdtool.analysis.document import Analysis
+    from esdtool.assignment.document import Assignment
+    from esdtool.comparison.runs import Run
+    from esdtool.comparison.trajectory import Trajectory
     from esdtool.report.figures import Material
-    from esdtool.train.compare import Run
-    from esdtool.trajectory import Trajectory
+    from esdtool.spectra.options import ScoreOptions
 
 FigureFormat = Literal["png", "svg", "pdf"]
 
@@ -75,8 +74,8 @@ def plot(
     """Draw spectra, alphas, weight decays and training curves, as PNG, SVG or PDF files."""
     from esdtool.cli.output import check_folder, note
     from esdtool.errors import UsageError
-    from esdtool.options import ScoreOptions
     from esdtool.report.figures import KINDS
+    from esdtool.spectra.options import ScoreOptions
 
     for wanted in kind or ():
         if wanted not in KINDS:
@@ -111,55 +110,41 @@ class _Found:
 
 def _sort_out(sources: list[str]) -> _Found:
     """Recognise each source and read it; checkpoints are only named."""
-    from esdtool.analysis import FORMAT as ANALYSIS
-    from esdtool.analysis import Analysis
-    from esdtool.assignment import FORMAT as ASSIGNMENT
-    from esdtool.assignment import load_assignment
-    from esdtool.trajectory import FORMAT as TRAJECTORY
-    from esdtool.trajectory import Trajectory
+    from esdtool.analysis.document import Analysis
+    from esdtool.assignment.document import load_assignment
+    from esdtool.cli.sources import SourceKind, kind_of
+    from esdtool.comparison.runs import load_run
+    from esdtool.comparison.trajectory import Trajectory
 
     found = _Found()
     if not sources:
-        from esdtool.latest import recall
+        from esdtool.analysis.latest import recall
 
         found.analyses.append(recall()[0])
     for source in sources:
-        path = Path(source)
-        if path.suffix == ".json" and path.is_file():
-            kind = _format_of(path)
-            if kind == TRAJECTORY:
-                found.trajectories.append(Trajectory.from_json(path))
-            elif kind == ASSIGNMENT:
-                found.assignments.append((source, load_assignment(path)))
-            elif kind == ANALYSIS:
-                found.analyses.append(Analysis.from_json(path))
-            else:
+        match kind_of(source):
+            case SourceKind.TRAJECTORY:
+                found.trajectories.append(Trajectory.from_json(source))
+            case SourceKind.ASSIGNMENT:
+                found.assignments.append((source, load_assignment(source)))
+            case SourceKind.ANALYSIS:
+                found.analyses.append(Analysis.from_json(source))
+            case SourceKind.RUN:
+                found.runs.append(load_run(Path(source)))
+            case _:
                 found.checkpoints.append(source)  # an index of shards, or an error that says what it is
-        elif (path / "metrics.jsonl").is_file():
-            from esdtool.train.compare import load_run
-
-            found.runs.append(load_run(path))
-        else:
-            found.checkpoints.append(source)
     return found
-
-
-def _format_of(path: Path) -> str | None:
-    try:
-        document: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return document.get("format") if isinstance(document, dict) else None
 
 
 def _material(
     found: _Found, options: ScoreOptions, *, modules: tuple[str, ...], device: str, jobs: int | None, quiet: bool
 ) -> Material:
     """What is to be drawn, with the checkpoints analysed."""
+    from esdtool.analysis.plan import make_plan
+    from esdtool.analysis.run import run
     from esdtool.cli.output import note, progress_bar
-    from esdtool.engine import make_plan, run
+    from esdtool.comparison.trajectory import in_order_of_training, make_trajectory, step_of
     from esdtool.report.figures import Material
-    from esdtool.trajectory import in_order_of_training, make_trajectory, step_of
 
     plans = [
         make_plan(checkpoint, options, device=device, jobs=jobs)

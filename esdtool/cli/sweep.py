@@ -10,8 +10,8 @@ import typer
 from esdtool.cli.options import QuietOption
 
 if TYPE_CHECKING:
-    from esdtool.train.sweep import Progress, SweepResult
-    from esdtool.train.sweep_plan import SweepPlan
+    from esdtool.train.sweep.plan import SweepPlan
+    from esdtool.train.sweep.runner import Progress, SweepResult
 
 
 def sweep(
@@ -36,8 +36,8 @@ def sweep(
     Finished runs are not repeated, and runs that were stopped go on: give the same command again.
     """
     from esdtool.cli.output import note
-    from esdtool.train.sweep import run_sweep, state_of
-    from esdtool.train.sweep_plan import plan_sweep
+    from esdtool.train.sweep.plan import plan_sweep
+    from esdtool.train.sweep.runner import run_sweep, state_of
 
     plan = plan_sweep(path, overrides or [])
     states = [state_of(run) for run in plan.runs]
@@ -90,8 +90,8 @@ def _time(seconds: float) -> str:
 def _show_table(result: SweepResult) -> None:
     if not result.finished:
         return
-    from esdtool.report.runs import print_settings
-    from esdtool.train.compare import compare_runs, load_run
+    from esdtool.comparison.runs import compare_runs, load_run
+    from esdtool.report.terminal.runs import print_settings
 
     print_settings(compare_runs([load_run(run.folder) for run in result.finished]))
 

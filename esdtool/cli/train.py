@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from esdtool.train.train_config import TrainConfig
+    from esdtool.train.config.whole import TrainConfig
 
 
 def train(
@@ -44,7 +44,7 @@ def train(
     On several GPUs or processes: torchrun --nproc-per-node N -m esdtool train CONFIG.
     """
     from esdtool.cli.output import note
-    from esdtool.train.config import load_config, to_toml
+    from esdtool.train.config.files import load_config, to_toml
 
     config = load_config(configs, overrides or [])
     if print_config:
@@ -74,9 +74,9 @@ def train(
 
 def _show_plan(config: TrainConfig) -> None:
     from esdtool.cli.output import note
-    from esdtool.train.config import check_batch
+    from esdtool.train.config.files import check_batch
+    from esdtool.train.config.presets import PRESETS
     from esdtool.train.estimate import estimate
-    from esdtool.train.presets import PRESETS
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if os.environ.get("RANK", "0") != "0":
@@ -88,7 +88,7 @@ def _show_plan(config: TrainConfig) -> None:
         preset = PRESETS.get(config.model.preset or "")
         vocab_size = (preset.vocab_size if preset else None) or 1
     else:
-        from esdtool.train.data import open_data
+        from esdtool.train.data.open import open_data
 
         data = open_data(config, world_size=world_size)
         vocab_size, train_tokens = data.vocab_size, data.train_tokens

@@ -21,7 +21,7 @@ from esdtool.optim import AlphaDecay, apply, load_assignment
 if TYPE_CHECKING:
     from transformers import Trainer
 
-    from esdtool.assignment import Assignment
+    from esdtool.assignment.document import Assignment
 
 
 class AlphaDecayCallback(TrainerCallback, ExportableState):

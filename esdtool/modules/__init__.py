@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from esdtool.checkpoint.base import canonical_name
 from esdtool.modules.base import Selection, SkippedTensor, WeightModule
 from esdtool.modules.selection import select_modules
+from esdtool.names import canonical_name
 
 __all__ = ["Selection", "SkippedTensor", "WeightModule", "canonical_name", "select_modules"]

@@ -169,3 +169,9 @@ class Selection:
     """In the model's natural order."""
     skipped: tuple[SkippedTensor, ...]
     """In the model's natural order."""
+
+
+def cost(module: WeightModule) -> float:
+    """Predicted work of a module's spectrum in flops: n^2 m for the Gram matrix and 4/3 n^3 for its reduction."""
+    short, long = sorted(module.matrix_shape) if module.rank is None else (module.rank, max(module.matrix_shape))
+    return module.num_matrices * (short**2 * long + 4 / 3 * short**3)

@@ -7,16 +7,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from esdtool.checkpoint.base import TensorInfo, canonical_name, dimensions
+from esdtool.checkpoint.base import TensorInfo
 from esdtool.checkpoint.quantized.base import FLOAT8
 from esdtool.checkpoint.quantized.scales import WEIGHT_SCALES
 from esdtool.checkpoint.quantized.settings import read_settings
 from esdtool.modules import general, layouts
 from esdtool.modules.base import NORM_OR_BIAS
 from esdtool.modules.families import load_families
-from esdtool.modules.names import Segments, module_path
 from esdtool.modules.rules import Fused, Rule, Score, Skip, Stacked, Verdict, compile_pattern, matches
 from esdtool.modules.split import Piece, split_tensor
+from esdtool.names import Segments, canonical_name, module_path
+from esdtool.support.words import dimensions
 
 FLOAT_DTYPES = frozenset({"float64", "float32", "float16", "bfloat16"}) | FLOAT8
 """Storage dtypes whose values are weights as they stand."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from esdtool.checkpoint.base import dimensions
+from esdtool.support.words import dimensions
 
 _NEED_CONFIG = "where one ends and the next begins is known only from config.json, which is missing"
 

@@ -28,7 +28,7 @@ import re
 from dataclasses import dataclass, field
 
 from esdtool.modules.layouts import Layout, equal, gate_up
-from esdtool.modules.names import Segments, without_root
+from esdtool.names import Segments, without_root
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,16 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from esdtool.checkpoint.base import WRAPPERS, TensorInfo
+from esdtool.checkpoint.base import TensorInfo
 from esdtool.errors import UsageError
 from esdtool.modules import general
 from esdtool.modules.base import Selection, SkippedTensor, WeightModule
 from esdtool.modules.classify import Classifier, is_weight, leaf_role
 from esdtool.modules.layouts import UnknownLayoutError
-from esdtool.modules.names import expert_index, layer_index, module_name, module_path, order_key
 from esdtool.modules.patterns import compile_patterns
 from esdtool.modules.rules import Fused, Score, Skip, Stacked, Verdict
 from esdtool.modules.split import Piece
+from esdtool.names import WRAPPERS, expert_index, layer_index, module_name, module_path, order_key
 
 
 def select_modules(

@@ -9,8 +9,8 @@ from typing import Any
 from esdtool.checkpoint.base import TensorInfo
 from esdtool.modules.base import View
 from esdtool.modules.layouts import Fusion, Split, UnknownLayoutError, sizes_of
-from esdtool.modules.names import Segments, module_path
 from esdtool.modules.rules import Fused, Stacked
+from esdtool.names import Segments, module_path
 
 _EXPERTS = "experts"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from esdtool.assignment import Assignment, load_assignment
-from esdtool.checkpoint.base import canonical_name
+from esdtool.assignment.document import Assignment, load_assignment
+from esdtool.names import canonical_name
 from esdtool.optim.alpha_decay import AlphaDecay
 from esdtool.optim.static import Report, apply, param_groups
 

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from esdtool.assignment import Assignment
-from esdtool.decay_rule import DecayRule
+from esdtool.assignment.document import Assignment
+from esdtool.assignment.options import AssignName, Control, Granularity, Unlisted
+from esdtool.assignment.rule import DecayRule
+from esdtool.assignment.scope import BASE_DECAY
 from esdtool.errors import AssignmentError, UsageError
 from esdtool.modules import WeightModule
 from esdtool.optim import groups
@@ -19,8 +21,7 @@ from esdtool.optim.live_scores import Compute, LiveScore, LiveScoreName, Measure
 from esdtool.optim.managed import manage
 from esdtool.optim.parameters import live_model
 from esdtool.optim.pending import PendingScores
-from esdtool.options import AssignName, Control, Granularity, ScoreOptions, Unlisted
-from esdtool.weight_decay import BASE_DECAY
+from esdtool.spectra.options import ScoreOptions
 
 _STATE_VERSION = 1
 
@@ -56,7 +57,7 @@ class AlphaDecay:
     modules (fused projections, stacked experts) has the mean of their ratios, weighted by size.
 
     How: with `assign="linear"`, decay_i = base (s1 + (alpha_i - min) / (max - min) (s2 - s1)); see
-    `esdtool.decay_rule.decay_ratios`. Works with for-loop, foreach and fused kernels, since all read
+    `esdtool.assignment.rule.decay_ratios`. Works with for-loop, foreach and fused kernels, since all read
     `group["weight_decay"]` at each step. Do not compile `optimizer.step`: it would recompile at every change.
 
     With torch.distributed each spectrum is computed by one rank and the scores are gathered; construction, `step` at a
@@ -83,7 +84,7 @@ class AlphaDecay:
         granularity: one decay per `module` (the method), `layer` or `role`.
         normalize: rescale so that the parameter-weighted mean decay over base is 1.
         control: for experiments, `mean`, `shuffled` or `reversed` use of the method's own decays; see
-            `esdtool.decay_rule.DecayRule`.
+            `esdtool.assignment.rule.DecayRule`.
         control_seed: of `shuffled`, which permutation.
         include: regular expressions on parameter names; if given, exactly the matching matrices are assigned.
         exclude: regular expressions on parameter names to leave out.

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 from esdtool._version import __version__
-from esdtool.assignment import Assignment, Default, Entry, Method, Source
-from esdtool.decay_rule import DecayRule
-from esdtool.fused_decay import joined_roles, members_of, weighted_mean
+from esdtool.assignment.document import Assignment, Default, Entry, Method, Source
+from esdtool.assignment.fused import joined_roles, members_of, weighted_mean
+from esdtool.assignment.options import Unlisted
+from esdtool.assignment.rule import DecayRule
 from esdtool.modules import WeightModule
 from esdtool.optim.live_scores import LiveScore, Measure
-from esdtool.options import Unlisted
 
 
 def live_decays(

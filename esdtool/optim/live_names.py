@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import nn
 
-from esdtool.assignment import Assignment, Entry, Members
-from esdtool.checkpoint.base import WRAPPERS, canonical_name
+from esdtool.assignment.document import Assignment, Entry, Members
+from esdtool.assignment.fused import AGGREGATE, mean_entry
 from esdtool.errors import AssignmentError, MissingExtraError, UsageError
-from esdtool.fused_decay import AGGREGATE, mean_entry
+from esdtool.names import WRAPPERS, canonical_name
 
 RENAMED = "renamed"
 """`Members.aggregate` of an entry whose parameter only has another name in the file."""

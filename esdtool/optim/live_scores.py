@@ -17,13 +17,15 @@ from typing import Any, Literal, get_args
 import torch
 import torch.distributed as dist
 
-from esdtool.balance import balance, dearest_first
+from esdtool.assignment.options import ScoreName
 from esdtool.errors import AssignmentError, UsageError
-from esdtool.metrics import alpha_weighted, spectral_metrics
 from esdtool.modules import WeightModule
-from esdtool.options import ScoreName, ScoreOptions
-from esdtool.scoring import cost, score_matrices
-from esdtool.threads import single_blas_workers
+from esdtool.modules.base import cost
+from esdtool.spectra.metrics import alpha_weighted, spectral_metrics
+from esdtool.spectra.options import ScoreOptions
+from esdtool.spectra.scoring import score_matrices
+from esdtool.support.balance import balance, dearest_first
+from esdtool.support.threads import single_blas_workers
 
 LiveScoreName = Literal[ScoreName, "gradient_norm"]
 Compute = Literal["all-ranks", "first-rank", "each-rank"]

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
+from esdtool.assignment.options import OptimizerName, Unlisted
+from esdtool.assignment.scope import OUTSIDE_BLOCKS, in_blocks
 from esdtool.errors import AssignmentError, NothingToAnalyzeError, UsageError
 from esdtool.modules import WeightModule, select_modules
 from esdtool.modules.base import holds_several_matrices
 from esdtool.optim import groups
 from esdtool.optim.parameters import LiveModel
-from esdtool.options import OptimizerName, Unlisted
-from esdtool.weight_decay import OUTSIDE_BLOCKS, in_blocks
 
 
 @dataclass(frozen=True, kw_only=True)

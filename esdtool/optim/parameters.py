@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from esdtool.assignment import Assignment
+from esdtool.assignment.document import Assignment
 from esdtool.checkpoint import Checkpoint
-from esdtool.checkpoint.base import canonical_name
 from esdtool.checkpoint.memory import MemoryCheckpoint, from_model
 from esdtool.errors import AssignmentError, CheckpointError
+from esdtool.names import canonical_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from esdtool.optim.live_scores import (
     waves,
     work_queues,
 )
-from esdtool.threads import Beside
+from esdtool.support.threads import Beside
 
 
 class PendingScores:

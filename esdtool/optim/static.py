@@ -11,12 +11,12 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from esdtool.assignment import Assignment, load_assignment
+from esdtool.assignment.document import Assignment, load_assignment
+from esdtool.assignment.options import Unlisted
 from esdtool.errors import AssignmentError
 from esdtool.optim import groups
 from esdtool.optim.live_names import fitted
 from esdtool.optim.parameters import live_model, resolve, unlisted_decay, warn_unmatched
-from esdtool.options import Unlisted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,14 +10,24 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final, TypeVar
 
-from esdtool.analysis import Analysis, Settings
-from esdtool.comparison import CheckpointComparison, is_significant
-from esdtool.options import Experts
-from esdtool.report import comparison_rows
-from esdtool.report.html.markup import visible
-from esdtool.report.rows import ROLE_COLUMNS, Column, format_number, module_columns, module_rows, skipped_rows
-from esdtool.report.verdict import closing_words
-from esdtool.trajectory import Trajectory
+from esdtool.analysis.document import Analysis, Settings
+from esdtool.analysis.verdict import closing_words
+from esdtool.comparison.checkpoints import CheckpointComparison, is_significant
+from esdtool.comparison.runs import ComparisonTable
+from esdtool.comparison.trajectory import Trajectory
+from esdtool.report.tables import comparison as comparison_rows
+from esdtool.report.tables.analysis import (
+    ROLE_COLUMNS,
+    Column,
+    format_number,
+    module_columns,
+    module_rows,
+    skipped_rows,
+)
+from esdtool.report.tables.experts import Experts
+from esdtool.report.tables.runs import PAIRED_HEADINGS, paired_rows, policy_table
+from esdtool.report.terminal.runs import PAIRED_TITLE, SETTINGS_TITLE
+from esdtool.support.words import visible
 
 _FOLDED = 20
 """Longer tables wait behind a click."""
@@ -42,7 +52,7 @@ _Row = TypeVar("_Row")
 def analysis_markdown(
     analysis: Analysis, *, sort: str = "order", top: int | None = None, experts: Experts = "mean"
 ) -> str:
-    """An analysis, without a final newline. Arguments as of `esdtool.report.terminal.print_analysis`."""
+    """An analysis, without a final newline. Arguments as of `esdtool.report.terminal.analysis.print_analysis`."""
     found = module_rows(analysis, sort=sort, top=top, experts=experts)
     parts = [text(closing_words(analysis))]
     if analysis.summary.by_role:
@@ -76,7 +86,7 @@ def trajectory_markdown(trajectory: Trajectory) -> str:
 def comparison_markdown(
     comparison: CheckpointComparison, *, sort: str = "order", top: int | None = None, experts: Experts = "mean"
 ) -> str:
-    """A comparison, without a final newline. Arguments as of `esdtool.report.comparison.print_comparison`."""
+    """A comparison, without a final newline. Arguments as of `esdtool.report.terminal.comparison.print_comparison`."""
     positions = range(len(comparison.checkpoints))
     parts = [text(comparison_rows.comparison_words(comparison))]
     parts += [f"Note: {text(remark)}." for remark in comparison.notes]
@@ -171,3 +181,17 @@ def _settings(created_by: str, settings: Settings) -> str:
     said += [f"include {' '.join(settings.include)}"] if settings.include else []
     said += [f"exclude {' '.join(settings.exclude)}"] if settings.exclude else []
     return text(f"{created_by}; {', '.join(said)}")
+
+
+def runs_markdown(table: ComparisonTable) -> str:
+    """The tables of `print_settings` as Markdown, without a final newline."""
+
+    arranged = policy_table(table.settings)
+    headings = [(name, name == "policy") for name in arranged.headings]
+    rows = [(text(label), *cells) for label, *cells in arranged.shown(bold=lambda cell: f"**{cell}**")]
+    parts = [f"{SETTINGS_TITLE}:", markdown_table(headings, rows)]
+    if found := paired_rows(table.settings):
+        headings = [(name, name in PAIRED_HEADINGS[:2]) for name in PAIRED_HEADINGS]
+        parts += [f"{PAIRED_TITLE}:", markdown_table(headings, [tuple(map(text, cells)) for cells in found])]
+    parts += [f"Note: {text(remark)}." for remark in table.notes]
+    return "\n\n".join(parts)

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from esdtool.analysis import Analysis
-from esdtool.assignment import Assignment
-from esdtool.comparison import CheckpointComparison
-from esdtool.train.config import json_schema
-from esdtool.trajectory import Trajectory
+from esdtool.analysis.document import Analysis
+from esdtool.assignment.document import Assignment
+from esdtool.comparison.checkpoints import CheckpointComparison
+from esdtool.comparison.trajectory import Trajectory
+from esdtool.train.config.files import json_schema
 
 
 def schemas() -> dict[str, dict[str, Any]]:

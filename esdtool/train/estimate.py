@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from esdtool.train.config.whole import TrainConfig
 from esdtool.train.model import meta_model, model_config
-from esdtool.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -12,18 +12,16 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
-from esdtool.train import corpus_files, corpus_hub, corpus_stdlib
-from esdtool.train.batches import Layout, MicroBatch, ValidationBatches
-from esdtool.train.config import config_from_mapping
-from esdtool.train.corpus import Corpus, open_corpus
-from esdtool.train.data import open_validation
+from esdtool.train.config.files import config_from_mapping
+from esdtool.train.config.sections import DataSettings
+from esdtool.train.config.whole import TrainConfig
+from esdtool.train.data.batches import Layout, MicroBatch, ValidationBatches
+from esdtool.train.data.open import open_corpus, open_validation, open_whole_corpus
+from esdtool.train.data.packing import NO_TARGET
+from esdtool.train.data.tokenizer import Encoder, load_tokenizer
 from esdtool.train.distributed import Ranks, open_ranks
 from esdtool.train.model import build_model
-from esdtool.train.packing import NO_TARGET
-from esdtool.train.run_log import perplexity
-from esdtool.train.settings import DataSettings
-from esdtool.train.tokenizer import Encoder, load_tokenizer
-from esdtool.train.train_config import TrainConfig
+from esdtool.train.run.log import perplexity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +132,7 @@ def evaluate_checkpoint(request: EvalRequest) -> Evaluation:
         DeviceError: if the device is not there.
     """
     config = _as_config(request)
-    corpus = open_corpus(config.data).validation if request.held_out else _whole(config.data)
+    corpus = open_corpus(config.data).validation if request.held_out else open_whole_corpus(config.data)
     encoder = Encoder(load_tokenizer(config, corpus))
     with open_ranks(config) as ranks:
         layout = Layout.from_config(config, pad=encoder.pad, rank=ranks.rank, world_size=ranks.world_size)
@@ -174,15 +172,3 @@ def _as_config(request: EvalRequest) -> TrainConfig:
         },
         where="esdtool eval",
     )
-
-
-def _whole(data: DataSettings) -> Corpus:
-    """All of the text, nothing held out."""
-    match data.source:
-        case "stdlib":
-            return corpus_stdlib.stdlib_corpus()
-        case "files":
-            assert data.files is not None
-            return corpus_files.files_corpus(data.files, key="--data", data=data)
-        case "huggingface":
-            return corpus_hub.hub_corpus(data, data.split)

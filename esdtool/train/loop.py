@@ -14,9 +14,19 @@ from typing import Any
 import torch
 
 from esdtool.errors import ConfigError, EsdtoolError
-from esdtool.train import run_directory
-from esdtool.train.batches import count_targets
-from esdtool.train.checkpointing import (
+from esdtool.train.config.files import check_batch
+from esdtool.train.config.whole import TrainConfig
+from esdtool.train.data.batches import count_targets
+from esdtool.train.data.open import open_data
+from esdtool.train.data.packing import MicroBatch
+from esdtool.train.distributed import Ranks, Spread, open_ranks
+from esdtool.train.evaluate import Evaluation, evaluate, summed_loss, to_bfloat16
+from esdtool.train.model import build_model
+from esdtool.train.optimizers import build_optimizers, mean_decay, scored_modules, set_learning_rate, trainable
+from esdtool.train.policies.base import Record, Target, total_norm
+from esdtool.train.policies.make import make_policy
+from esdtool.train.run import directory as run_directory
+from esdtool.train.run.checkpoints import (
     SavedRun,
     check_same_run,
     load_trainer,
@@ -26,19 +36,10 @@ from esdtool.train.checkpointing import (
     save_final,
     take_snapshot,
 )
-from esdtool.train.config import check_batch
-from esdtool.train.data import open_data
-from esdtool.train.distributed import Ranks, Spread, open_ranks
-from esdtool.train.evaluate import Evaluation, evaluate, summed_loss, to_bfloat16
-from esdtool.train.live import open_view
-from esdtool.train.model import build_model
-from esdtool.train.optimizers import build_optimizers, mean_decay, scored_modules, set_learning_rate, trainable
-from esdtool.train.packing import MicroBatch
-from esdtool.train.policies import Record, Target, make_policy, total_norm
-from esdtool.train.run_log import RunLog, perplexity, sync_logs
+from esdtool.train.run.log import RunLog, perplexity, sync_logs
+from esdtool.train.run.view import open_view
 from esdtool.train.schedule import lr_factor
 from esdtool.train.signals import StopSignals
-from esdtool.train.train_config import TrainConfig
 
 
 class TrainingDivergedError(EsdtoolError):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from esdtool.errors import ConfigError, MissingExtraError
-from esdtool.train.presets import PRESETS
+from esdtool.train.config.presets import PRESETS
+from esdtool.train.config.whole import TrainConfig
 from esdtool.train.quiet import one_line, quiet_transformers
-from esdtool.train.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from esdtool.assignment.fused import joined_roles
+from esdtool.assignment.scope import in_blocks
 from esdtool.checkpoint import from_model
 from esdtool.errors import ConfigError
-from esdtool.fused_decay import joined_roles
 from esdtool.modules import WeightModule, canonical_name, select_modules
-from esdtool.modules.names import layer_index, module_name
 from esdtool.modules.patterns import compile_patterns
-from esdtool.train.train_config import TrainConfig
-from esdtool.weight_decay import in_blocks
+from esdtool.names import layer_index, module_name
+from esdtool.train.config.whole import TrainConfig
 
 Group = dict[str, Any]
 """A parameter group of a torch optimizer."""

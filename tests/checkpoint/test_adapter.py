@@ -17,8 +17,8 @@ from torch import nn
 import esdtool
 from esdtool.checkpoint import from_state_dict, open_checkpoint
 from esdtool.checkpoint.adapter import is_adapter
+from esdtool.checkpoint.merged_adapter import merged
 from esdtool.errors import CheckpointError
-from esdtool.merge import merged
 
 # peft uses a name that transformers 5.23 deprecates, and looks for the base's configuration on the Hub.
 pytestmark = [

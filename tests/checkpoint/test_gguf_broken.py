@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from esdtool.checkpoint import open_checkpoint
-from esdtool.checkpoint.gguf_file import GGUFFile
+from esdtool.checkpoint.formats.gguf_file import GGUFFile
 from esdtool.errors import CheckpointError, MissingExtraError
 from tests.checkpoint.gguf_files import Writer, normal, writer_to
 

@@ -23,7 +23,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.fsdp import fully_shard
 
 import esdtool
-from esdtool.assignment import Assignment, Entry
+from esdtool.assignment.document import Assignment, Entry
 from esdtool.errors import AssignmentError, UsageError
 from esdtool.optim.live_names import live_names, meta_model, with_live_names
 

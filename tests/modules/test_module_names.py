@@ -7,9 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esdtool.checkpoint.base import WRAPPERS
 from esdtool.modules import canonical_name
-from esdtool.modules.names import layer_index, module_name, module_path, order_key
+from esdtool.names import WRAPPERS, layer_index, module_name, module_path, order_key
 
 
 @pytest.mark.parametrize(

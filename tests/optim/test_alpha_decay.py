@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from esdtool.assignment import parse_assignment
-from esdtool.engine import analyze
+from esdtool.analysis.run import analyze
+from esdtool.assignment.assign import assign
+from esdtool.assignment.document import parse_assignment
 from esdtool.errors import AssignmentError, NothingToAnalyzeError, UsageError
 from esdtool.optim import AlphaDecay, live_scores
-from esdtool.options import ScoreOptions
-from esdtool.weight_decay import assign
+from esdtool.spectra.options import ScoreOptions
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from torch import nn
 
 from esdtool.errors import UsageError
 from esdtool.optim import AlphaDecay, live_scores
-from esdtool.threads import Beside
+from esdtool.support.threads import Beside
 
 STEPS, INTERVAL, DELAY = 11, 4, 2
 

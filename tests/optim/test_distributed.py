@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esdtool.balance import balance
+from esdtool.support.balance import balance
 
 Job = Callable[[int], list[dict[str, Any]]]
 REFRESHES = 4  # on construction, and at steps 2, 4 and 6

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from esdtool.assignment import Assignment, Default, DefaultRule, Entry
-from esdtool.engine import analyze
+from esdtool.analysis.run import analyze
+from esdtool.assignment.assign import assign
+from esdtool.assignment.document import Assignment, Default, DefaultRule, Entry
 from esdtool.errors import AssignmentError
 from esdtool.optim import apply, canonical_name, param_groups
-from esdtool.weight_decay import assign
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import esdtool
-from esdtool.analysis import Analysis
+from esdtool.analysis.document import Analysis
 from tests.conftest import BUNDLED
 
 HOSTILE = (

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import esdtool
-from esdtool.analysis import TailResult
-from esdtool.marchenko_pastur import mp_density, mp_edges, mp_quantiles
-from esdtool.report.density import drawn_fit, esd_histogram, null_density, tail_density
+from esdtool.analysis.document import TailResult
+from esdtool.report.tables.density import drawn_fit, esd_histogram, null_density, tail_density
+from esdtool.spectra.marchenko_pastur import mp_density, mp_edges, mp_quantiles
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=200), st.integers(0, 5))

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import esdtool
-from esdtool.analysis import Analysis
+from esdtool.analysis.document import Analysis
+from esdtool.comparison.trajectory import make_trajectory
 from esdtool.errors import OutputError, UsageError
 from esdtool.report.figures import KINDS, Material, save_comparison, save_figures
 from esdtool.report.figures.alphas import alpha_grid
@@ -20,7 +21,6 @@ from esdtool.report.figures.collect import chosen_modules
 from esdtool.report.figures.decays import Decay, save_decays
 from esdtool.report.figures.esd import draw_esd
 from esdtool.report.figures.style import new_figure, role_styles
-from esdtool.trajectory import make_trajectory
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,16 @@ import re
 import numpy as np
 import pytest
 
-from esdtool.analysis import Analysis
-from esdtool.engine import analyze
-from esdtool.marchenko_pastur import mp_density
-from esdtool.report.density import esd_histogram
+from esdtool.analysis.document import Analysis
+from esdtool.analysis.run import analyze
+from esdtool.analysis.verdict import closing_words, verdict
 from esdtool.report.html import analysis_page
 from esdtool.report.html.colours import contrast, diverging, ink, scale_colours, sequential
-from esdtool.report.html.markup import tag, visible
+from esdtool.report.html.markup import tag
 from esdtool.report.html.page import embedded_json, page
-from esdtool.report.verdict import closing_words, verdict
+from esdtool.report.tables.density import esd_histogram
+from esdtool.spectra.marchenko_pastur import mp_density
+from esdtool.support.words import visible
 from tests.conftest import llama_tensors
 from tests.report.conftest import HOSTILE
 from tests.report.html_reader import Element, data_of, read_page, table_rows

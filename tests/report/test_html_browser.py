@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from esdtool.analysis import Analysis
-from esdtool.report.density import esd_histogram
+from esdtool.analysis.document import Analysis
 from esdtool.report.html import analysis_page
-from esdtool.report.html.markup import visible
+from esdtool.report.tables.density import esd_histogram
+from esdtool.support.words import visible
 
 NO_OVERFLOW = "document.documentElement.scrollWidth <= window.innerWidth"
 MINUS = "\N{MINUS SIGN}"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from esdtool.analysis import Analysis
-from esdtool.comparison import CheckpointComparison, compare_analyses
-from esdtool.engine import analyze
+from esdtool.analysis.document import Analysis
+from esdtool.analysis.run import analyze
+from esdtool.comparison.checkpoints import CheckpointComparison, compare_analyses
 from esdtool.report.html import comparison_page
 from tests.conftest import llama_tensors
 from tests.report.html_reader import Element, data_of, read_page, table_rows

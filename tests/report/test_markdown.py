@@ -14,9 +14,9 @@ from markdown_it.token import Token
 
 import esdtool
 from esdtool.checkpoint import from_state_dict
-from esdtool.comparison import compare_analyses
+from esdtool.comparison.checkpoints import compare_analyses
+from esdtool.comparison.trajectory import make_trajectory
 from esdtool.report.markdown import analysis_markdown, code, comparison_markdown, text, trajectory_markdown
-from esdtool.trajectory import make_trajectory
 
 Tensors = dict[str, torch.Tensor]
 

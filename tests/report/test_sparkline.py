@@ -14,8 +14,10 @@ from rich.cells import cell_len
 from rich.console import Console
 
 import esdtool
-from esdtool.report.heatmap import SHADES, alpha_heat_map
-from esdtool.report.sparkline import (
+from esdtool.comparison.trajectory import make_trajectory
+from esdtool.report.terminal.analysis import print_analysis, print_trajectory
+from esdtool.report.terminal.heatmap import SHADES, alpha_heat_map
+from esdtool.report.terminal.sparkline import (
     ASCII,
     BLOCKS,
     esd_sparkline,
@@ -24,8 +26,6 @@ from esdtool.report.sparkline import (
     shortened,
     sparkline,
 )
-from esdtool.report.terminal import print_analysis, print_trajectory
-from esdtool.trajectory import make_trajectory
 
 Tensors = dict[str, torch.Tensor]
 
@@ -74,7 +74,7 @@ def test_an_esd_has_its_peak_and_the_tail_is_marked() -> None:
 
 
 def test_averaged_experts_show_all_their_eigenvalues() -> None:
-    from esdtool.report.experts import fold_experts
+    from esdtool.report.tables.experts import fold_experts
 
     generator = torch.Generator().manual_seed(0)
     names = [f"model.layers.0.mlp.experts.{expert}.up_proj.weight" for expert in range(3)]

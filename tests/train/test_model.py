@@ -10,9 +10,9 @@ from transformers import BertConfig, BertModel, GPT2Config, LlamaForCausalLM, Pr
 from transformers.utils import logging
 
 from esdtool.errors import ConfigError
+from esdtool.train.config.presets import PRESETS
 from esdtool.train.estimate import estimate
 from esdtool.train.model import build_model, meta_model
-from esdtool.train.presets import PRESETS
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from esdtool.checkpoint.base import Checkpoint, TensorInfo, canonical_name
+from esdtool.checkpoint.base import Checkpoint, TensorInfo
 from esdtool.checkpoint.quantized.settings import Settings, read_settings
+from esdtool.names import canonical_name
 
 if TYPE_CHECKING:
     import torch

@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.ticker import MaxNLocator
 
-from esdtool.analysis import Analysis
-from esdtool.modules.names import role_rank
+from esdtool.analysis.document import Analysis
+from esdtool.names import role_rank
 from esdtool.report.figures.style import (
     COLOUR_MAP,
     DIVERGING_MAP,

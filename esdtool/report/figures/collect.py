@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from esdtool.analysis import Analysis, ModuleResult
-from esdtool.assignment import Assignment
+from esdtool.analysis.document import Analysis, ModuleResult
+from esdtool.assignment.document import Assignment
+from esdtool.comparison.runs import Run
+from esdtool.comparison.trajectory import Trajectory, make_trajectory
 from esdtool.errors import UsageError
 from esdtool.report.figures.alphas import save_depth, save_difference_map, save_heat_map, save_role_bars
 from esdtool.report.figures.decays import decays_of_assignment, decays_of_line, save_decays
@@ -23,8 +25,6 @@ from esdtool.report.figures.training import (
     save_validation,
     trajectory_curves,
 )
-from esdtool.train.compare import Run
-from esdtool.trajectory import Trajectory, make_trajectory
 
 KINDS: Final = (
     "esd",

@@ -13,8 +13,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from esdtool.assignment import Assignment
-from esdtool.modules.names import layer_index, role_rank
+from esdtool.assignment.document import Assignment
+from esdtool.names import layer_index, role_rank
 from esdtool.report.figures.style import BULK, COLOURS, new_figure, plain
 
 _PANELS_ACROSS = 4

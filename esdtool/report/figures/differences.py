@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from esdtool.comparison.runs import ComparisonTable, Run, compare_runs, described
 from esdtool.report.figures.style import BULK, new_figure, nth_style, plain, set_title
-from esdtool.train.compare import ComparisonTable, Run, compare_runs, described
 
 
 def save_differences(path: Path, runs: Sequence[Run], *, dpi: int = 150) -> Path | None:

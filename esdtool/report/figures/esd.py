@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 
-from esdtool.analysis import ModuleResult, TailResult
-from esdtool.report.density import drawn_fit, esd_histogram, null_density, tail_density
+from esdtool.analysis.document import ModuleResult, TailResult
 from esdtool.report.figures.style import BULK, COLOURS, new_figure, plain, set_title
-from esdtool.tail import ks_distances
+from esdtool.report.tables.density import drawn_fit, esd_histogram, null_density, tail_density
+from esdtool.spectra.tail import ks_distances
 
 Vector = npt.NDArray[np.float64]
 

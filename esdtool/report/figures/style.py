@@ -16,10 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from esdtool.analysis import Analysis
+from esdtool.analysis.document import Analysis
 from esdtool.errors import OutputError, UsageError
-from esdtool.files import atomic_write
-from esdtool.modules.names import role_rank
+from esdtool.names import role_rank
+from esdtool.support.files import atomic_write
 
 FORMATS: Final = ("png", "svg", "pdf")
 

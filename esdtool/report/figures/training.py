@@ -12,7 +12,9 @@ from typing import Literal
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from esdtool.modules.names import role_rank
+from esdtool.comparison.runs import Run, compare_runs, described
+from esdtool.comparison.trajectory import Trajectory
+from esdtool.names import role_rank
 from esdtool.report.figures.decays import decays_of_line
 from esdtool.report.figures.style import (
     COLOURS,
@@ -25,8 +27,6 @@ from esdtool.report.figures.style import (
     role_styles,
     set_title,
 )
-from esdtool.train.compare import Run, compare_runs, described
-from esdtool.trajectory import Trajectory
 
 Curve = Sequence[tuple[float, float]]
 

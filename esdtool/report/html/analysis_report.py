@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from esdtool.analysis import Analysis
-from esdtool.options import Experts
+from esdtool.analysis.document import Analysis
 from esdtool.report.html.chart import depth_chart, range_glyph
 from esdtool.report.html.colours import sequential
 from esdtool.report.html.heatmap import Place, heat_maps, stack_of
@@ -17,6 +16,7 @@ from esdtool.report.html.panels import panel_data
 from esdtool.report.html.rows import ModuleRows, module_rows
 from esdtool.report.html.skipped import skipped_part
 from esdtool.report.html.table import Cell, Column, Row, number, table
+from esdtool.report.tables.experts import Experts
 
 _DOTS = 4000
 """So many dots tell no more than the line through them."""

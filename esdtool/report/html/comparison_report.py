@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from esdtool._version import __version__
-from esdtool.checkpoint.base import dimensions
-from esdtool.comparison_format import SIGNIFICANT, CheckpointComparison, is_significant
+from esdtool.comparison.document import SIGNIFICANT, CheckpointComparison, is_significant
 from esdtool.report.html.chart import shift_glyph
 from esdtool.report.html.colours import diverging
 from esdtool.report.html.comparison_table import SIGNED, compared_table, difference_column, row_link
@@ -12,6 +11,7 @@ from esdtool.report.html.heatmap import Place, heat_maps, stack_of
 from esdtool.report.html.markup import DASH, Html, joined, name_tag, shown, tag
 from esdtool.report.html.page import details, facts, noscript, page, section
 from esdtool.report.html.table import Cell, Column, Row, number, table
+from esdtool.support.words import dimensions
 
 _MAPS = 6
 """Checkpoints with a map of differences each; of more the table tells."""

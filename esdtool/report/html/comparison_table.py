@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from esdtool.checkpoint.base import dimensions
-from esdtool.comparison_format import CheckpointComparison, ComparedModule, Side, is_significant
+from esdtool.comparison.document import CheckpointComparison, ComparedModule, Side, is_significant
 from esdtool.report.html.markup import DASH, Html, joined, name_tag, shown, tag
 from esdtool.report.html.rows import anchor
 from esdtool.report.html.table import Cell, Column, Row, number, table
+from esdtool.support.words import dimensions
 
 _DELTA = "\N{GREEK CAPITAL LETTER DELTA}"
 SIGNED = "+z.3f"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from esdtool.modules.names import block_position, module_path
+from esdtool.names import block_position, module_path
 from esdtool.report.html.colours import Scale
 from esdtool.report.html.markup import DASH, Content, Html, joined, name_tag, shown, tag
 from esdtool.report.html.table import scroller

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from esdtool._version import __version__
-from esdtool.analysis import Analysis, Settings
+from esdtool.analysis.document import Analysis, Settings
+from esdtool.analysis.verdict import closing_words
 from esdtool.report.html.markup import Content, Html, joined, name_tag, tag
 from esdtool.report.html.page import details, facts
 from esdtool.report.html.rows import ModuleRows
-from esdtool.report.verdict import closing_words
 
 _FILES = 8
 """More are told by their number."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import html
 import math
 import re
-import unicodedata
 from collections.abc import Iterable
 
+from esdtool.support.words import visible
+
 _VOID = frozenset({"img", "meta"})
-_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-"""Unicode categories that show nothing, turn the writing direction, or cannot be written as UTF-8."""
 
 
 class Html(str):
@@ -26,20 +25,6 @@ DASH = "\N{EN DASH}"
 """Where there is no number."""
 
 Content = str | Iterable[str] | None
-
-
-def visible(text: str) -> str:
-    r"""The text with characters that hide, reorder others or cannot be encoded spelled out.
-
-    >>> visible("a\u202eb"), visible("layers.0")
-    ('a\\u202eb', 'layers.0')
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        character.encode("unicode_escape").decode() if unicodedata.category(character) in _INVISIBLE else character
-        for character in text
-    )
 
 
 def escaped(content: str) -> Html:

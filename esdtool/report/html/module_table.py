@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from esdtool.analysis import Analysis, ModuleResult
-from esdtool.checkpoint.base import dimensions
+from esdtool.analysis.document import Analysis, ModuleResult
+from esdtool.analysis.verdict import verdict
 from esdtool.report.html.markup import Content, Html, joined, name_tag, tag
 from esdtool.report.html.page import details
 from esdtool.report.html.rows import ModuleRows, anchor
 from esdtool.report.html.table import Cell, Column, Row, number, table
-from esdtool.report.verdict import verdict
+from esdtool.support.words import dimensions
 
 _WORDS = {
     "heavy-tailed": "good",

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from esdtool.analysis import Analysis, ModuleResult, TailResult
-from esdtool.marchenko_pastur import mp_edges
-from esdtool.report.density import drawn_fit, esd_histogram, null_density
+from esdtool.analysis.document import Analysis, ModuleResult, TailResult
 from esdtool.report.html.markup import rounded
 from esdtool.report.html.rows import ModuleRows
+from esdtool.report.tables.density import drawn_fit, esd_histogram, null_density
+from esdtool.spectra.marchenko_pastur import mp_edges
 
 _METRICS: tuple[tuple[str, str], ...] = (
     ("num_eigs", "eigenvalues"),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from esdtool.analysis import Analysis, ModuleResult
-from esdtool.options import Experts
-from esdtool.report.experts import fold_experts, starred
+from esdtool.analysis.document import Analysis, ModuleResult
 from esdtool.report.html.markup import Html, name_tag, tag
+from esdtool.report.tables.experts import Experts, fold_experts, starred
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ from esdtool._version import __version__
 from esdtool.report.html.markup import DASH, Html, joined, name_tag, tag
 from esdtool.report.html.page import facts, noscript, page, section
 from esdtool.report.html.table import Cell, Column, Row, number, table
-from esdtool.report.policy_table import PAIRED_HEADINGS, paired_rows
+from esdtool.report.tables.runs import PAIRED_HEADINGS, paired_rows
 
 if TYPE_CHECKING:
-    from esdtool.train.compare import ComparisonTable, Run, RunRow, SettingRow
+    from esdtool.comparison.runs import ComparisonTable, Run, RunRow, SettingRow
 
 _CURVES = (
     ("perplexity", "Validation perplexity"),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from esdtool.analysis import SkippedResult
-from esdtool.checkpoint.base import dimensions
+from esdtool.analysis.document import SkippedResult
 from esdtool.report.html.markup import Html, name_tag, tag
 from esdtool.report.html.page import details
 from esdtool.report.html.table import Cell, Column, Row, number, table
-from esdtool.report.rows import skipped_groups
+from esdtool.report.tables.analysis import skipped_groups
+from esdtool.support.words import dimensions
 
 _NAMES = 200
 """Names listed in one group; of more the pattern tells enough."""

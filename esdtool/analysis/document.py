@@ -1,0 +1,316 @@
+"""The result of an analysis and its JSON form (format `esdtool.analysis`, version 1).
+
+The models here are the file boundary: what `esdtool analyze --json` writes, what
+`esdtool assign` reads, and what `esdtool schema analysis` publishes. Numbers are plain
+finite floats or null; nothing depends on the time or the machine, so the same input
+gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from esdtool.errors import CheckpointError
+from esdtool.support.words import dimensions
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas
+
+FORMAT: Final = "esdtool.analysis"
+VERSION: Final = 1
+
+
+class Record(BaseModel):
+    """Base of all parts: immutable, unknown keys of newer minor writers are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class Source(Record):
+    """Where the weights came from."""
+
+    checkpoint: str = Field(description="Path or Hub id as the user gave it; 'memory' for a live model.")
+    revision: str | None = Field(default=None, description="Commit of a Hub checkpoint.")
+    model_type: str | None = Field(default=None, description="model_type of config.json, e.g. 'llama'.")
+    files: tuple[str, ...] = Field(default=(), description="Weight files read, relative to the checkpoint.")
+    base: str | None = Field(
+        default=None, description="Checkpoint whose weights were subtracted: the analysis is of the differences."
+    )
+    merged_with: str | None = Field(default=None, description="Checkpoint into which an adapter was merged.")
+
+
+class Settings(Record):
+    """Everything that the numbers depend on, besides the weights."""
+
+    fit: tuple[str, ...] = Field(description="Estimators of alpha; the first one gives 'alpha'.")
+    k_fraction: float = Field(description="Fraction of the eigenvalues in the tail of the Hill estimator.")
+    min_eigs: int = Field(description="Modules with fewer eigenvalues are not scored.")
+    spectrum: Literal["auto", "gram", "svd", "slq"] = Field(
+        description="Path to the eigenvalues that was asked for; 'slq': estimates where they save time."
+    )
+    fast: bool = Field(description="Whether the guarded float32 path was allowed.")
+    fix_finger_bound: Literal["linear", "legacy"] = Field(default="linear")
+    farms_rows: int | None = Field(default=None, description="Rows of a FARMS window.")
+    farms_ratio: float | None = Field(default=None, description="Columns over rows of a FARMS window.")
+    farms_windows: int | None = Field(default=None, description="FARMS windows per dimension.")
+    split_fused: bool = Field(default=True, description="Whether fused projections were split into modules.")
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+class TailResult(Record):
+    """One estimator's power-law fit of the tail."""
+
+    alpha: float = Field(description="Power-law exponent of the tail density.")
+    alpha_stderr: float = Field(description="(alpha - 1) / sqrt(num_tail).")
+    xmin: float = Field(description="Smallest eigenvalue of the tail.")
+    num_tail: int = Field(description="Number of eigenvalues in the tail, xmin included.")
+    ks_distance: float | None = Field(
+        default=None, description="Kolmogorov-Smirnov distance between the tail and its fit; null if estimated."
+    )
+
+
+class Comparison(Record):
+    """Likelihood-ratio test of the power law against another distribution (package `powerlaw`)."""
+
+    ratio: float = Field(description="Log-likelihood ratio; positive favours the power law.")
+    p_value: float = Field(description="Significance of its sign.")
+
+
+class ModuleResult(Record):
+    """One weight module: what it is, its tail and its metrics. Numbers are null unless status is 'ok'."""
+
+    name: str = Field(description="Module, e.g. 'model.layers.0.self_attn.q_proj'.")
+    parameter: str = Field(
+        description="Parameter, e.g. 'model.layers.0.self_attn.q_proj.weight'; modules of a fused one share it."
+    )
+    role: str = Field(description="Role in the block, e.g. 'q_proj'.")
+    layer: int | None = Field(description="Index of the block; null outside a numbered stack.")
+    expert: int | None = Field(default=None, description="Index of the expert; null outside a mixture of experts.")
+    shape: tuple[int, ...] = Field(description="Shape of the module's weight.")
+    parameter_shape: tuple[int, ...] | None = Field(
+        default=None, description="Shape of the parameter, where it holds more than this module."
+    )
+    dtype: str = Field(description="Storage dtype, or the format of quantised weights.")
+    rank: int | None = Field(default=None, description="Largest possible rank of a low-rank update (LoRA).")
+    num_eigs: int = Field(description="Number of eigenvalues in the ESD.")
+
+    alpha: float | None = Field(default=None, description="Tail exponent by the first estimator.")
+    alpha_stderr: float | None = Field(default=None, description="(alpha - 1) / sqrt(num_tail).")
+    alpha_ci: tuple[float, float] | None = Field(
+        default=None,
+        description="95 % confidence interval of the exact alpha, where alpha is estimated without eigenvalues.",
+    )
+    xmin: float | None = Field(default=None, description="Smallest eigenvalue of the tail.")
+    num_tail: int | None = Field(default=None, description="Eigenvalues in the tail.")
+    ks_distance: float | None = Field(default=None, description="KS distance of the tail fit.")
+    mp_alpha: float | None = Field(
+        default=None,
+        description="The first estimator on the Marchenko-Pastur law of the same shape: the untrained null.",
+    )
+    alphas: dict[str, float | None] = Field(default_factory=dict, description="Alpha by estimator.")
+    fits: dict[str, TailResult | None] = Field(default_factory=dict, description="Whole fit by estimator.")
+    comparisons: dict[str, Comparison] | None = Field(
+        default=None, description="Power law against alternatives; only with the estimator 'powerlaw'."
+    )
+
+    lambda_max: float | None = Field(default=None, description="Largest eigenvalue of W^T W.")
+    lambda_min: float | None = Field(default=None, description="Smallest; 0 when below the numerical floor.")
+    lambda_median: float | None = Field(default=None)
+    frobenius_norm: float | None = Field(default=None, description="sqrt(sum lambda).")
+    spectral_norm: float | None = Field(default=None, description="sqrt(lambda_max).")
+    stable_rank: float | None = Field(default=None, description="sum lambda / lambda_max.")
+    entropy: float | None = Field(default=None, description="Spectral entropy over ln(num_eigs), in [0, 1].")
+    effective_rank: float | None = Field(default=None, description="exp of the unnormalised spectral entropy.")
+    matrix_rank: int | None = Field(default=None, description="Eigenvalues above numpy's float32 rank tolerance.")
+    log_norm: float | None = Field(default=None, description="log10 sum lambda.")
+    log_spectral_norm: float | None = Field(default=None, description="log10 lambda_max.")
+    alpha_weighted: float | None = Field(default=None, description="alpha * log10 lambda_max.")
+    log_alpha_norm: float | None = Field(default=None, description="log10 sum lambda^alpha.")
+    mp_bulk_max: float | None = Field(default=None, description="Upper Marchenko-Pastur edge.")
+    num_spikes: int | None = Field(default=None, description="Eigenvalues above the Marchenko-Pastur edge.")
+    mp_softrank: float | None = Field(default=None, description="mp_bulk_max / lambda_max.")
+    num_trace_log: int | None = Field(default=None, description="Tail size by SETOL's trace-log condition.")
+
+    status: str = Field(default="ok", description="'ok', or what is wrong, in words.")
+    warning: str | None = Field(default=None, description="'over-trained' or 'under-trained' (estimator ks only).")
+    spectrum: str | None = Field(
+        default=None, description="Path taken: 'gram-float64', 'gram-float32', 'svd-float64', or 'slq' for an estimate."
+    )
+
+    @property
+    def ok(self) -> bool:
+        """Whether the module was scored."""
+        return self.status == "ok"
+
+    @property
+    def alpha_half_width(self) -> float | None:
+        """Half of the 95 % interval of an estimated alpha; None where alpha is exact."""
+        return None if self.alpha_ci is None else (self.alpha_ci[1] - self.alpha_ci[0]) / 2
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of the whole parameter."""
+        return self.shape if self.parameter_shape is None else self.parameter_shape
+
+
+class SkippedResult(Record):
+    """A tensor that is left out, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    reason: str
+
+
+class RoleSummary(Record):
+    """Alphas of all scored modules of one role (the paper's figure 1)."""
+
+    role: str
+    count: int
+    mean_alpha: float
+    std_alpha: float = Field(description="Population standard deviation over the modules.")
+    min_alpha: float
+    max_alpha: float
+    mean_mp_alpha: float | None
+
+
+class LayerSummary(Record):
+    """Alphas of all scored modules of one block."""
+
+    layer: int
+    count: int
+    mean_alpha: float
+
+
+class Summary(Record):
+    """The analysis in a few numbers."""
+
+    num_modules: int
+    num_scored: int
+    num_skipped: int
+    mean_alpha: float | None = None
+    by_role: tuple[RoleSummary, ...] = ()
+    by_layer: tuple[LayerSummary, ...] = ()
+    most_heavy_tailed: tuple[str, ...] = Field(default=(), description="Names, heaviest tail first, at most 3.")
+    least_heavy_tailed: tuple[str, ...] = Field(default=(), description="Names, lightest tail first, at most 3.")
+
+
+class Analysis(Record):
+    """The spectra of one checkpoint."""
+
+    format: Literal["esdtool.analysis"] = FORMAT
+    version: Literal[1] = VERSION
+    created_by: str
+    source: Source
+    settings: Settings
+    modules: tuple[ModuleResult, ...]
+    skipped: tuple[SkippedResult, ...] = ()
+    summary: Summary
+
+    # Not part of the file: `esdtool analyze --esd` saves them.
+    _esds: dict[str, npt.NDArray[np.float64]] = PrivateAttr(default_factory=dict)
+
+    @property
+    def esds(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Eigenvalues [num_eigs] of each module by name, ascending; empty if the analysis was read from a file."""
+        return self._esds
+
+    def with_esds(self, esds: dict[str, npt.NDArray[np.float64]]) -> Self:
+        """The same analysis with eigenvalues attached."""
+        copy = self.model_copy()
+        copy._esds = esds
+        return copy
+
+    @property
+    def scored(self) -> tuple[ModuleResult, ...]:
+        """The modules whose status is 'ok'."""
+        return tuple(module for module in self.modules if module.ok)
+
+    def to_json(self) -> str:
+        """The analysis as indented JSON with a final newline; the same input gives the same text."""
+        return self.model_dump_json(indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Self:
+        """Read an analysis that `to_json` wrote.
+
+        Raises:
+            CheckpointError: if the file is missing, is no JSON, or is no analysis of version 1.
+        """
+        return read_document(path, cls, format_name=FORMAT, version=VERSION, what="analysis")
+
+    def to_csv(self) -> str:
+        """One line a module; columns are the JSON's module keys, nested values flattened (`alphas.ks`)."""
+        rows = self.flat_rows()
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return buffer.getvalue()
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row a module, columns as in `to_csv`. Needs pandas."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("Analysis.to_pandas needs pandas: pip install pandas") from error
+        return pandas.DataFrame(self.flat_rows())
+
+    def flat_rows(self) -> list[dict[str, Any]]:
+        """One dictionary a module, for tables."""
+        rows = []
+        for module in self.modules:
+            row: dict[str, Any] = module.model_dump(
+                exclude={"alphas", "alpha_ci", "fits", "comparisons", "shape", "parameter_shape"}
+            )
+            row["alpha_ci.low"], row["alpha_ci.high"] = module.alpha_ci or (None, None)
+            row["shape"] = dimensions(module.shape)
+            for fit in self.settings.fit:
+                row[f"alphas.{fit}"] = module.alphas.get(fit)
+            rows.append(row)
+        return rows
+
+
+Document = TypeVar("Document", bound=Record)
+
+
+def read_document(path: str | Path, kind: type[Document], *, format_name: str, version: int, what: str) -> Document:
+    """Read one of esdtool's JSON files.
+
+    Args:
+        path: the file.
+        kind: its model.
+        format_name: value of its key `format`.
+        version: value of its key `version`.
+        what: the file in a word, for errors.
+
+    Raises:
+        CheckpointError: if the file is missing, is no JSON, or is something else.
+    """
+    try:
+        document: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read the {what}: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != format_name:
+        raise CheckpointError(f'{path}: not an esdtool {what} (no "format": "{format_name}")')
+    if document.get("version") != version:
+        raise CheckpointError(
+            f"{path}: {what} version {document.get('version')!r} is not supported (this esdtool reads {version})"
+        )
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{path}: invalid {what} at {where}: {first['msg']}") from error

@@ -1,0 +1,144 @@
+"""Carrying out a plan's work: modules on several threads, reading ahead, within a limit of memory.
+
+One more thread than there are compute slots: while all slots compute, it reads the module that comes next.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from esdtool.checkpoint.base import DTYPE_BYTES
+from esdtool.modules import WeightModule
+from esdtool.support.threads import single_blas_workers
+
+Batch = tuple[WeightModule, ...]
+Read = TypeVar("Read")
+Result = TypeVar("Result")
+
+
+_BATCH_ORDER = 1024
+"""Largest short side of matrices that are computed together."""
+
+_BATCH_BYTES = 256 * 2**20
+"""Most memory of a batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much may be done at a time."""
+
+    jobs: int
+    """Modules computed at a time."""
+    memory: int | None = None
+    """Bytes that the modules in flight may take together; None: no limit. One that needs more is done alone."""
+    read_ahead: bool = True
+    """Whether a further module may be read meanwhile; not where reading is a collective."""
+
+
+class MemoryGate:
+    """Admits work while its predicted memory fits; work that never fits is admitted alone."""
+
+    def __init__(self, limit: int | None) -> None:
+        """An empty gate with room for `limit` bytes, or for anything."""
+        self._limit = math.inf if limit is None else limit
+        self._used = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Wait until there is room for `size` bytes, and take it for the body."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._used == 0 or self._used + size <= self._limit)
+            self._used += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= size
+                self._changed.notify_all()
+
+
+def carry_out(
+    batches: Sequence[Batch],
+    read: Callable[[Batch], Read],
+    compute: Callable[[Batch, Read], Result],
+    *,
+    limits: Limits,
+) -> Iterator[tuple[Batch, Result]]:
+    """Read and compute every batch of modules; yields in the order in which they get done.
+
+    Args:
+        batches: of `batches_of`; begun in this order.
+        read: brings a batch's weights into memory; called in worker threads.
+        compute: called in worker threads, on at most `limits.jobs` batches at a time.
+        limits: how much may be done at a time.
+
+    Raises:
+        Exception: the first that `read` or `compute` raises; work that has not begun is dropped.
+    """
+    gate = MemoryGate(limits.memory)
+    slots = threading.BoundedSemaphore(limits.jobs)
+
+    def work(batch: Batch) -> Result:
+        with gate.hold(sum(map(working_bytes, batch))):
+            weights = read(batch)
+            with slots:
+                return compute(batch, weights)
+
+    with single_blas_workers(limits.jobs + limits.read_ahead) as pool:
+        futures = {pool.submit(work, batch): batch for batch in batches}
+        for future in as_completed(futures):
+            yield futures.pop(future), future.result()
+
+
+def batches_of(modules: Sequence[WeightModule], *, together: bool, limits: Limits) -> list[Batch]:
+    """What is computed at a time, in the order of `modules`.
+
+    On a CPU (`together` false) each module by itself: threads share the work, and a core is busy with any matrix. On an
+    accelerator, which a small matrix leaves idle, neighbours of one shape up to order 1024 are put together, as far as
+    256 MiB and `limits.memory` allow. (Not measured: no accelerator was at hand.)
+    """
+    if not together:
+        return [(module,) for module in modules]
+    most = min(_BATCH_BYTES, limits.memory or _BATCH_BYTES)
+    batches: list[list[WeightModule]] = []
+    size = 0
+    for module in modules:
+        need = working_bytes(module)
+        if batches and size + need <= most and _go_together(batches[-1][0], module):
+            batches[-1].append(module)
+            size += need
+        else:
+            batches.append([module])
+            size = need
+    return list(map(tuple, batches))
+
+
+def _go_together(one: WeightModule, other: WeightModule) -> bool:
+    is_small = min(one.matrix_shape) <= _BATCH_ORDER and one.num_matrices == other.num_matrices == 1
+    return is_small and (one.matrix_shape, one.dtype, one.rank) == (other.matrix_shape, other.dtype, other.rank)
+
+
+def peak_bytes(batches: Sequence[Batch], limits: Limits) -> int:
+    """Predicted peak memory of the batches in flight."""
+    needs = sorted((sum(map(working_bytes, batch)) for batch in batches), reverse=True)
+    ahead = max((sum(map(_stored_bytes, batch)) for batch in batches), default=0) if limits.read_ahead else 0
+    together = sum(needs[: limits.jobs]) + (ahead if len(needs) > limits.jobs else 0)
+    return together if limits.memory is None else min(together, max(limits.memory, needs[0]))
+
+
+def working_bytes(module: WeightModule) -> int:
+    """Memory of one module in flight: stored tensor, a float64 slice of it, its Gram matrix and a solver's copy."""
+    short, long = sorted(module.matrix_shape)
+    return _stored_bytes(module) + 8 * short * min(long, max(short, 2048)) + 3 * 8 * short**2
+
+
+def _stored_bytes(module: WeightModule) -> int:
+    read = (module.rows[1] - module.rows[0]) * math.prod(module.stored_shape[1:])
+    return read * DTYPE_BYTES.get(module.dtype, 4)

@@ -1,0 +1,108 @@
+"""One module's score in the form of the analysis file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from esdtool.analysis.document import Comparison, ModuleResult, TailResult
+from esdtool.modules import WeightModule
+from esdtool.spectra.metrics import alpha_weighted, estimated_metrics, log_alpha_norm, spectral_metrics
+from esdtool.spectra.options import ScoreOptions
+from esdtool.spectra.scoring import MatrixScore, null_alpha
+from esdtool.spectra.slq import SlqEstimate
+from esdtool.spectra.tail import TailFit
+
+# The estimator for which the literature gives limits of a well-trained layer (Martin and Mahoney 2021).
+_WARNING_FIT = "ks"
+_OVER_TRAINED, _UNDER_TRAINED = 2.0, 6.0
+_OF_FULL_RANK = ("mp_bulk_max", "num_spikes", "mp_softrank")
+"""Metrics that compare with a random matrix, which a low-rank product is not."""
+
+
+def module_result(module: WeightModule, score: MatrixScore, options: ScoreOptions) -> ModuleResult:
+    """A module's score in the form of the file."""
+    described: dict[str, Any] = {
+        "name": module.name,
+        "parameter": module.parameter,
+        "role": module.role,
+        "layer": module.layer,
+        "expert": module.expert,
+        "shape": module.shape,
+        "parameter_shape": module.parameter_shape,
+        "dtype": module.dtype,
+        "rank": module.rank,
+        "num_eigs": module.num_eigs,
+        "status": score.status,
+        "spectrum": None if score.spectrum is None else score.spectrum.path,
+    }
+    if score.estimate is not None:
+        described["spectrum"] = "slq"
+        return ModuleResult(**described, **_estimated(score.estimate, module, options))
+    if score.alpha is None or score.spectrum is None:
+        return ModuleResult(**described)
+    first = score.fits[options.fit[0]]
+    assert first is not None
+    metrics = asdict(spectral_metrics(score.spectrum, module.matrix_shape, num_matrices=module.num_matrices))
+    null = None
+    if module.rank is None:
+        null = null_alpha(options.fit[0], module.matrix_shape, module.num_matrices, options)
+    else:
+        metrics |= dict.fromkeys(_OF_FULL_RANK)
+    warned = score.fits.get(_WARNING_FIT)
+    return ModuleResult(
+        **described,
+        alpha=first.alpha,
+        alpha_stderr=first.alpha_stderr,
+        xmin=first.xmin,
+        num_tail=first.num_tail,
+        ks_distance=first.ks_distance,
+        mp_alpha=null,
+        alphas={name: None if fit is None else fit.alpha for name, fit in score.fits.items()},
+        fits={name: None if fit is None else _tail_result(fit) for name, fit in score.fits.items()},
+        comparisons=None
+        if score.comparisons is None
+        else {name: Comparison(ratio=test.ratio, p_value=test.p_value) for name, test in score.comparisons.items()},
+        **metrics,
+        alpha_weighted=alpha_weighted(first.alpha, score.spectrum.lambda_max),
+        log_alpha_norm=log_alpha_norm(first.alpha, score.spectrum.eigenvalues),
+        warning=None if warned is None else _warning(warned.alpha),
+    )
+
+
+def _estimated(estimate: SlqEstimate, module: WeightModule, options: ScoreOptions) -> dict[str, Any]:
+    """The numbers of a module without eigenvalues; what has no estimate is None."""
+    tail: dict[str, Any] = {
+        "alpha": estimate.alpha,
+        "alpha_stderr": (estimate.alpha - 1) / math.sqrt(estimate.num_tail),
+        "xmin": estimate.xmin,
+        "num_tail": estimate.num_tail,
+    }
+    fits = dict.fromkeys(options.fit) | {"hill": TailResult(**tail)}
+    return {
+        **tail,
+        "alpha_ci": estimate.alpha_ci,
+        "mp_alpha": null_alpha("hill", module.matrix_shape, module.num_matrices, options),
+        "alphas": {name: None if fit is None else fit.alpha for name, fit in fits.items()},
+        "fits": fits,
+        **asdict(estimated_metrics(estimate, module.matrix_shape)),
+        "alpha_weighted": alpha_weighted(estimate.alpha, estimate.lambda_max),
+        "log_alpha_norm": estimate.log_alpha_norm,
+    }
+
+
+def _tail_result(fit: TailFit) -> TailResult:
+    return TailResult(
+        alpha=fit.alpha,
+        alpha_stderr=fit.alpha_stderr,
+        xmin=fit.xmin,
+        num_tail=fit.num_tail,
+        ks_distance=fit.ks_distance,
+    )
+
+
+def _warning(alpha: float) -> str | None:
+    if alpha < _OVER_TRAINED:
+        return "over-trained"
+    return "under-trained" if alpha > _UNDER_TRAINED else None

@@ -1,0 +1,179 @@
+"""What an analysis will do, known from headers alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from esdtool.analysis.difference import Pairing, pair_modules
+from esdtool.analysis.execution import Batch, Limits, batches_of, peak_bytes
+from esdtool.checkpoint import Checkpoint, from_model, from_state_dict, open_checkpoint
+from esdtool.checkpoint.adapter import is_adapter
+from esdtool.checkpoint.merged_adapter import merged
+from esdtool.errors import NothingToAnalyzeError, UsageError
+from esdtool.modules import Selection, WeightModule, select_modules
+from esdtool.modules.base import cost
+from esdtool.spectra.cache import SpectrumCache
+from esdtool.spectra.options import ScoreOptions
+from esdtool.support.devices import resolve_device
+from esdtool.support.threads import available_cores
+
+Readable = str | Path | torch.nn.Module | Mapping[str, torch.Tensor] | Checkpoint
+"""What can be analysed: a path or Hub id, a live model, a state dict, or an open checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A checkpoint to subtract, and which of its modules corresponds to which."""
+
+    checkpoint: Checkpoint
+    pairing: Pairing
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on the base, and how much of the two checkpoints has no counterpart."""
+        lost = self.pairing.unmatched
+        if not lost:
+            return self.checkpoint.notes
+        more = f"; {len(lost)} in all, see the list of what is skipped" if len(lost) > 1 else ""
+        return (*self.checkpoint.notes, f"{lost[0].name}: {lost[0].reason}{more}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What an analysis will do, known from headers alone."""
+
+    checkpoint: Checkpoint
+    selection: Selection
+    options: ScoreOptions
+    device: torch.device
+    jobs: int
+    base: Base | None = None
+    """Whose weights are subtracted; None: the weights themselves are analysed."""
+    merged_with: str | None = None
+    """The checkpoint that an adapter is merged into."""
+    split_fused: bool = True
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    cache: SpectrumCache | None = None
+    """Where spectra are looked up and kept; None: all are computed."""
+    memory: int | None = None
+    """Bytes that the modules in flight may take together; None: no limit."""
+    estimated: frozenset[str] = frozenset()
+    """Names of modules whose alpha is estimated to save time (`esdtool.analysis.budget`)."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks that the user should see."""
+        return (*self.checkpoint.notes, *(() if self.base is None else self.base.notes))
+
+    @property
+    def cost(self) -> float:
+        """Predicted work in flops."""
+        return sum(cost(module) for module in self.selection.modules)
+
+    def batches(self, modules: Sequence[WeightModule]) -> list[Batch]:
+        """What is computed at a time, dearest first."""
+        ordered = sorted(modules, key=cost, reverse=True)
+        return batches_of(ordered, together=self.device.type != "cpu", limits=self.limits)
+
+    @property
+    def limits(self) -> Limits:
+        """How much is done at a time."""
+        return Limits(jobs=self.jobs, memory=self.memory, read_ahead=not self.checkpoint.collective_reads)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Predicted peak memory of the modules in flight."""
+        return peak_bytes(self.batches(self.selection.modules), self.limits)
+
+
+def make_plan(
+    source: Readable,
+    options: ScoreOptions,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    split_fused: bool = True,
+    base: Readable | None = None,
+    device: str | torch.device = "auto",
+    jobs: int | None = None,
+    revision: str | None = None,
+    cache: bool = True,
+    memory: int | None = None,
+) -> Plan:
+    """Open the source and choose its modules, without reading weights. Arguments and errors as `analyze`."""
+    chosen = resolve_device(device)
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"jobs must be at least 1, not {jobs}")
+    checkpoint = _open(source, revision)
+    other = None if base is None else _open(base, None)
+    merged_with = None
+    if other is not None and is_adapter(checkpoint):
+        merged_with, checkpoint, other = other.location, merged(checkpoint, other), None
+    selection = select_modules(
+        checkpoint.tensors.values(),
+        config=checkpoint.config,
+        include=tuple(include),
+        exclude=tuple(exclude),
+        split_fused=split_fused,
+    )
+    paired = None
+    if other is not None:
+        paired, selection = _paired(checkpoint, selection, other, split_fused=split_fused)
+    if not selection.modules:
+        raise NothingToAnalyzeError(
+            f"{checkpoint.location}: no weight matrix to analyse among {len(checkpoint.tensors)} tensors"
+            + _reasons(selection)
+        )
+    available = available_cores() if chosen.type == "cpu" else 1
+    if checkpoint.collective_reads:
+        jobs = 1  # one thread, one order
+    return Plan(
+        checkpoint=checkpoint,
+        selection=selection,
+        options=options,
+        device=chosen,
+        jobs=min(jobs or available, len(selection.modules)),
+        base=paired,
+        merged_with=merged_with,
+        split_fused=split_fused,
+        include=tuple(include),
+        exclude=tuple(exclude),
+        # What is in memory changes and is not met again.
+        cache=SpectrumCache.of_user() if cache and isinstance(source, str | Path) else None,
+        memory=memory,
+    )
+
+
+def _paired(
+    checkpoint: Checkpoint, selection: Selection, base: Checkpoint, *, split_fused: bool
+) -> tuple[Base, Selection]:
+    """The base's counterparts, and the selection without the modules that have none."""
+    theirs = select_modules(base.tensors.values(), config=base.config, split_fused=split_fused)
+    pairing = pair_modules(selection.modules, theirs.modules, location=checkpoint.location, base_location=base.location)
+    matched = tuple(module for module in selection.modules if module.name in pairing.base)
+    skipped = (*selection.skipped, *pairing.unmatched)
+    return Base(checkpoint=base, pairing=pairing), Selection(modules=matched, skipped=skipped)
+
+
+def _open(source: Readable, revision: str | None) -> Checkpoint:
+    if isinstance(source, Checkpoint):
+        return source
+    if isinstance(source, torch.nn.Module):
+        return from_model(source)
+    if isinstance(source, Mapping):
+        return from_state_dict(source)
+    return open_checkpoint(source, revision=revision)
+
+
+def _reasons(selection: Selection) -> str:
+    """The commonest reasons for leaving tensors out, for the message that none is left."""
+    counts = Counter(tensor.reason for tensor in selection.skipped)
+    if not counts:
+        return ""
+    return " (skipped: " + "; ".join(f"{count} x {reason}" for reason, count in counts.most_common(3)) + ")"

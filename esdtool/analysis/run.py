@@ -1,0 +1,238 @@
+"""From a checkpoint to its analysis: which modules, in which order, on which cores or device.
+
+The most expensive modules come first, so that the last ones to finish are small. `esdtool.analysis.execution` has the
+threads, `esdtool.analysis.ranks` several processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from esdtool._version import __version__
+from esdtool.analysis.difference import difference
+from esdtool.analysis.document import Analysis, ModuleResult, Settings, SkippedResult, Source
+from esdtool.analysis.execution import carry_out
+from esdtool.analysis.module_result import module_result
+from esdtool.analysis.plan import Plan, Readable, make_plan
+from esdtool.analysis.ranks import AnalysisRanks
+from esdtool.analysis.summary import summarize
+from esdtool.modules import WeightModule
+from esdtool.modules.base import cost
+from esdtool.modules.reading import read_matrices
+from esdtool.spectra.options import LOW_RANK_MIN_EIGS, ScoreOptions
+from esdtool.spectra.scoring import ALL_ZERO, ScoreRequest, score_batch
+from esdtool.spectra.tail import Vector
+
+OnProgress = Callable[[WeightModule, float], None]
+"""Called in the main thread after each module with the module and its cost."""
+
+_UNCHANGED = "unchanged: equal to the base to the last bit"
+
+
+def analyze(
+    source: Readable,
+    *,
+    fit: str | Sequence[str] = "hill",
+    k_fraction: float = 0.5,
+    min_eigs: int = 50,
+    spectrum: str = "auto",
+    fast: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    split_fused: bool = True,
+    base: Readable | None = None,
+    device: str | torch.device = "auto",
+    jobs: int | None = None,
+    revision: str | None = None,
+    fix_finger_bound: str = "linear",
+    farms_rows: int = 100,
+    farms_ratio: float = 2.0,
+    farms_windows: int = 10,
+    cache: bool = True,
+    memory: int | None = None,
+    budget: float | None = None,
+    on_progress: OnProgress | None = None,
+) -> Analysis:
+    """Spectra and alphas of every weight module.
+
+    Args:
+        source: a path or Hub id, a live model, a state dict, or an open checkpoint.
+        fit: one or more of `hill`, `ks`, `fix-finger`, `farms`, `powerlaw`; the first gives `alpha`.
+        k_fraction: fraction of the eigenvalues in the Hill estimator's tail.
+        min_eigs: modules with fewer eigenvalues are not scored.
+        spectrum: `auto`, `gram` or `svd`, see `esdtool.spectra.spectrum`; `slq` estimates large modules, see
+            `esdtool.spectra.slq`.
+        fast: allow float32 where its error bound admits it (alphas within 1e-4).
+        include: regular expressions on parameter and module names; if given, only what matches one is analysed.
+        exclude: regular expressions on parameter and module names to leave out.
+        split_fused: False keeps fused projections in one module.
+        base: another checkpoint: the differences from its weights are analysed; for an adapter: the base's weights
+            with the adapter merged in.
+        device: `auto` (CUDA if there is one, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
+        jobs: modules worked on at a time; default one per core on the CPU, one on an accelerator.
+        revision: branch, tag or commit of a Hub checkpoint.
+        fix_finger_bound: `linear`, or `legacy` for the public code's window.
+        farms_rows: rows of a FARMS window.
+        farms_ratio: columns over rows of a FARMS window.
+        farms_windows: FARMS windows per dimension.
+        cache: look up and keep the spectra of a path or Hub id in the user's cache (`esdtool.spectra.cache`).
+        memory: bytes that the modules in flight may take together; one that needs more is done alone.
+        budget: seconds; if all exactly would take longer, the most expensive modules are estimated as by `slq`, as
+            few as needed.
+        on_progress: called after each module.
+
+    Returns:
+        The analysis; `Analysis.esds` holds the eigenvalues of each module.
+
+    Raises:
+        CheckpointError: if the source cannot be read.
+        UsageError: if an option has no such value or a pattern matches nothing.
+        NothingToAnalyzeError: if the source holds no weight matrix.
+    """
+    options = ScoreOptions(
+        fit=(fit,) if isinstance(fit, str) else tuple(fit),
+        k_fraction=k_fraction,
+        min_eigs=min_eigs,
+        spectrum=spectrum,  # type: ignore[arg-type] # checked by ScoreOptions itself
+        fast=fast,
+        fix_finger_bound=fix_finger_bound,  # type: ignore[arg-type]
+        farms_rows=farms_rows,
+        farms_ratio=farms_ratio,
+        farms_windows=farms_windows,
+    )
+    plan = make_plan(
+        source,
+        options,
+        include=include,
+        exclude=exclude,
+        split_fused=split_fused,
+        base=base,
+        device=device,
+        jobs=jobs,
+        revision=revision,
+        cache=cache,
+        memory=memory,
+    )
+    if budget is not None:
+        from esdtool.analysis.budget import keep_within
+
+        plan, _ = keep_within(plan, budget)
+    return run(plan, on_progress=on_progress)
+
+
+def run(plan: Plan, *, ranks: AnalysisRanks | None = None, on_progress: OnProgress | None = None) -> Analysis:
+    """Carry out a plan. The result does not depend on `plan.jobs`, nor on the number of ranks.
+
+    Args:
+        plan: from `make_plan`.
+        ranks: processes that share the work, each with the same plan; only the first one's analysis has modules.
+        on_progress: called in the main thread after each module.
+    """
+    modules = plan.selection.modules if ranks is None else tuple(ranks.share(plan.selection.modules))
+
+    def work() -> list[tuple[ModuleResult, Vector | None]]:
+        results = []
+        for module, result in _results(plan, modules):
+            results.append(result)
+            if on_progress is not None:
+                on_progress(module, cost(module))
+        return results
+
+    scored = {found[0].name: found for found in (work() if ranks is None else ranks.collect(work))}
+    if plan.cache is not None:
+        plan.cache.trim()
+    all_here = ranks is None or ranks.is_first
+    return _analysis(plan, [scored[module.name] for module in plan.selection.modules if all_here])
+
+
+def _analysis(plan: Plan, results: Sequence[tuple[ModuleResult, Vector | None]]) -> Analysis:
+    """The results in the form of the file."""
+    checkpoint, options = plan.checkpoint, plan.options
+    uses_farms = "farms" in options.fit
+    analysis = Analysis(
+        created_by=f"esdtool {__version__}",
+        source=Source(
+            checkpoint=checkpoint.location,
+            revision=checkpoint.revision,
+            model_type=checkpoint.model_type,
+            files=checkpoint.files,
+            base=None if plan.base is None else plan.base.checkpoint.location,
+            merged_with=plan.merged_with,
+        ),
+        settings=Settings(
+            fit=options.fit,
+            k_fraction=options.k_fraction,
+            min_eigs=options.min_eigs,
+            spectrum=options.spectrum,
+            fast=options.fast,
+            fix_finger_bound=options.fix_finger_bound,
+            farms_rows=options.farms_rows if uses_farms else None,
+            farms_ratio=options.farms_ratio if uses_farms else None,
+            farms_windows=options.farms_windows if uses_farms else None,
+            split_fused=plan.split_fused,
+            include=plan.include,
+            exclude=plan.exclude,
+        ),
+        modules=tuple(result for result, _ in results),
+        skipped=tuple(
+            SkippedResult(name=tensor.name, shape=tensor.shape, dtype=tensor.dtype, reason=tensor.reason)
+            for tensor in plan.selection.skipped
+        ),
+        summary=summarize([result for result, _ in results], num_skipped=len(plan.selection.skipped)),
+    )
+    return analysis.with_esds({result.name: eigenvalues for result, eigenvalues in results if eigenvalues is not None})
+
+
+Weights = tuple[list[torch.Tensor], float | None]
+"""A module's matrices, and the relative rounding error of its stored weights where it is not that of their dtype."""
+
+
+def _results(
+    plan: Plan, modules: Sequence[WeightModule]
+) -> Iterator[tuple[WeightModule, tuple[ModuleResult, Vector | None]]]:
+    """Every module's result, in the order in which they get done."""
+    for batch, results in carry_out(
+        plan.batches(modules),
+        lambda batch: [_read(plan, module) for module in batch],
+        lambda batch, weights: _score(plan, batch, weights),
+        limits=plan.limits,
+    ):
+        yield from zip(batch, results, strict=True)
+
+
+def _read(plan: Plan, module: WeightModule) -> Weights:
+    if plan.base is None:
+        return read_matrices(plan.checkpoint, module), module.roundoff
+    return difference(plan.checkpoint, module, plan.base.checkpoint, plan.base.pairing.base[module.name])
+
+
+def _score(
+    plan: Plan, batch: Sequence[WeightModule], weights: Sequence[Weights]
+) -> list[tuple[ModuleResult, Vector | None]]:
+    requests = [
+        ScoreRequest(
+            matrices=matrices, options=_options(plan, module), scale=module.eigenvalue_scale, roundoff=roundoff
+        )
+        for module, (matrices, roundoff) in zip(batch, weights, strict=True)
+    ]
+    results = []
+    scores = score_batch(requests, device=plan.device, cache=plan.cache)
+    for module, request, score in zip(batch, requests, scores, strict=True):
+        if plan.base is not None and score.status == ALL_ZERO:
+            score = replace(score, status=_UNCHANGED)
+        eigenvalues = None if score.spectrum is None else score.spectrum.eigenvalues
+        results.append((module_result(module, score, request.options), eigenvalues))
+    return results
+
+
+def _options(plan: Plan, module: WeightModule) -> ScoreOptions:
+    """The plan's options, for this module."""
+    options = plan.options
+    if module.name in plan.estimated:
+        options = replace(options, spectrum="slq")
+    if module.rank is not None:
+        options = replace(options, min_eigs=min(options.min_eigs, LOW_RANK_MIN_EIGS))
+    return options

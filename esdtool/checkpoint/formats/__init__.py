@@ -1,0 +1,1 @@
+"""Readers of checkpoint containers: one file each, with its helpers."""

@@ -1,0 +1,72 @@
+"""What a source on the command line is: a checkpoint, one of esdtool's documents, a run, or a folder of runs."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+from esdtool.analysis.document import FORMAT as ANALYSIS
+from esdtool.assignment.document import FORMAT as ASSIGNMENT
+from esdtool.comparison.trajectory import FORMAT as TRAJECTORY
+from esdtool.train.run.log import CONFIG, METRICS
+
+
+class SourceKind(Enum):
+    """What a source is, told from the file system without opening a checkpoint."""
+
+    CHECKPOINT = auto()
+    """Anything that is nothing else: a path, a Hub id, or a mistake that opening it will name."""
+    ANALYSIS = auto()
+    TRAJECTORY = auto()
+    ASSIGNMENT = auto()
+    OTHER_DOCUMENT = auto()
+    """A JSON document of esdtool that no command reads as a source."""
+    RUN = auto()
+    """A run directory of `esdtool train`."""
+
+
+_DOCUMENTS = {
+    ANALYSIS: SourceKind.ANALYSIS,
+    TRAJECTORY: SourceKind.TRAJECTORY,
+    ASSIGNMENT: SourceKind.ASSIGNMENT,
+}
+
+
+def kind_of(source: str) -> SourceKind:
+    """Recognise a source by its files."""
+    if is_run(Path(source)):
+        return SourceKind.RUN
+    document = format_of(source)
+    if document is None or not document.startswith("esdtool."):
+        return SourceKind.CHECKPOINT
+    return _DOCUMENTS.get(document, SourceKind.OTHER_DOCUMENT)
+
+
+def format_of(source: str) -> str | None:
+    """Read the `format` of a JSON document; None for what is no JSON document or has no such entry."""
+    path = Path(source)
+    if path.suffix != ".json" or not path.is_file():
+        return None
+    try:
+        document: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    found = document.get("format") if isinstance(document, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def is_run(path: Path) -> bool:
+    """Tell whether a folder is a run directory of `esdtool train`."""
+    return (path / CONFIG).is_file() and (path / METRICS).is_file()
+
+
+def runs_in(source: str) -> list[str]:
+    """List the folder itself, if it is a run; or the runs that it holds, as a sweep lays them (FOLDER/NAME/seed-N)."""
+    path = Path(source)
+    if is_run(path):
+        return [source]
+    if not path.is_dir() or (path / "config.json").is_file():
+        return []
+    return [str(folder) for pattern in ("*", "*/*") for folder in sorted(path.glob(pattern)) if is_run(folder)]

@@ -1,0 +1,1 @@
+"""Checkpoints, steps of a run and whole runs side by side."""

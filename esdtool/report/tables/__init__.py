@@ -1,0 +1,1 @@
+"""The rows that reports show, independent of where they are shown."""

@@ -1,0 +1,105 @@
+"""What is drawn of a spectrum: its histogram on a logarithmic axis, the fitted tail and the untrained null.
+
+The one source of numbers for the figures, the HTML report and the terminal's sparklines.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from esdtool.analysis.document import ModuleResult, TailResult
+from esdtool.spectra.marchenko_pastur import mp_density
+
+Vector = npt.NDArray[np.float64]
+
+_MIN_BINS, _MAX_BINS = 10, 60
+_DECADES = 9.0
+"""The axis reaches so far below the largest eigenvalue; what is smaller is rounding, and counted apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EsdHistogram:
+    """An ESD in bins of equal width on a logarithmic axis."""
+
+    edges: Vector
+    """[bins + 1] eigenvalues, ascending, positive."""
+    counts: npt.NDArray[np.int64]
+    """[bins] eigenvalues in each bin."""
+    total: int
+    """Eigenvalues of the module, those below the first edge included."""
+
+    @property
+    def density(self) -> Vector:
+        """[bins] fraction of all eigenvalues per unit of eigenvalue: the empirical spectral density."""
+        density: Vector = self.counts / (self.total * np.diff(self.edges))
+        return density
+
+    @property
+    def num_below(self) -> int:
+        """Eigenvalues left of the axis: zeros, and what is too small to be told from them."""
+        return self.total - int(self.counts.sum())
+
+
+def esd_histogram(eigenvalues: npt.ArrayLike, *, bins: int | None = None) -> EsdHistogram:
+    """Count eigenvalues in logarithmic bins.
+
+    >>> histogram = esd_histogram([0.0, 1.0, 2.0, 4.0, 8.0], bins=3)
+    >>> histogram.edges.round(6).tolist(), histogram.counts.tolist(), histogram.num_below
+    ([1.0, 2.0, 4.0, 8.0], [1, 1, 2], 1)
+
+    Args:
+        eigenvalues: [n], n >= 1, any order, not negative, at least one positive.
+        bins: number of bins; by default about 1.5 sqrt(n), 10 to 60.
+    """
+    values = np.sort(np.asarray(eigenvalues, dtype=np.float64).reshape(-1))
+    largest = float(values[-1])
+    if not largest > 0:
+        raise ValueError("an ESD on a logarithmic axis needs a positive eigenvalue")
+    shown = values[values > largest * 10**-_DECADES]
+    bins = bins or min(max(round(1.5 * math.sqrt(shown.size)), _MIN_BINS), _MAX_BINS)
+    low = float(shown[0])
+    if low == largest:  # one value, or all equal: a bin around it
+        low, largest = low / 1.1, largest * 1.1
+    edges = np.geomspace(low, largest, bins + 1)
+    edges[0], edges[-1] = low, largest  # exactly: the ends must not fall out of their bins
+    counts, _ = np.histogram(shown, edges)
+    return EsdHistogram(edges=edges, counts=counts.astype(np.int64), total=values.size)
+
+
+def tail_density(eigenvalues: Vector, fit: TailResult, total: int) -> Vector:
+    """The fitted power law on the scale of the ESD: (num_tail / total) (alpha - 1) / xmin (lambda / xmin)^-alpha.
+
+    Args:
+        eigenvalues: [k], at or above xmin.
+        fit: the tail.
+        total: eigenvalues of the module.
+    """
+    scale = fit.num_tail / total * (fit.alpha - 1) / fit.xmin
+    density: Vector = scale * (eigenvalues / fit.xmin) ** -fit.alpha
+    return density
+
+
+def drawn_fit(module: ModuleResult) -> tuple[str, TailResult] | None:
+    """The first estimator's name and tail whose xmin is an eigenvalue of the module; None without one.
+
+    That of `farms` is an eigenvalue of the module's windows, on another scale.
+    """
+    return next(((name, fit) for name, fit in module.fits.items() if fit is not None and name != "farms"), None)
+
+
+def null_density(eigenvalues: Vector, module: ModuleResult) -> Vector | None:
+    """Density that a random matrix of the module's shape and mean square has (Marchenko-Pastur).
+
+    Returns:
+        [k], 0 outside its support; None where there is no such null: low-rank updates and unscored modules.
+    """
+    if module.rank is not None or module.frobenius_norm is None:
+        return None
+    rows, columns = module.shape[0], module.shape[1]
+    # All matrices of a convolution have one shape, and mean_square as `spectral_metrics` has it.
+    mean_square = module.frobenius_norm**2 / math.prod(module.shape)
+    return mp_density(eigenvalues, rows, columns, mean_square=mean_square)

@@ -1,0 +1,134 @@
+"""The table of the AlphaDecay paper from any runs: a row for each policy, a column for each base decay."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from esdtool.comparison.paired import Paired
+from esdtool.comparison.runs import BASE, ComparisonTable, SettingRow, described
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyRow:
+    """One policy, with whatever else sets it apart, at each base decay."""
+
+    label: str
+    cells: tuple[SettingRow | None, ...]
+    """By column; without decay, the same in each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyTable:
+    """Rows in the order of their best mean."""
+
+    bases: tuple[float, ...]
+    """The columns; empty if all runs have one base decay: then there is one column without a name."""
+    rows: tuple[PolicyRow, ...]
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """Of `shown`."""
+        return (
+            "policy",
+            *(f"{base:g}" for base in self.bases or ()),
+            *(() if self.bases else ("perplexity",)),
+            "seeds",
+        )
+
+    def shown(self, bold: Callable[[str], str]) -> list[tuple[str, ...]]:
+        """The cells as text: `mean ± standard error`, the best of each column through `bold`."""
+        rows = []
+        for row in self.rows:
+            cells = [
+                "-" if cell is None else bold(_mean(cell)) if self.is_best(column, cell) else _mean(cell)
+                for column, cell in enumerate(row.cells)
+            ]
+            counts = [len(cell.seeds) for cell in row.cells if cell is not None]
+            seeds = str(counts[0]) if min(counts) == max(counts) else f"{min(counts)}-{max(counts)}"
+            rows.append((row.label, *cells, seeds))
+        return rows
+
+    def is_best(self, column: int, cell: SettingRow) -> bool:
+        """Whether no policy has a lower mean at this base decay."""
+        others = [row.cells[column] for row in self.rows]
+        return all(cell.final_mean <= other.final_mean for other in others if other is not None)
+
+
+def policy_table(settings: Sequence[SettingRow]) -> PolicyTable:
+    """Arrange settings, which come with the best mean first."""
+    bases = sorted({base for row in settings if (base := _base(row)) is not None})
+    found: dict[str, tuple[str, dict[float | None, SettingRow]]] = {}
+    for row in settings:
+        rest = {key: value for key, value in row.setting.items() if key != BASE}
+        key = json.dumps([row.policy, rest], sort_keys=True)
+        found.setdefault(key, (described(row.policy, rest), {}))[1].setdefault(_base(row), row)
+    columns: Sequence[float | None] = bases or [None]
+    return PolicyTable(
+        bases=tuple(bases),
+        rows=tuple(
+            PolicyRow(label=label, cells=tuple(by_base.get(base, by_base.get(None)) for base in columns))
+            for label, by_base in found.values()
+        ),
+    )
+
+
+def _mean(row: SettingRow) -> str:
+    error = row.final_standard_error
+    return f"{row.final_mean:.3f}" if error is None else f"{row.final_mean:.3f} ± {error:.3f}"
+
+
+def paired_rows(settings: Sequence[SettingRow]) -> list[tuple[str, ...]]:
+    """Cells under `PAIRED_HEADINGS`, of each setting that has a counterpart."""
+    return [_paired(row.label, row.paired, row.mean_decay) for row in settings if row.paired is not None]
+
+
+def _paired(label: str, found: Paired, mean_decay: float | None) -> tuple[str, ...]:
+    return (
+        label,
+        found.against,
+        str(found.seeds),
+        f"{found.difference:+.3f} ± {found.standard_error:.3f}",
+        f"{found.low:+.3f} to {found.high:+.3f}",
+        "-" if found.p_value is None else f"{found.p_value:.2g}",
+        "-" if mean_decay is None else f"{mean_decay:.3g}",
+    )
+
+
+_CSV_FIELDS = (
+    *("seeds", "mean", "standard_error", "is_best", "mean_decay"),
+    *("against", "paired_seeds", "difference", "difference_standard_error", "low", "high", "p_value"),
+)
+PAIRED_HEADINGS = ("setting", "minus", "seeds", "difference", "95 % interval", "p", "mean decay")
+
+
+def settings_csv(table: ComparisonTable) -> str:
+    """One line per setting: what the tables show, unrounded."""
+    keys = sorted({key for row in table.settings for key in row.setting})
+    arranged = policy_table(table.settings)
+    best = [
+        cell
+        for row in arranged.rows
+        for column, cell in enumerate(row.cells)
+        if cell is not None and arranged.is_best(column, cell)
+    ]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["policy", *keys, *_CSV_FIELDS])
+    for row in table.settings:
+        test = row.paired
+        against = (
+            [""] * 7
+            if test is None
+            else [test.against, test.seeds, test.difference, test.standard_error, test.low, test.high, test.p_value]
+        )
+        found = [len(row.seeds), row.final_mean, row.final_standard_error, row in best, row.mean_decay]
+        writer.writerow([row.policy, *(row.setting.get(key) for key in keys), *found, *against])
+    return buffer.getvalue()
+
+
+def _base(row: SettingRow) -> float | None:
+    return None if row.policy == "none" else row.setting.get(BASE)

@@ -1,0 +1,238 @@
+"""Tables on stdout, with rich: the modules, alpha by role and by depth, what was skipped, and the conclusion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from esdtool.analysis.document import Analysis, ModuleResult
+from esdtool.analysis.verdict import closing_words, verdict
+from esdtool.report.tables.analysis import (
+    ROLE_COLUMNS,
+    format_layer,
+    format_number,
+    module_columns,
+    module_rows,
+    skipped_rows,
+)
+from esdtool.report.tables.experts import Experts, starred
+from esdtool.report.terminal.console import new_table, stdout_console
+from esdtool.report.terminal.heatmap import alpha_heat_map
+from esdtool.report.terminal.sparkline import ESD_BINS, esd_sparkline, esds_of_rows, ramp_for, shortened, sparkline
+from esdtool.support.words import dimensions
+
+if TYPE_CHECKING:
+    from esdtool.analysis.plan import Plan
+    from esdtool.comparison.trajectory import Trajectory
+    from esdtool.modules import WeightModule
+
+_NARROW = 128
+"""Below so many columns the table keeps to the essentials."""
+
+_VERY_NARROW = 100
+"""Below so many columns a table with sparklines keeps to less."""
+
+_TREND = 30
+"""Longest sparkline over steps."""
+
+_COLOURS = {
+    "heavy-tailed": "green",
+    "like random": "yellow",
+    "lighter than random": "yellow",
+    "over-trained": "red",
+    "under-trained": "yellow",
+}
+
+
+def print_analysis(
+    analysis: Analysis,
+    *,
+    sort: str = "order",
+    top: int | None = None,
+    experts: Experts = "mean",
+    sparklines: bool = False,
+    console: Console | None = None,
+) -> None:
+    """Everything a person wants to see of an analysis, on stdout unless a console is given.
+
+    With `sparklines` each row shows the module's ESD, and a heat map follows. Rows of averaged experts show the
+    eigenvalues of all of them.
+    """
+    console = console or stdout_console()
+    if sparklines and not analysis.esds:
+        console.print("No sparklines: the analysis carries no eigenvalues; analyse the checkpoint itself.")
+    console.print(
+        _modules(
+            analysis,
+            sort=sort,
+            top=top,
+            experts=experts,
+            sparklines=sparklines and bool(analysis.esds),
+            console=console,
+        )
+    )
+    if analysis.summary.by_role:
+        console.print(_roles(analysis))
+    if len(analysis.summary.by_layer) > 1:
+        console.print(_layers(analysis))
+    if sparklines:
+        for part in alpha_heat_map(analysis, console):
+            console.print(part)
+    if analysis.skipped:
+        console.print(_skipped((tensor.reason, tensor.name) for tensor in analysis.skipped))
+    console.print(Text(closing_words(analysis)))
+
+
+def print_plan(plan: Plan) -> None:
+    """What `--dry-run` shows: modules, and what they will cost."""
+    from esdtool.analysis.timing import ACCELERATORS, at_best, estimate_seconds
+
+    console = stdout_console()
+    table = new_table(f"{plan.checkpoint.location}: {len(plan.selection.modules)} weight modules")
+    for heading in ("module", "role", "layer", "shape", "dtype", "eigenvalues"):
+        table.add_column(heading, justify="left" if heading in ("module", "role", "dtype") else "right")
+    rows: dict[str, list[WeightModule]] = {}
+    for module in plan.selection.modules:
+        rows.setdefault(starred(module.name, module.expert), []).append(module)
+    for name, (module, *others) in rows.items():
+        table.add_row(
+            escape(name if module.expert is None else f"{name} ({1 + len(others)})"),
+            escape(module.role),
+            format_layer(module.layer),
+            dimensions(module.shape),
+            module.dtype,
+            str(module.num_eigs),
+        )
+    console.print(table)
+    if plan.selection.skipped:
+        console.print(_skipped((tensor.reason, tensor.name) for tensor in plan.selection.skipped))
+    seconds = estimate_seconds(plan)
+    console.print(
+        f"Estimated: {_duration(seconds)} on {plan.device} with {plan.jobs} at a time, "
+        f"{plan.peak_bytes / 2**20:,.0f} MiB for the matrices in flight."
+    )
+    if plan.device.type == "cpu":
+        gpus = [f"{gpu.name} {_duration(at_best(plan.selection.modules, gpu))}" for gpu in ACCELERATORS]
+        console.print(f"On a GPU at best, by its data sheet: {', '.join(gpus)}.")
+
+
+def print_trajectory(trajectory: Trajectory, *, sparklines: bool = False, console: Console | None = None) -> None:
+    """Alpha by role over the steps, and each checkpoint in a sentence; with `sparklines` each role's course."""
+    console = console or stdout_console()
+    table = new_table("alpha by role over the checkpoints")
+    table.add_column("checkpoint", overflow="fold")
+    for heading in ("mean", *trajectory.roles):
+        table.add_column(Text(heading), justify="right")
+    for step in trajectory.steps:
+        alphas = [step.mean_alpha, *(step.alpha_by_role.get(role) for role in trajectory.roles)]
+        table.add_row(Text(step.checkpoint), *(format_number(alpha, ".3f") for alpha in alphas))
+    console.print(table)
+    if sparklines:
+        console.print(_trends(trajectory, console))
+    for analysis in trajectory.analyses:
+        console.print(Text(f"{analysis.source.checkpoint}: {closing_words(analysis)}"))
+
+
+def _modules(
+    analysis: Analysis, *, sort: str, top: int | None, experts: Experts, sparklines: bool, console: Console
+) -> Table:
+    found = module_rows(analysis, sort=sort, top=top, experts=experts)
+    columns = module_columns(analysis, narrow=console.width < _NARROW)
+    if sparklines and console.width < _VERY_NARROW:
+        columns = [column for column in columns if column.heading in ("module", "alpha", "verdict")]
+    esds = esds_of_rows(analysis, found.rows) if sparklines else {}
+    table = new_table(found.title)
+    for column in columns:
+        table.add_column(
+            Text(column.heading),
+            justify="left" if column.is_text else "right",
+            no_wrap=column.heading not in ("module", "verdict"),
+            overflow="fold",
+        )
+        if sparklines and column.heading == "module":
+            table.add_column("ESD, | tail", no_wrap=True, min_width=ESD_BINS + 1)
+    ramp = ramp_for(console.encoding)
+    for module in found.rows:
+        cells = [Text(column.cell(module), style=_style(module, column.heading, analysis)) for column in columns]
+        if sparklines:
+            esd = esds.get(module.name)
+            cells.insert(1, Text("-") if esd is None else esd_sparkline(*esd, ramp=ramp))
+        table.add_row(*cells)
+    return table
+
+
+def _style(module: ModuleResult, heading: str, analysis: Analysis) -> str:
+    if heading != "verdict":
+        return ""
+    return _COLOURS.get(verdict(module, analysis.settings.fit[0]), "red" if not module.ok else "")
+
+
+def _roles(analysis: Analysis) -> Table:
+    table = new_table("alpha by role")
+    for column in ROLE_COLUMNS:
+        table.add_column(column.heading, justify="left" if column.is_text else "right")
+    table.add_column("")
+    low, high = _bar_range([row.mean_alpha for row in analysis.summary.by_role])
+    for row in analysis.summary.by_role:
+        table.add_row(*(Text(column.cell(row)) for column in ROLE_COLUMNS), _bar(row.mean_alpha, low, high))
+    return table
+
+
+def _trends(trajectory: Trajectory, console: Console) -> Table:
+    table = new_table("alpha over the steps, each role on its own scale")
+    table.add_column("role", overflow="fold")
+    for heading in ("first", "", "last", "change"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    steps = [step.alpha_by_role for step in trajectory.steps]
+    ramp = ramp_for(console.encoding)
+    for role in trajectory.roles:
+        known = [step[role] for step in steps if role in step]
+        line = sparkline(shortened([step.get(role) for step in steps], _TREND), ramp=ramp)
+        change = f"{known[-1] - known[0]:+.3f}"
+        table.add_row(Text(role), f"{known[0]:.3f}", line, f"{known[-1]:.3f}", change)
+    return table
+
+
+def _layers(analysis: Analysis) -> Table:
+    table = new_table("alpha by depth")
+    table.add_column("layer", justify="right")
+    table.add_column("modules", justify="right")
+    table.add_column("mean", justify="right")
+    table.add_column("")
+    low, high = _bar_range([row.mean_alpha for row in analysis.summary.by_layer])
+    for row in analysis.summary.by_layer:
+        table.add_row(str(row.layer), str(row.count), f"{row.mean_alpha:.3f}", _bar(row.mean_alpha, low, high))
+    return table
+
+
+def _skipped(tensors: Iterable[tuple[str, str]]) -> Table:
+    rows = skipped_rows(tensors)
+    table = new_table(f"skipped: {sum(count for count, _, _ in rows)} tensors")
+    table.add_column("tensors", justify="right")
+    table.add_column("name", overflow="fold")
+    table.add_column("reason")
+    for count, name, reason in rows:
+        table.add_row(str(count), escape(name), escape(reason))
+    return table
+
+
+def _bar_range(values: list[float]) -> tuple[float, float]:
+    """Ends of the bars: from a little below the smallest, so that differences show, to the largest."""
+    low, high = min(values), max(values)
+    return low - 0.15 * (high - low) - 1e-12, high
+
+
+def _bar(value: float, low: float, high: float, width: int = 20) -> str:
+    filled = 1 if high <= low else max(1, round(width * (value - low) / (high - low)))
+    return "█" * filled
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 1 else "under a second"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

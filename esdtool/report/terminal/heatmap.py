@@ -1,0 +1,104 @@
+"""Alpha by layer and role as a heat map in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Final
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from esdtool.analysis.document import Analysis
+from esdtool.report.terminal.console import has_colours, new_table
+
+SHADES: Final = "░▒▓█"
+"""From small to large alpha, where there are no colours."""
+
+_COLOURS: Final = ("#00224e", "#213b6e", "#4c556c", "#6c6e72", "#8e8978", "#b1a570", "#d9c55c", "#fee838")
+"""From small to large alpha: cividis, which looks alike with and without red-green deficiency."""
+
+_DARK: Final = 4
+"""So many of the colours need white figures."""
+
+_OUTLIERS = 0.02
+"""Fraction of cells at either end that do not stretch the scale."""
+
+_GAP = 2
+"""Columns between two columns of a table, and at its edges together."""
+
+Cells = Mapping[tuple[str, str], float]
+"""Alpha by (row, column)."""
+
+
+def alpha_heat_map(analysis: Analysis, console: Console) -> list[Table]:
+    """Tables of mean alpha by layer and role, as wide as the console at most; none without numbered layers.
+
+    Layers go down and roles across, unless only the other way fits. What is too wide either way comes in parts.
+    """
+    alphas: dict[tuple[int, str], list[float]] = {}
+    for module in analysis.scored:
+        if module.layer is not None and module.alpha is not None:
+            alphas.setdefault((module.layer, module.role), []).append(module.alpha)
+    if not alphas:
+        return []
+    layers = [str(layer) for layer in sorted({layer for layer, _ in alphas})]
+    roles = list(dict.fromkeys(role for _, role in alphas))
+    down: Cells = {(str(layer), role): fmean(found) for (layer, role), found in alphas.items()}
+    parts = _parts(roles, "layer", layers, down, console.width)
+    if len(parts) > 1:
+        across = {(role, layer): alpha for (layer, role), alpha in down.items()}
+        other = _parts(layers, "role", roles, across, console.width)
+        if len(other) == 1:
+            return [_table(across, "role", roles, layers, console)]
+    return [_table(down, "layer", layers, part, console) for part in parts]
+
+
+def _parts(headings: Sequence[str], corner: str, rows: Sequence[str], cells: Cells, width: int) -> list[list[str]]:
+    """The columns in runs that fit the width."""
+    figures = max(len(_figure(alpha)) for alpha in cells.values()) + 1
+    first = max(map(len, (corner, *rows))) + _GAP
+    parts: list[list[str]] = [[]]
+    used = first
+    for heading in headings:
+        needed = max(len(heading), figures) + _GAP
+        if parts[-1] and used + needed > width:
+            parts.append([])
+            used = first
+        parts[-1].append(heading)
+        used += needed
+    return parts
+
+
+def _table(cells: Cells, corner: str, rows: Sequence[str], columns: Sequence[str], console: Console) -> Table:
+    values = np.array(list(cells.values()))
+    low, high = (float(end) for end in np.quantile(values, (_OUTLIERS, 1 - _OUTLIERS)))
+    coloured = has_colours(console)
+    ends = "dark" if coloured else SHADES[0], "bright" if coloured else SHADES[-1]
+    table = new_table(f"alpha by layer and role: {ends[0]} {low:.2f} or less, {ends[1]} {high:.2f} or more")
+    table.add_column(corner, justify="right" if corner == "layer" else "left", no_wrap=True)
+    for heading in columns:
+        table.add_column(Text(heading), justify="right", no_wrap=True)
+    for row in rows:
+        shown = (_cell(cells.get((row, column)), low, high, len(column), coloured=coloured) for column in columns)
+        table.add_row(Text(row), *shown)
+    return table
+
+
+def _cell(alpha: float | None, low: float, high: float, width: int, *, coloured: bool) -> Text:
+    if alpha is None:
+        return Text("-")
+    scale = _COLOURS if coloured else SHADES
+    share = (alpha - low) / (high - low) if high > low else 0.0
+    level = min(max(int(share * len(scale)), 0), len(scale) - 1)
+    if not coloured:
+        return Text(SHADES[level] + _figure(alpha))
+    return Text(
+        f" {_figure(alpha)}".rjust(width), style=f"{'white' if level < _DARK else 'black'} on {_COLOURS[level]}"
+    )
+
+
+def _figure(alpha: float) -> str:
+    return f"{alpha:.2f}" if alpha < 100 else f"{alpha:.0f}"

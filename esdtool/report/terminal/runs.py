@@ -1,0 +1,53 @@
+"""Training runs side by side, in the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+
+from esdtool.comparison.runs import ComparisonTable
+from esdtool.report.tables.runs import PAIRED_HEADINGS, paired_rows, policy_table
+from esdtool.report.terminal.console import new_table, stdout_console
+
+SETTINGS_TITLE = "Validation perplexity at the end: mean ± standard error over seeds"
+PAIRED_TITLE = "Difference in perplexity, paired by seed"
+
+
+def print_runs(table: ComparisonTable, *, console: Console | None = None) -> None:
+    """Validation perplexity by run, and by setting over the seeds."""
+    console = console or stdout_console()
+    keys = sorted({key for row in table.runs for key in row.setting})
+    by_run = new_table("Validation perplexity by run")
+    for name in ("run", "policy", *keys, "seed", "step"):
+        by_run.add_column(escape(name), justify="right" if name in ("seed", "step") else "left")
+    for name in ("final", "best", "best at"):
+        by_run.add_column(name, justify="right")
+    for row in table.runs:
+        shown = [escape(_text(row.setting.get(key))) for key in keys]
+        numbers = [f"{row.final_perplexity:.3f}", f"{row.best_perplexity:.3f}", str(row.best_step)]
+        by_run.add_row(escape(row.run), row.policy, *shown, str(row.seed), f"{row.step}/{row.steps}", *numbers)
+    console.print(by_run)
+    print_settings(table, console=console)
+
+
+def print_settings(table: ComparisonTable, *, console: Console | None = None) -> None:
+    """Policies by base decay, the lowest of each column in bold; and the differences from uniform decay."""
+    console = console or stdout_console()
+    arranged = policy_table(table.settings)
+    by_base = new_table(SETTINGS_TITLE)
+    for name in arranged.headings:
+        by_base.add_column(name, justify="left" if name == "policy" else "right")
+    for cells in arranged.shown(bold=lambda cell: f"[bold]{cell}[/bold]"):
+        by_base.add_row(escape(cells[0]), *cells[1:])
+    console.print(by_base)
+    if found := paired_rows(table.settings):
+        differences = new_table(PAIRED_TITLE)
+        for name in PAIRED_HEADINGS:
+            differences.add_column(name, justify="left" if name in PAIRED_HEADINGS[:2] else "right")
+        for cells in found:
+            differences.add_row(*map(escape, cells))
+        console.print(differences)
+
+
+def _text(value: object) -> str:
+    return "-" if value is None else str(value)

@@ -1,0 +1,1 @@
+"""From weight matrices to alpha: spectra, tail fits and null models. Nothing here knows what a checkpoint is."""

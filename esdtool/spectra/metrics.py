@@ -1,0 +1,161 @@
+"""Measures of a spectrum beside alpha, under the names of the field (WeightWatcher, SETOL)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from esdtool.spectra.marchenko_pastur import mp_edges
+from esdtool.spectra.slq import SlqEstimate
+from esdtool.spectra.spectrum import Spectrum
+
+Vector = npt.NDArray[np.float64]
+
+_EPS32 = float(np.finfo(np.float32).eps)
+
+_REPORTED_ERROR = 1e-3
+"""Largest relative error of a float32 eigenvalue that is reported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectralMetrics:
+    """What the eigenvalues lambda_1 <= ... <= lambda_n of W^T W say about a module, alpha aside."""
+
+    lambda_max: float
+    """Largest eigenvalue."""
+    lambda_min: float | None
+    """Smallest eigenvalue; 0 where it is below the float64 floor, None where float32 does not resolve it."""
+    lambda_median: float | None
+    """Median eigenvalue; None where float32 does not resolve it. Estimated where alpha is."""
+    frobenius_norm: float
+    """sqrt(sum lambda)."""
+    spectral_norm: float
+    """sqrt(lambda_max)."""
+    stable_rank: float
+    """sum lambda / lambda_max."""
+    entropy: float | None
+    """-sum p ln p / ln n with p = lambda / sum lambda: 0 for rank one, 1 for a flat spectrum."""
+    effective_rank: float | None
+    """exp(-sum p ln p) (Roy and Vetterli 2007)."""
+    matrix_rank: int | None
+    """Singular values above sigma_max * max(rows, columns) * eps(float32): numpy's rule for float32 weights.
+    None where float32 does not resolve the smallest eigenvalues."""
+    log_norm: float
+    """log10 sum lambda."""
+    log_spectral_norm: float
+    """log10 lambda_max."""
+    mp_bulk_max: float
+    """Upper Marchenko-Pastur edge of a random matrix of the same shape and mean square."""
+    num_spikes: int | None
+    """Eigenvalues above that edge."""
+    mp_softrank: float
+    """mp_bulk_max / lambda_max: near 1 for noise, near 0 for strong signal (Martin and Mahoney 2021)."""
+    num_trace_log: int | None
+    """Size of the tail by SETOL's trace-log condition (see `num_trace_log`); None at the float32 floor."""
+
+
+def spectral_metrics(spectrum: Spectrum, shape: tuple[int, int], *, num_matrices: int = 1) -> SpectralMetrics:
+    """All metrics of one pooled spectrum, whose largest eigenvalue is positive.
+
+    Args:
+        spectrum: the eigenvalues and their accuracy.
+        shape: (rows, columns) of each matrix.
+        num_matrices: matrices in the pool (kernel positions of a convolution).
+    """
+    eigenvalues = spectrum.eigenvalues
+    total = float(eigenvalues.sum())
+    largest = float(eigenvalues[-1])
+    share = eigenvalues[eigenvalues > 0] / total
+    entropy = float(-(share * np.log(share)).sum())
+    mean_square = total / (shape[0] * shape[1] * num_matrices)
+    edge = mean_square * mp_edges(*shape)[1]
+    rank_tolerance = (max(shape) * _EPS32) ** 2 * largest
+    median = float(np.median(eigenvalues))
+    trace_log = num_trace_log(eigenvalues)
+    floor_resolved = _resolved(spectrum, float(eigenvalues[0]))
+    return SpectralMetrics(
+        lambda_max=largest,
+        lambda_min=float(eigenvalues[0]) if floor_resolved else None,
+        lambda_median=median if _resolved(spectrum, median) else None,
+        frobenius_norm=math.sqrt(total),
+        spectral_norm=math.sqrt(largest),
+        stable_rank=total / largest,
+        entropy=entropy / math.log(eigenvalues.size) if eigenvalues.size > 1 else 0.0,
+        effective_rank=math.exp(entropy),
+        matrix_rank=int((eigenvalues > rank_tolerance).sum()) if floor_resolved else None,
+        log_norm=math.log10(total),
+        log_spectral_norm=math.log10(largest),
+        mp_bulk_max=edge,
+        num_spikes=int((eigenvalues > edge).sum()),
+        mp_softrank=edge / largest,
+        num_trace_log=trace_log if _resolved(spectrum, float(eigenvalues[-trace_log])) else None,
+    )
+
+
+def estimated_metrics(estimate: SlqEstimate, shape: tuple[int, int]) -> SpectralMetrics:
+    """What can be said of one matrix without its eigenvalues; the rest is None.
+
+    Args:
+        estimate: its sum and its top are computed, its median is estimated.
+        shape: (rows, columns) of the matrix.
+    """
+    total, largest = estimate.total, estimate.lambda_max
+    edge = total / (shape[0] * shape[1]) * mp_edges(*shape)[1]
+    # All above the edge are counted only if the converged ones reach below it.
+    counted = estimate.top.size > 0 and float(estimate.top[0]) <= edge
+    return SpectralMetrics(
+        lambda_max=largest,
+        lambda_min=None,
+        lambda_median=estimate.lambda_median,
+        frobenius_norm=math.sqrt(total),
+        spectral_norm=math.sqrt(largest),
+        stable_rank=total / largest,
+        entropy=None,
+        effective_rank=None,
+        matrix_rank=None,
+        log_norm=math.log10(total),
+        log_spectral_norm=math.log10(largest),
+        mp_bulk_max=edge,
+        num_spikes=int((estimate.top > edge).sum()) if counted else None,
+        mp_softrank=edge / largest,
+        num_trace_log=None,
+    )
+
+
+def _resolved(spectrum: Spectrum, eigenvalue: float) -> bool:
+    """Whether a number that rests on this eigenvalue may be reported. The float64 floor is 1e-13: zero to anyone."""
+    return spectrum.path != "gram-float32" or spectrum.relative_error(eigenvalue) <= _REPORTED_ERROR
+
+
+def num_trace_log(eigenvalues: Vector) -> int:
+    """Number of top eigenvalues whose logarithms sum closest to 0, after rescaling the spectrum to mean 1.
+
+    The trace-log (volume-preserving) condition of SETOL (Martin and Hinrichs, arXiv 2507.17912): the tail that it
+    selects should start near xmin where a layer is ideally trained.
+
+    >>> num_trace_log(np.array([0.5, 0.5, 2.0, 1.0]))
+    3
+
+    Args:
+        eigenvalues: [n], not negative.
+    """
+    positive = np.sort(eigenvalues[eigenvalues > 0])[::-1]
+    sums = np.cumsum(np.log(positive) - math.log(float(eigenvalues.mean())))
+    # The sums rise while eigenvalues exceed the mean and fall after; the condition is met on the way down.
+    top = int(np.argmax(sums))
+    return top + int(np.argmin(np.abs(sums[top:]))) + 1
+
+
+def alpha_weighted(alpha: float, lambda_max: float) -> float:
+    """alpha log10 lambda_max (Martin, Peng and Mahoney 2021)."""
+    return alpha * math.log10(lambda_max)
+
+
+def log_alpha_norm(alpha: float, eigenvalues: Vector) -> float:
+    """log10 sum lambda^alpha: the log alpha-Schatten norm, computed without overflow."""
+    logs = alpha * np.log(eigenvalues[eigenvalues > 0])
+    peak = float(logs.max())
+    return (peak + math.log(float(np.exp(logs - peak).sum()))) / math.log(10)

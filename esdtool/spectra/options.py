@@ -1,0 +1,101 @@
+"""What can be asked of an analysis. Imports nothing heavy, so that the command line can show its choices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from esdtool.errors import UsageError
+
+SpectrumPath = Literal["gram-float32", "gram-float64", "svd-float64"]
+SpectrumName = Literal["auto", "gram", "svd", "slq"]
+SPECTRA: tuple[str, ...] = get_args(SpectrumName)
+FixFingerBound = Literal["linear", "legacy"]
+FitName = Literal["hill", "ks", "fix-finger", "farms", "powerlaw"]
+FITS: tuple[str, ...] = get_args(FitName)
+
+
+LOW_RANK_MIN_EIGS = 8
+"""Fewest eigenvalues of a module of known low rank, such as a LoRA update: it has no more than its rank."""
+
+
+ESTIMABLE_FRACTIONS = (0.1, 0.9)
+"""Least and largest fraction of the eigenvalues in a tail that can be estimated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """Everything that a module's numbers depend on, besides its weights."""
+
+    fit: tuple[str, ...] = ("hill",)
+    """Estimators of alpha, from `FITS`; the first gives the alpha that the others of the tool use."""
+    k_fraction: float = 0.5
+    """Fraction of the eigenvalues in the Hill estimator's tail, in (0, 1]."""
+    min_eigs: int = 50
+    """Modules with fewer eigenvalues are not scored."""
+    spectrum: SpectrumName = "auto"
+    """`auto`: climb the ladder as needed; `gram`, `svd`: stay on that path; `slq`: estimate what is large (see
+    `esdtool.spectra.slq`), the rest as `auto`."""
+    fast: bool = False
+    """Allow float32 where its error bound admits it."""
+    fix_finger_bound: FixFingerBound = "linear"
+    """See `esdtool.spectra.tail.fix_finger_fit`."""
+    farms_rows: int = 100
+    """Rows of a FARMS window."""
+    farms_ratio: float = 2.0
+    """Columns over rows of a FARMS window."""
+    farms_windows: int = 10
+    """FARMS windows per dimension."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no module could be scored with.
+
+        Raises:
+            UsageError: with the option's name and its valid values.
+        """
+        if not self.fit:
+            raise UsageError("at least one fit is needed; choose from " + ", ".join(FITS))
+        for name in self.fit:
+            if name not in FITS:
+                raise UsageError(f"unknown fit {name!r}; choose from {', '.join(FITS)}")
+        if len(set(self.fit)) < len(self.fit):
+            raise UsageError(f"a fit is named twice: {', '.join(self.fit)}")
+        if self.spectrum not in SPECTRA:
+            raise UsageError(f"unknown spectrum {self.spectrum!r}; choose from {', '.join(SPECTRA)}")
+        if self.fix_finger_bound not in ("linear", "legacy"):
+            raise UsageError(f"unknown fix-finger bound {self.fix_finger_bound!r}; choose from linear, legacy")
+        if not 0 < self.k_fraction <= 1:
+            raise UsageError(f"k-fraction must be in (0, 1], not {self.k_fraction}")
+        if self.min_eigs < 2:
+            raise UsageError(f"min-eigs must be at least 2, not {self.min_eigs}")
+        if self.farms_rows < 2 or self.farms_windows < 1 or self.farms_ratio < 1:
+            raise UsageError("FARMS needs rows >= 2, windows >= 1 and ratio >= 1")
+        if self.fast and self.spectrum == "svd":
+            raise UsageError("--fast is the float32 Gram path and contradicts --spectrum svd")
+        if self.spectrum == "slq":
+            self.check_estimable("--spectrum slq")
+
+    def check_estimable(self, asked: str) -> None:
+        """Refuse options under which no alpha can be estimated without its eigenvalues.
+
+        Args:
+            asked: what asked for estimates, for the message.
+
+        Raises:
+            UsageError: if alpha is not by `hill`, or its tail is too short or too long.
+        """
+        if self.fit[0] != "hill":
+            raise UsageError(
+                f"{asked} estimates alpha by 'hill' only, not by {self.fit[0]!r}: the other fits need every eigenvalue"
+            )
+        low, high = ESTIMABLE_FRACTIONS
+        if not low <= self.k_fraction <= high:
+            raise UsageError(f"{asked} needs a k-fraction in [{low}, {high}], not {self.k_fraction}")
+
+    @property
+    def ladder(self) -> tuple[SpectrumPath, ...]:
+        """The spectrum paths to try, cheapest first."""
+        if self.spectrum == "svd":
+            return ("svd-float64",)
+        gram: tuple[SpectrumPath, ...] = ("gram-float32", "gram-float64") if self.fast else ("gram-float64",)
+        return gram if self.spectrum == "gram" else (*gram, "svd-float64")

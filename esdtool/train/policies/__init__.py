@@ -1,0 +1,1 @@
+"""Weight-decay policies of a training run."""

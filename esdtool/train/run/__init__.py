@@ -1,0 +1,1 @@
+"""A run directory: its files, log, checkpoints and live view."""

@@ -1,0 +1,201 @@
+"""What a run writes beside its checkpoints: metrics.jsonl, decay.jsonl, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from esdtool.errors import ConfigError, MissingExtraError, OutputError
+from esdtool.modules import WeightModule
+from esdtool.support.files import atomic_write
+from esdtool.train.config.whole import TrainConfig
+from esdtool.train.policies.base import Record
+
+METRICS: Final = "metrics.jsonl"
+DECAY: Final = "decay.jsonl"
+CONFIG: Final = "config.toml"
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that overflows."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl log; one that a killed run left half-written at the end is left out.
+
+    Raises:
+        ConfigError: if the file cannot be read, or a line in its middle is no JSON.
+    """
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read: {error.strerror}") from error
+    lines = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError as error:
+            if number < len(texts):
+                raise ConfigError(f"{path}: line {number} is not JSON") from error
+    return lines
+
+
+def truncate_log(path: Path, step: int) -> None:
+    """Drop the lines after `step`, all of them for 0: the run writes them anew."""
+    if not path.exists():
+        return
+    kept = [line for line in read_lines(path) if step > 0 and line["step"] <= step]
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+class RunLog:
+    """The log files of rank 0."""
+
+    def __init__(self, run: Path, config: TrainConfig, modules: Mapping[str, WeightModule], *, start_step: int) -> None:
+        """Open the logs behind what `start_step` updates wrote.
+
+        Args:
+            run: the run directory, which exists.
+            config: for [logging].
+            modules: the scored modules by name, for curves by role.
+            start_step: updates done; later lines of an earlier attempt are dropped.
+
+        Raises:
+            OutputError: if a file cannot be written.
+            MissingExtraError: if a logger's package is not installed.
+        """
+        self._run = run
+        self._modules = modules
+        truncate_log(run / METRICS, start_step)
+        truncate_log(run / DECAY, start_step)
+        # The external loggers first: what is not installed should not leave open files.
+        self._wandb = _open_wandb(run, config) if config.logging.wandb else None
+        self._board = _open_tensorboard(run, start_step) if config.logging.tensorboard else None
+        self._metrics, self._decay = _open(run / METRICS), _open(run / DECAY)
+
+    def metrics(self, line: Mapping[str, Any]) -> None:
+        """Append a line to metrics.jsonl, and to the others.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        _append(self._metrics, self._run / METRICS, {key: _finite(value) for key, value in line.items()})
+        numbers = {
+            f"{line['split']}/{key}": value
+            for key, value in line.items()
+            if key not in ("step", "split") and isinstance(value, int | float)
+        }
+        self._external(numbers, int(line["step"]))
+
+    def decay(self, step: int, record: Record) -> None:
+        """Append a refresh to decay.jsonl.
+
+        Args:
+            step: the update, counted from 1, that is the first with these decays; 0: those of the start.
+            record: the refresh.
+        """
+        modules: dict[str, dict[str, Any]] = {}
+        for name, decay in record.modules.items():
+            modules[name] = {"alpha": decay.alpha, "weight_decay": decay.weight_decay}
+            if name in self._modules:
+                modules[name] |= {"role": self._modules[name].role, "layer": self._modules[name].layer}
+            if decay.score is not None:
+                modules[name]["score"] = decay.score
+        line = {"step": step, "weights_step": record.weights_step, "seconds": record.seconds, "modules": modules}
+        _append(self._decay, self._run / DECAY, line)
+        means = by_role(record, self._modules).items()
+        self._external({f"{what}/{role}": mean for what, roles in means for role, mean in roles.items()}, step)
+
+    def _external(self, numbers: Mapping[str, float], step: int) -> None:
+        if self._board is not None:
+            for key, value in numbers.items():
+                self._board.add_scalar(key, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        """Close everything."""
+        self._metrics.close()
+        self._decay.close()
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def by_role(record: Record, modules: Mapping[str, WeightModule]) -> dict[str, dict[str, float]]:
+    """Mean alpha and mean decay of each role."""
+    values: dict[str, dict[str, list[float]]] = {"alpha": defaultdict(list), "weight_decay": defaultdict(list)}
+    for name, decay in record.modules.items():
+        role = modules[name].role if name in modules else name
+        values["weight_decay"][role].append(decay.weight_decay)
+        if decay.alpha is not None:
+            values["alpha"][role].append(decay.alpha)
+    return {what: {role: sum(found) / len(found) for role, found in roles.items()} for what, roles in values.items()}
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+def _open(path: Path) -> TextIO:
+    with _writing(path):
+        return path.open("a", encoding="utf-8")
+
+
+def _append(stream: TextIO, path: Path, line: Mapping[str, Any]) -> None:
+    with _writing(path):
+        stream.write(json.dumps(line, allow_nan=False) + "\n")
+        stream.flush()
+
+
+def sync_logs(run: Path) -> None:
+    """Bring the logs to the disk: a checkpoint must not be ahead of them."""
+    for name in (METRICS, DECAY):
+        path = run / name
+        if path.exists():
+            with _writing(path), path.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _open_tensorboard(run: Path, start_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError("logging.tensorboard = true", "train") from error
+    with _writing(run / "tensorboard"):
+        return SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1 if start_step else 0)
+
+
+def _open_wandb(run: Path, config: TrainConfig) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise MissingExtraError("logging.wandb = true", "wandb") from error
+    return wandb.init(
+        project=config.logging.wandb_project,
+        dir=str(run),
+        name=run.name,
+        id=run.name,
+        resume="allow",
+        config=config.model_dump(by_alias=True, mode="json"),
+    )

@@ -1,0 +1,177 @@
+"""The plan of a sweep: from a TOML file to the configuration of every run."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, get_args, get_origin
+
+from pydantic import Field, ValidationError
+
+from esdtool.errors import ConfigError
+from esdtool.train.config.files import load_config, read_toml
+from esdtool.train.config.sections import Section
+from esdtool.train.config.whole import TrainConfig
+
+_POLICY: Final = ("weight_decay", "policy")
+_OWN: Final = frozenset({("run", "dir"), ("run", "seed")})
+"""Keys that the sweep sets itself."""
+
+
+class SweepSettings(Section):
+    """[sweep] What all runs share."""
+
+    config: str | list[str]
+    """TOML file of `esdtool train` that every run begins with; of several, later keys replace earlier ones."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]  # noqa: RUF012 - pydantic copies it
+    """Values of run.seed: every setting is run with each."""
+    dir: str | None = None
+    """Folder of all runs, DIR/NAME/seed-N. Default: runs/ and the name of the sweep's file."""
+    jobs: Annotated[int, Field(ge=1)] = 1
+    """Runs at a time, each a process of its own."""
+
+
+class SweepFile(Section):
+    """A sweep as its TOML file has it."""
+
+    sweep: SweepSettings
+    grid: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    """[[grid]], one or several: keys of a training configuration. A list is a list of alternatives, and the runs are
+    all combinations of them; a key that takes a list itself needs a list of lists. `name` names the runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRun:
+    """One run of a sweep."""
+
+    name: str
+    """The setting, without the seed; also the name of its folder."""
+    seed: int
+    config: TrainConfig
+    """Resolved; `run.dir` is DIR/NAME/seed-N."""
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return Path(self.config.run_dir)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """All runs of a sweep."""
+
+    folder: Path
+    jobs: int
+    runs: tuple[SweepRun, ...]
+    """All settings with the first seed, then all with the second, ...: a sweep that is stopped half-way has compared
+    every setting on as many seeds as were finished."""
+
+
+def plan_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepPlan:
+    """Read a sweep and check the configuration of every run, before any is begun.
+
+    Args:
+        path: TOML file with [sweep] and [[grid]]; paths in it are relative to the working directory.
+        overrides: `section.key=value` each, for all runs; they replace what the file's base configuration says, but not
+            what its grid says.
+
+    Raises:
+        ConfigError: for a malformed file, a configuration that does not hold, or two runs of one name.
+    """
+    path = Path(path)
+    file = _read(path)
+    folder = Path(file.sweep.dir or f"runs/{path.stem}")
+    settings = [
+        setting for number, entry in enumerate(file.grid, 1) for setting in _expand(entry, f"{path}: [[grid]] {number}")
+    ]
+    _check_names([name for name, _ in settings], path)
+    bases = [file.sweep.config] if isinstance(file.sweep.config, str) else file.sweep.config
+    runs = []
+    for seed in file.sweep.seeds:
+        for name, layer in settings:
+            own = {"run": {"seed": seed, "dir": (folder / name / f"seed-{seed}").as_posix()}}
+            layers = [(f"{path}: [[grid]] {name}", layer), (str(path), own)]
+            runs.append(SweepRun(name=name, seed=seed, config=load_config(bases, overrides, layers=layers)))
+    return SweepPlan(folder=folder, jobs=file.sweep.jobs, runs=tuple(runs))
+
+
+def _read(path: Path) -> SweepFile:
+    document = read_toml(path)
+    if "sweep" not in document and {"model", "schedule"} & document.keys():
+        raise ConfigError(f'{path}: a configuration of one run; a sweep names it in [sweep] config = "{path}"')
+    try:
+        return SweepFile.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        what = {"missing": "is needed", "extra_forbidden": "is no key of a sweep"}.get(
+            first["type"], f"- {first['msg']}"
+        )
+        raise ConfigError(f"{path}: {where} {what}") from error
+
+
+def _expand(entry: Mapping[str, Any], where: str) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+    """(name, configuration layer) of every combination of one [[grid]]."""
+    given = entry.get("name")
+    if given is not None and (not isinstance(given, str) or not given):
+        raise ConfigError(f"{where}: name must be a text")
+    choices: dict[tuple[str, str], list[Any]] = {}
+    for section, keys in entry.items():
+        if section == "name":
+            continue
+        if not isinstance(keys, Mapping):
+            raise ConfigError(f"{where}: {section} is no section of a training configuration; write section.key = ...")
+        for key, value in keys.items():
+            if (section, key) in _OWN:
+                raise ConfigError(f"{where}: {section}.{key} is set by the sweep itself (seeds and dir of [sweep])")
+            choices[section, key] = _alternatives(section, key, value, where)
+    varied = [key for key, values in choices.items() if len(values) > 1]
+    for values in itertools.product(*choices.values()):
+        chosen = dict(zip(choices, values, strict=True))
+        layer: dict[str, dict[str, Any]] = {}
+        for (section, key), value in chosen.items():
+            layer.setdefault(section, {})[key] = value
+        yield _name(given, chosen, varied), layer
+
+
+def _alternatives(section: str, key: str, value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        return [value]
+    if _takes_list(section, key) and not all(isinstance(each, list) for each in value):
+        raise ConfigError(f"{where}: {section}.{key} takes a list: write a list of lists, one for each alternative")
+    if not value:
+        raise ConfigError(f"{where}: {section}.{key} is an empty list of alternatives")
+    return value
+
+
+def _takes_list(section: str, key: str) -> bool:
+    owner = TrainConfig.model_fields.get(section)
+    fields = getattr(owner.annotation, "model_fields", {}) if owner is not None else {}
+    return key in fields and _holds_tuple(fields[key].annotation)
+
+
+def _holds_tuple(annotation: Any) -> bool:
+    return get_origin(annotation) is tuple or any(_holds_tuple(part) for part in get_args(annotation))
+
+
+def _name(given: str | None, chosen: Mapping[tuple[str, str], Any], varied: Sequence[tuple[str, str]]) -> str:
+    """`policy-key-value-...`, of what varies inside the [[grid]]; safe as a folder's name."""
+    policy = str(chosen.get(_POLICY, "run"))
+    parts = [given or policy]
+    if given and _POLICY in varied:
+        parts.append(policy)
+    parts += [f"{key[1]}-{_text(chosen[key])}" for key in varied if key != _POLICY]
+    return re.sub(r"[^\w.+-]+", "_", "-".join(parts)).lstrip(".") or "run"
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _check_names(names: Sequence[str], path: Path) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{path}: two settings of the grid would be called {name!r}; give each [[grid]] a name")
