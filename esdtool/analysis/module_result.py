@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from esdtool.analysis.document import Comparison, ModuleResult, TailResult
+from esdtool.analysis.verdict import Verdict, within_limits
 from esdtool.modules import WeightModule
 from esdtool.spectra.metrics import alpha_weighted, estimated_metrics, log_alpha_norm, spectral_metrics
 from esdtool.spectra.options import ScoreOptions
@@ -14,9 +15,9 @@ from esdtool.spectra.scoring import MatrixScore, null_alpha
 from esdtool.spectra.slq import SlqEstimate
 from esdtool.spectra.tail import TailFit
 
-# The estimator for which the literature gives limits of a well-trained layer (Martin and Mahoney 2021).
 _WARNING_FIT = "ks"
-_OVER_TRAINED, _UNDER_TRAINED = 2.0, 6.0
+"""The estimator for which the literature gives limits of a well-trained layer."""
+
 _OF_FULL_RANK = ("mp_bulk_max", "num_spikes", "mp_softrank")
 """Metrics that compare with a random matrix, which a low-rank product is not."""
 
@@ -103,6 +104,5 @@ def _tail_result(fit: TailFit) -> TailResult:
 
 
 def _warning(alpha: float) -> str | None:
-    if alpha < _OVER_TRAINED:
-        return "over-trained"
-    return "under-trained" if alpha > _UNDER_TRAINED else None
+    found = within_limits(alpha)
+    return None if found is Verdict.HEAVY_TAILED else found.value

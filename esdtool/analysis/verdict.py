@@ -1,64 +1,157 @@
-"""An alpha in words."""
+"""What an alpha says: verdicts as an enum, an analysis's conclusion as a dataclass, and the words of both."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
 from esdtool.analysis.document import Analysis, ModuleResult
+
+_OVER_TRAINED_BELOW, _UNDER_TRAINED_ABOVE = 2.0, 6.0
+"""Limits of a well-trained layer by the estimator `ks` (Martin and Mahoney 2021)."""
+
+_FITS_WITH_LIMITS = frozenset({"ks", "powerlaw"})
+"""Estimators for which those limits hold; `powerlaw` makes the fit of `ks`."""
 
 _SIGNIFICANT = 2.0
 """Standard errors between an alpha and the untrained one before they count as different."""
 
 
-def verdict(module: ModuleResult, fit: str) -> str:
-    """What a module's alpha says.
+class Verdict(StrEnum):
+    """What the alpha of one module says. The value is the verdict in words."""
+
+    HEAVY_TAILED = "heavy-tailed"
+    LIKE_RANDOM = "like random"
+    LIGHTER_THAN_RANDOM = "lighter than random"
+    OVER_TRAINED = "over-trained"
+    UNDER_TRAINED = "under-trained"
+    LOW_RANK = "of low rank"
+    """There is no random matrix to compare a low-rank update with."""
+    NO_NULL = ""
+    """The alpha of an untrained matrix of the shape, or the standard error, is not known."""
+    NOT_SCORED = "not scored"
+
+
+def verdict(module: ModuleResult, fit: str) -> Verdict:
+    """Judge a module's alpha.
 
     With the estimator `ks` the literature's limits apply (2 and 6, Martin and Mahoney 2021). The other estimators'
     alphas have no such scale: they are compared with the alpha of an untrained matrix of the same shape.
+
+    Args:
+        module: a module of an analysis.
+        fit: the estimator of its alpha.
     """
     if not module.ok or module.alpha is None:
-        return module.status
-    if fit in ("ks", "powerlaw") and module.rank is None:
-        if module.alpha < 2:
-            return "over-trained"
-        return "under-trained" if module.alpha > 6 else "heavy-tailed"
+        return Verdict.NOT_SCORED
     if module.rank is not None:
-        return f"of rank {module.rank}"  # no random matrix to compare with
+        return Verdict.LOW_RANK
+    if fit in _FITS_WITH_LIMITS:
+        return within_limits(module.alpha)
     if module.mp_alpha is None or module.alpha_stderr is None:
-        return ""
+        return Verdict.NO_NULL
     distance = (module.alpha - module.mp_alpha) / module.alpha_stderr
     if distance < -_SIGNIFICANT:
-        return "heavy-tailed"
-    return "lighter than random" if distance > _SIGNIFICANT else "like random"
+        return Verdict.HEAVY_TAILED
+    return Verdict.LIGHTER_THAN_RANDOM if distance > _SIGNIFICANT else Verdict.LIKE_RANDOM
+
+
+def within_limits(alpha: float) -> Verdict:
+    """Judge an alpha of the estimator `ks` by the literature's limits.
+
+    >>> [within_limits(alpha).value for alpha in (1.7, 3.0, 6.5)]
+    ['over-trained', 'heavy-tailed', 'under-trained']
+    """
+    if alpha < _OVER_TRAINED_BELOW:
+        return Verdict.OVER_TRAINED
+    return Verdict.UNDER_TRAINED if alpha > _UNDER_TRAINED_ABOVE else Verdict.HEAVY_TAILED
+
+
+def verdict_words(module: ModuleResult, fit: str) -> str:
+    """Say the verdict on a module: with the rank of a low-rank update, and with the reason why there is no score."""
+    found = verdict(module, fit)
+    if found is Verdict.NOT_SCORED:
+        return module.status
+    return f"of rank {module.rank}" if found is Verdict.LOW_RANK else found.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conclusion:
+    """What a person should take from an analysis."""
+
+    mean_alpha: float | None
+    """Mean over the scored modules; None if there are none."""
+    num_modules: int
+    num_scored: int
+    tally: Mapping[str, int]
+    """Scored modules by the words of their verdict, the most frequent first."""
+    num_estimated: int
+    """Modules whose alpha is estimated without eigenvalues."""
+    widest: float
+    """Half of the widest 95 % interval of an estimated alpha."""
+    heaviest: tuple[tuple[str, float], ...]
+    """Names and alphas of the modules with the heaviest tails, heaviest first."""
+    lightest: tuple[tuple[str, float], ...]
+    """Names and alphas of the modules with the lightest tails, lightest first; empty where one module was scored."""
+
+    @property
+    def opening(self) -> str:
+        """The conclusion in numbers, as one or two sentences that name no module."""
+        if self.mean_alpha is None:
+            return "No module could be scored."
+        counts = ", ".join(f"{count} {words}" for words, count in self.tally.items())
+        unscored = self.num_modules - self.num_scored
+        left = f", {unscored} not scored" if unscored else ""
+        scored = f"Mean alpha {self.mean_alpha:.2f} over {self.num_scored} modules ({counts}{left})."
+        if not self.num_estimated:
+            return scored
+        return (
+            f"{scored} {self.num_estimated} of {self.num_modules} modules are estimated (slq): "
+            f"95 % intervals of alpha up to ±{self.widest:.1g}."
+        )
+
+    @property
+    def text(self) -> str:
+        """The whole conclusion as plain text: the opening, then the modules at both ends."""
+
+        def named(modules: tuple[tuple[str, float], ...]) -> str:
+            return ", ".join(f"{name} ({alpha:.2f})" for name, alpha in modules)
+
+        parts = [self.opening]
+        if self.heaviest:
+            parts.append(f"Heaviest tails: {named(self.heaviest)}.")
+        if self.lightest:
+            parts.append(f"Lightest: {named(self.lightest)}.")
+        return " ".join(parts)
+
+
+def conclude(analysis: Analysis) -> Conclusion:
+    """Draw the conclusion of an analysis."""
+    summary = analysis.summary
+    alphas = {module.name: module.alpha for module in analysis.scored if module.alpha is not None}
+
+    def named(names: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
+        return tuple((name, alphas[name]) for name in names if name in alphas)
+
+    tally: dict[str, int] = {}
+    for module in analysis.scored:
+        words = verdict_words(module, analysis.settings.fit[0])
+        if words:
+            tally[words] = tally.get(words, 0) + 1
+    intervals = [module.alpha_ci for module in analysis.scored if module.alpha_ci is not None]
+    return Conclusion(
+        mean_alpha=summary.mean_alpha,
+        num_modules=summary.num_modules,
+        num_scored=summary.num_scored,
+        tally=dict(sorted(tally.items(), key=lambda item: -item[1])),
+        num_estimated=len(intervals),
+        widest=max(((high - low) / 2 for low, high in intervals), default=0.0),
+        heaviest=named(summary.most_heavy_tailed),
+        lightest=named(summary.least_heavy_tailed) if summary.num_scored > 1 else (),
+    )
 
 
 def closing_words(analysis: Analysis) -> str:
-    """The analysis in one or two sentences."""
-    summary = analysis.summary
-    if summary.mean_alpha is None:
-        return "No module could be scored."
-    alphas = {module.name: module.alpha for module in analysis.scored}
-
-    def named(names: tuple[str, ...]) -> str:
-        return ", ".join(f"{name} ({alphas[name]:.2f})" for name in names)
-
-    words = f"Heaviest tails: {named(summary.most_heavy_tailed)}."
-    if summary.num_scored > 1:
-        words += f" Lightest: {named(summary.least_heavy_tailed)}."
-    tally: dict[str, int] = {}
-    for module in analysis.scored:
-        word = verdict(module, analysis.settings.fit[0])
-        tally[word] = tally.get(word, 0) + 1
-    counts = ", ".join(f"{count} {word}" for word, count in sorted(tally.items(), key=lambda item: -item[1]) if word)
-    unscored = summary.num_modules - summary.num_scored
-    left = f", {unscored} not scored" if unscored else ""
-    scored = f"Mean alpha {summary.mean_alpha:.2f} over {summary.num_scored} modules ({counts}{left})."
-    return " ".join([scored, *filter(None, [_estimated(analysis)]), words])
-
-
-def _estimated(analysis: Analysis) -> str | None:
-    """How many alphas are estimates, and how good; None if all are exact."""
-    intervals = [module.alpha_ci for module in analysis.scored if module.alpha_ci is not None]
-    if not intervals:
-        return None
-    widest = max((high - low) / 2 for low, high in intervals)
-    count = f"{len(intervals)} of {analysis.summary.num_modules} modules"
-    return f"{count} are estimated (slq): 95 % intervals of alpha up to ±{widest:.1g}."
+    """Say the conclusion of an analysis in a few sentences."""
+    return conclude(analysis).text

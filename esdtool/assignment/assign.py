@@ -12,10 +12,9 @@ from esdtool.assignment.document import Assignment, Default, Method, Source
 from esdtool.assignment.fused import Member, merge_members
 from esdtool.assignment.options import AssignName, Granularity, OptimizerName, ScoreName, Unlisted
 from esdtool.assignment.rule import DecayRule
-from esdtool.assignment.scope import BASE_DECAY, OUTSIDE_BLOCKS, in_blocks
+from esdtool.assignment.scope import BASE_DECAY, Patterns, Scope, choose, names_of
 from esdtool.errors import NothingToAnalyzeError, UsageError
 from esdtool.modules.base import holds_several_matrices
-from esdtool.modules.patterns import compile_patterns
 from esdtool.names import canonical_name
 
 
@@ -78,7 +77,8 @@ def assign(
             "follow the spectra of weights: analyse without --base"
         )
     fit = _fit_in(analysis, fit)
-    modules, left_out = _choose(analysis, tuple(include), tuple(exclude))
+    scope = _scope(analysis, include, exclude)
+    modules, left_out = scope.assigned, _left_out(analysis, scope)
     scores, notes = [], []
     for module in modules:
         value, note = _score_of(module, score, _alpha(module, fit, analysis))
@@ -194,40 +194,24 @@ def _score_of(module: ModuleResult, score: ScoreName, alpha: float | None) -> tu
     return value, None if value is not None else f"{BASE_DECAY}: no {score} by this estimator"
 
 
-def _choose(
-    analysis: Analysis, include: Sequence[str], exclude: Sequence[str]
-) -> tuple[list[ModuleResult], dict[str, str]]:
-    """The modules to assign, and the others by canonical parameter name with the reason."""
-    names = sorted({name for module in analysis.modules for name in _names(module)})
-    others = sorted(canonical_name(tensor.name) for tensor in analysis.skipped)
-    includes = compile_patterns(include, names, option="--include", what="analysed parameter")
-    excludes = compile_patterns(exclude, names + others, option="--exclude", what="analysed parameter")
-    default = in_blocks(module.layer for module in analysis.modules)
-    chosen: list[ModuleResult] = []
-    left_out = {
+def _scope(analysis: Analysis, include: Sequence[str], exclude: Sequence[str]) -> Scope[ModuleResult]:
+    patterns = Patterns.checked(
+        include,
+        exclude,
+        (name for module in analysis.modules for name in names_of(module)),
+        others=(canonical_name(tensor.name) for tensor in analysis.skipped),
+    )
+    return choose(analysis.modules, patterns)
+
+
+def _left_out(analysis: Analysis, scope: Scope[ModuleResult]) -> dict[str, str]:
+    """Why parameters are not assigned that hold weight matrices, by canonical name."""
+    unsplit = {
         canonical_name(tensor.name): tensor.reason
         for tensor in analysis.skipped
         if holds_several_matrices(tensor.reason)
     }
-    for module, is_default in zip(analysis.modules, default, strict=True):
-        name, own = canonical_name(module.parameter), _names(module)
-        excluded = next((pattern.pattern for pattern in excludes if any(map(pattern.search, own))), None)
-        if excluded is not None:
-            left_out[name] = f"excluded by --exclude {excluded!r}"
-        elif module.rank is not None:
-            left_out[name] = "low-rank update: its factors are the parameters, and share its spectrum"
-        elif includes and not any(pattern.search(text) for pattern in includes for text in own):
-            left_out[name] = "not matched by --include"
-        elif not includes and not is_default:
-            left_out[name] = OUTSIDE_BLOCKS
-        else:
-            chosen.append(module)
-    return chosen, left_out
-
-
-def _names(module: ModuleResult) -> tuple[str, str]:
-    """What the user's expressions are searched in: the parameter's name and the module's."""
-    return canonical_name(module.parameter), canonical_name(module.name)
+    return unsplit | {canonical_name(left.module.parameter): left.reason for left in scope.left_out}
 
 
 def _canonical(parameters: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from esdtool.assignment.document import Assignment
+from esdtool.assignment.scope import Patterns, choose, names_of
 from esdtool.checkpoint.base import TensorInfo
 from esdtool.modules import select_modules
 from esdtool.names import canonical_name
@@ -76,16 +77,14 @@ def check(
             matched.append(name)
     accounted = {canonical_name(name) for name in (*assignment.parameters, *assignment.left_out)}
     accounted |= {canonical_name(name) for fused in assignment.members.values() for name in fused.members}
-    has_blocks = any(module.layer is not None for module in modules)
     return CheckReport(
         matched=tuple(matched),
         unknown=tuple(unknown),
         wrong_shape=tuple(wrong),
         uncovered=tuple(
             module.parameter
-            for module in modules
-            if not accounted & {canonical_name(module.parameter), canonical_name(module.name)}
-            and (module.layer is not None or not has_blocks)
+            for module in choose(modules, Patterns()).assigned
+            if accounted.isdisjoint(names_of(module))
         ),
         unlisted=len(catalogue) - len(matched) - len(wrong),
     )

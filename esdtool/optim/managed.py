@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from esdtool.assignment.options import OptimizerName, Unlisted
-from esdtool.assignment.scope import OUTSIDE_BLOCKS, in_blocks
+from esdtool.assignment.scope import Patterns, choose, names_of
 from esdtool.errors import AssignmentError, NothingToAnalyzeError, UsageError
 from esdtool.modules import WeightModule, select_modules
 from esdtool.modules.base import holds_several_matrices
@@ -130,17 +130,23 @@ def _choose(
 ) -> tuple[dict[str, tuple[WeightModule, ...]], dict[str, str]]:
     """(modules by parameter name, the others with the reason)."""
     checkpoint = live.checkpoint
-    selection = select_modules(checkpoint.tensors.values(), config=checkpoint.config, include=include, exclude=exclude)
-    selected = selection.modules
+    # With `include` also what is not scored otherwise, such as embeddings.
+    selection = select_modules(checkpoint.tensors.values(), config=checkpoint.config, include=include)
+    patterns = Patterns.checked(
+        include,
+        exclude,
+        [*checkpoint.tensors, *(name for module in selection.modules for name in names_of(module))],
+        what="tensor name",
+    )
+    scope = choose(selection.modules, patterns)
     chosen: dict[str, tuple[WeightModule, ...]] = {}
     skipped = {tensor.name: tensor.reason for tensor in selection.skipped if holds_several_matrices(tensor.reason)}
-    for module, is_default in zip(selected, in_blocks(module.layer for module in selected), strict=True):
+    skipped |= {left.module.parameter: left.reason for left in scope.left_out}
+    for module in scope.assigned:
         name = module.parameter
         parameter = live.parameters.get(name)
         if parameter is None:
             skipped[name] = "a buffer, not a parameter"
-        elif not include and not is_default:
-            skipped[name] = OUTSIDE_BLOCKS
         elif not parameter.requires_grad:
             skipped[name] = "frozen: requires_grad is False"
         elif parameter not in held:
@@ -151,6 +157,7 @@ def _choose(
             raise AssignmentError(f"{name}: no data (meta device): load the weights before AlphaDecay is built")
         else:
             chosen[name] = (*chosen.get(name, ()), module)
+    skipped = {name: reason for name, reason in skipped.items() if name not in chosen}
     if not chosen:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:2])
         raise NothingToAnalyzeError(

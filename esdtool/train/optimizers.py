@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from esdtool.assignment.fused import joined_roles
-from esdtool.assignment.scope import in_blocks
+from esdtool.assignment.scope import Patterns, choose
 from esdtool.checkpoint import from_model
 from esdtool.errors import ConfigError
 from esdtool.modules import WeightModule, canonical_name, select_modules
-from esdtool.modules.patterns import compile_patterns
 from esdtool.names import layer_index, module_name
 from esdtool.train.config.whole import TrainConfig
 
@@ -36,24 +35,24 @@ def scored_modules(model: nn.Module, config: TrainConfig) -> tuple[WeightModule,
     checkpoint = from_model(model)
     settings = config.weight_decay
     tensors = list(checkpoint.tensors.values())
-    names = sorted(module_name(tensor.name) for tensor in tensors if len(tensor.shape) >= 2)
-    includes = _patterns("include", settings.include, names)
-    excludes = _patterns("exclude", settings.exclude, names)
+    matrices = [tensor.name for tensor in tensors if len(tensor.shape) >= 2]
+    patterns = Patterns.checked(
+        settings.include,
+        settings.exclude,
+        map(module_name, matrices),
+        prefix="weight_decay.",
+        what="module",
+        error=ConfigError,
+    )
     wanted = [
-        f"^{re.escape(tensor.name)}$"
-        for tensor in tensors
-        if len(tensor.shape) >= 2 and any(pattern.search(module_name(tensor.name)) for pattern in includes)
+        f"^{re.escape(name)}$"
+        for name in matrices
+        if any(pattern.search(module_name(name)) for pattern in patterns.include)
     ]
     modules = select_modules(tensors, config=checkpoint.config, include=wanted).modules
-    default = in_blocks(module.layer for module in modules)
+    scope = choose(modules, patterns, names=lambda module: (module_name(module.parameter),))
     parameters = trainable(model)
-    return whole_parameters(
-        module
-        for module, inside in zip(modules, default, strict=True)
-        if (includes or inside)
-        and module.parameter in parameters
-        and not any(pattern.search(module_name(module.parameter)) for pattern in excludes)
-    )
+    return whole_parameters(module for module in scope.assigned if module.parameter in parameters)
 
 
 def whole_parameters(modules: Iterable[WeightModule]) -> tuple[WeightModule, ...]:
@@ -75,10 +74,6 @@ def whole_parameters(modules: Iterable[WeightModule]) -> tuple[WeightModule, ...
         )
         for parameter, found in members.items()
     )
-
-
-def _patterns(key: str, expressions: Sequence[str], names: Sequence[str]) -> list[re.Pattern[str]]:
-    return compile_patterns(expressions, names, option=f"weight_decay.{key}", what="module", error=ConfigError)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -12,7 +12,7 @@ import pytest
 
 from esdtool.analysis.document import Analysis
 from esdtool.analysis.run import analyze
-from esdtool.analysis.verdict import closing_words, verdict
+from esdtool.analysis.verdict import closing_words, verdict_words
 from esdtool.report.html import analysis_page
 from esdtool.report.html.colours import contrast, diverging, ink, scale_colours, sequential
 from esdtool.report.html.markup import tag
@@ -50,7 +50,7 @@ def test_the_module_table_has_a_row_for_each_module(analysis: Analysis, document
         assert row[0] == module.name
         assert row[5] == f"{module.alpha:.3f}"
         assert row[7] == f"{module.alphas['ks']:.3f}"
-        assert row[-1] == verdict(module, "hill")
+        assert row[-1] == verdict_words(module, "hill")
     values = [float(cell.attributes["data-v"]) for cell in document.all("td", class_="n alpha")]
     assert values == pytest.approx([module.alpha for module in analysis.modules], rel=1e-5)
 

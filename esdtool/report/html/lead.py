@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from esdtool._version import __version__
 from esdtool.analysis.document import Analysis, Settings
-from esdtool.analysis.verdict import closing_words
+from esdtool.analysis.verdict import conclude
 from esdtool.report.html.markup import Content, Html, joined, name_tag, tag
 from esdtool.report.html.page import details, facts
 from esdtool.report.html.rows import ModuleRows
@@ -28,22 +28,19 @@ def lead(analysis: Analysis, rows: ModuleRows) -> Html:
 
 
 def _verdict(analysis: Analysis, rows: ModuleRows) -> list[Html]:
-    summary = analysis.summary
-    # Names may hold any text, but only after these words.
-    conclusion = closing_words(analysis).partition(" Heaviest tails:")[0]
-    parts = [tag("p", conclusion, class_="lead")]
-    if summary.most_heavy_tailed:
-        parts.append(_extremes("Heaviest tails", summary.most_heavy_tailed, analysis, rows))
-    if summary.num_scored > 1:
-        parts.append(_extremes("Lightest", summary.least_heavy_tailed, analysis, rows))
+    conclusion = conclude(analysis)
+    parts = [tag("p", conclusion.opening, class_="lead")]
+    if conclusion.heaviest:
+        parts.append(_extremes("Heaviest tails", conclusion.heaviest, rows))
+    if conclusion.lightest:
+        parts.append(_extremes("Lightest", conclusion.lightest, rows))
     return parts
 
 
-def _extremes(words: str, names: tuple[str, ...], analysis: Analysis, rows: ModuleRows) -> Html:
-    alphas = {module.name: module.alpha for module in analysis.scored}
+def _extremes(words: str, modules: tuple[tuple[str, float], ...], rows: ModuleRows) -> Html:
     content: list[str] = [tag("b", f"{words}: ")]
-    for position, name in enumerate(names):
-        content += [", " if position else "", rows.link(name), f" ({alphas[name]:.2f})"]
+    for position, (name, alpha) in enumerate(modules):
+        content += [", " if position else "", rows.link(name), f" ({alpha:.2f})"]
     return tag("p", content)
 
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 
 from esdtool.analysis.document import Analysis, ModuleResult
-from esdtool.analysis.verdict import verdict
+from esdtool.analysis.verdict import Verdict, verdict, verdict_words
 from esdtool.report.html.markup import Content, Html, joined, name_tag, tag
 from esdtool.report.html.page import details
 from esdtool.report.html.rows import ModuleRows, anchor
 from esdtool.report.html.table import Cell, Column, Row, number, table
 from esdtool.support.words import dimensions
 
-_WORDS = {
-    "heavy-tailed": "good",
-    "like random": "dull",
-    "lighter than random": "dull",
-    "under-trained": "dull",
-    "over-trained": "bad",
+_CLASSES = {
+    Verdict.HEAVY_TAILED: "good",
+    Verdict.LIKE_RANDOM: "dull",
+    Verdict.LIGHTER_THAN_RANDOM: "dull",
+    Verdict.UNDER_TRAINED: "dull",
+    Verdict.OVER_TRAINED: "bad",
+    Verdict.NOT_SCORED: "bad",
 }
-"""Class of a verdict; the word itself says the same."""
+"""CSS class of a verdict's cell; the words in the cell say the same."""
 
 _LAMBDA_MAX = joined(["λ", tag("sub", "max")])
 
@@ -55,7 +56,7 @@ def module_table(analysis: Analysis, rows: ModuleRows) -> Html:
 
 
 def _cells(module: ModuleResult, fit: tuple[str, ...], *, estimated: bool) -> list[Cell]:
-    words = verdict(module, fit[0])
+    judged = verdict(module, fit[0])
     return [
         Cell(content=name_tag(module.name)),
         Cell(content=name_tag(module.role)),
@@ -71,9 +72,9 @@ def _cells(module: ModuleResult, fit: tuple[str, ...], *, estimated: bool) -> li
         number(module.stable_rank, ".1f"),
         number(module.lambda_max, ".4g"),
         Cell(
-            content=words,
-            choice=None if module.ok else "not scored",
-            class_=_WORDS.get(words) if module.ok else "bad",
+            content=verdict_words(module, fit[0]),
+            choice=judged.value if judged is Verdict.NOT_SCORED else None,
+            class_=_CLASSES.get(judged),
         ),
     ]
 

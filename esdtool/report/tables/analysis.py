@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from esdtool.analysis.document import Analysis, ModuleResult, RoleSummary
-from esdtool.analysis.verdict import verdict
+from esdtool.analysis.verdict import verdict_words
 from esdtool.modules.base import NORM_OR_BIAS
 from esdtool.report.tables.experts import Experts, fold_experts
 from esdtool.support.words import dimensions
@@ -100,7 +100,7 @@ def module_columns(analysis: Analysis, *, narrow: bool) -> list[Column[ModuleRes
         *(Column(heading=name, cell=other(name)) for name in fit[1:]),
         Column(heading="null", cell=lambda module: format_number(module.mp_alpha, ".2f")),
         *([] if narrow else rest),
-        Column(heading="verdict", cell=lambda module: verdict(module, fit[0]), is_text=True),
+        Column(heading="verdict", cell=lambda module: verdict_words(module, fit[0]), is_text=True),
     ]
 
 

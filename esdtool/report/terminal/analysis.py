@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esdtool.analysis.document import Analysis, ModuleResult
-from esdtool.analysis.verdict import closing_words, verdict
+from esdtool.analysis.verdict import Verdict, closing_words, verdict
 from esdtool.report.tables.analysis import (
     ROLE_COLUMNS,
     format_layer,
@@ -41,11 +41,12 @@ _TREND = 30
 """Longest sparkline over steps."""
 
 _COLOURS = {
-    "heavy-tailed": "green",
-    "like random": "yellow",
-    "lighter than random": "yellow",
-    "over-trained": "red",
-    "under-trained": "yellow",
+    Verdict.HEAVY_TAILED: "green",
+    Verdict.LIKE_RANDOM: "yellow",
+    Verdict.LIGHTER_THAN_RANDOM: "yellow",
+    Verdict.OVER_TRAINED: "red",
+    Verdict.UNDER_TRAINED: "yellow",
+    Verdict.NOT_SCORED: "red",
 }
 
 
@@ -169,7 +170,7 @@ def _modules(
 def _style(module: ModuleResult, heading: str, analysis: Analysis) -> str:
     if heading != "verdict":
         return ""
-    return _COLOURS.get(verdict(module, analysis.settings.fit[0]), "red" if not module.ok else "")
+    return _COLOURS.get(verdict(module, analysis.settings.fit[0]), "")
 
 
 def _roles(analysis: Analysis) -> Table:
