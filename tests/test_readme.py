@@ -20,7 +20,9 @@ PLACEHOLDERS = {
     "examples/configs": "examples/configs",
     "path/to/hf-model": BUNDLED,
     "model.safetensors": f"{BUNDLED}/model.safetensors",
+    "config.toml": "examples/configs/quickstart.toml",
     "CKPT": BUNDLED,
+    "ckpt": BUNDLED,
 }
 # Installing is .ci/run's part; these need the network, a file that the README only names, or a tool that may be absent.
 ELSEWHERE = (
@@ -41,9 +43,9 @@ SHORTENED = [
 ]
 
 
-def commands() -> list[str]:
+def commands(language: str = "console") -> list[str]:
     found = []
-    for block in re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL):
+    for block in re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL):
         for line in block.splitlines():
             command = line.split("  #")[0].strip()
             if command and not any(word in line for word in ELSEWHERE):
@@ -69,6 +71,13 @@ def run(command: str, folder: Path) -> None:
 def test_commands_in_the_order_of_the_page(tmp_path: Path) -> None:
     found = commands()
     assert len(found) > 5
+    for command in found:
+        run(command, tmp_path)
+
+
+def test_the_commands_at_the_top(tmp_path: Path) -> None:
+    found = commands("sh")
+    assert [command.split()[:2] for command in found] == [["esdtool", name] for name in ("analyze", "assign", "train")]
     for command in found:
         run(command, tmp_path)
 
@@ -99,6 +108,6 @@ def test_every_family_names_a_test_that_exists() -> None:
     present = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
     assert len(rows) > 15
     for row in rows:
-        named = re.findall(r"`(?:tests/\w+/)?(test_\w+\.py)`", row.rpartition(" | ")[2])
+        named = re.findall(r"`(?:tests/[\w/]+/)?(test_\w+\.py)`", row.rpartition(" | ")[2])
         assert named, row
         assert set(named) <= present, row
