@@ -11,7 +11,7 @@ from esdtool.assignment.scope import Patterns, choose, names_of
 from esdtool.checkpoint.base import TensorInfo
 from esdtool.modules import select_modules
 from esdtool.names import canonical_name
-from esdtool.support.words import dimensions
+from esdtool.support.words import dimensions, others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +39,11 @@ class CheckReport:
         """What is wrong, in one line; None if nothing is."""
         if self.wrong_shape:
             name, listed, found = self.wrong_shape[0]
-            return f"{name} is {_shape(listed)} in the file, {_shape(found)} in the model" + _more(self.wrong_shape)
+            return f"{name} is {_shape(listed)} in the file, {_shape(found)} in the model" + others(self.wrong_shape)
         if self.unknown:
-            return f"{self.unknown[0]} is not in the model" + _more(self.unknown)
+            return f"{self.unknown[0]} is not in the model" + others(self.unknown)
         if self.uncovered:
-            return f"{self.uncovered[0]} of the model is not in the file" + _more(self.uncovered)
+            return f"{self.uncovered[0]} of the model is not in the file" + others(self.uncovered)
         if not self.matched:
             return "the file lists no parameter"
         return None
@@ -92,7 +92,3 @@ def check(
 
 def _shape(shape: tuple[int, ...]) -> str:
     return dimensions(shape) or "a scalar"
-
-
-def _more(items: tuple[object, ...]) -> str:
-    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""

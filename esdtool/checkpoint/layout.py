@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from esdtool.errors import CheckpointError
+from esdtool.support.words import listed
 
 SAFETENSORS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -74,7 +75,7 @@ class WeightChoice:
     def notes(self, location: str, shards: Iterable[str] = ()) -> tuple[str, ...]:
         """For the user: which weight files of the folder are not read."""
         unread = sorted(set(self.unread) - set(shards))
-        return (f"{location}: {self.file} is read; not read: {_listed(unread)}",) if unread else ()
+        return (f"{location}: {self.file} is read; not read: {listed(unread, 8)}",) if unread else ()
 
 
 def is_weight_file(name: str) -> bool:
@@ -141,7 +142,7 @@ def choose_weights(names: Iterable[str], *, location: str) -> WeightChoice:
         return _choose_foreign(foreign, names, location)
     if len(weights) > 1:
         raise CheckpointError(
-            f"{location}: {len(weights)} weight files and no index that joins them: {_listed(weights)}; "
+            f"{location}: {len(weights)} weight files and no index that joins them: {listed(weights, 8)}; "
             "name one of them, or restore the .index.json"
         )
     shard = _SHARD.fullmatch(weights[0])
@@ -161,7 +162,7 @@ def _choose_foreign(weights: list[str], names: list[str], location: str) -> Weig
         models.setdefault(f"{shard['stem']}-of-{shard['count']}" if shard else name, []).append(name)
     if len(models) > 1:
         firsts = [shards[0] for shards in models.values()]
-        raise CheckpointError(f"{location}: {len(models)} models: {_listed(firsts)}; name one of these files")
+        raise CheckpointError(f"{location}: {len(models)} models: {listed(firsts, 8)}; name one of these files")
     chosen, *beside = weights
     if chosen.lower().endswith(ONNX_SUFFIX):
         beside = [name for name in names if name.startswith((f"{chosen}_data", f"{chosen}.data"))]
@@ -182,9 +183,4 @@ def _looked_for(names: Iterable[str]) -> str:
         f"and any other {', '.join(WEIGHT_SUFFIXES)} file"
     )
     unread = [name for name in names if name.lower().endswith(UNREAD_SUFFIXES)]
-    return text + (f"; found {_listed(unread)}, of a format that is not read" if unread else "")
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    """The names with commas; the rest of a long list as a number."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return text + (f"; found {listed(unread, 8)}, of a format that is not read" if unread else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +26,7 @@ from esdtool.checkpoint.layout import (
     is_weight_file,
 )
 from esdtool.errors import CheckpointError
+from esdtool.support.words import counted, listed
 
 if TYPE_CHECKING:
     import torch
@@ -166,8 +167,8 @@ def _open_shards(folder: Path, index_path: Path) -> tuple[dict[str, WeightFile],
     missing = [shard for shard in index.shards if not (folder / shard).exists()]
     if missing:
         raise CheckpointError(
-            f"{index_path}: {_count(missing, 'shard')} of {len(index.shards)} not in the folder: {_first(missing)}; "
-            "download or copy the checkpoint again"
+            f"{index_path}: {counted(len(missing), 'shard')} of {len(index.shards)} not in the folder: "
+            f"{listed(missing)}; download or copy the checkpoint again"
         )
     shards = {shard: _open_weights(folder / shard, shard) for shard in index.shards}
     for name, shard in index.weight_map.items():
@@ -178,7 +179,8 @@ def _open_shards(folder: Path, index_path: Path) -> tuple[dict[str, WeightFile],
     notes = [note for shard in shards.values() for note in shard.notes]
     extra = sorted({name for shard in shards.values() for name in shard.tensors} - set(index.weight_map))
     if extra:
-        notes.append(f"{index_path}: left out {_count(extra, 'tensor')} that the index does not list: {_first(extra)}")
+        left_out = counted(len(extra), "tensor")
+        notes.append(f"{index_path}: left out {left_out} that the index does not list: {listed(extra)}")
     sources = {name: shards[shard] for name, shard in index.weight_map.items()}
     return sources, {name: source.tensors[name] for name, source in sources.items()}, notes
 
@@ -205,11 +207,3 @@ def _subfolders_with_weights(folder: Path) -> list[str]:
         if any(is_weight_file(name) or name == DCP_METADATA for name in names):
             found.append(sub.name)
     return found
-
-
-def _count(items: Sequence[str], noun: str) -> str:
-    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
-
-
-def _first(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, cast
 
 from esdtool.errors import CheckpointError
+from esdtool.support.words import listed
 
 
 class HasShape(Protocol):
@@ -107,8 +108,7 @@ def model_tensors(tree: object, is_tensor: Callable[[object], bool], *, file: st
     if entered:
         notes.append(f"{file}: the tensors under the key {'.'.join(entered)!r} are read")
     if left_out:
-        shown = ", ".join(map(repr, left_out[:8])) + (f" and {len(left_out) - 8} more" if len(left_out) > 8 else "")
-        notes.append(f"{file}: left out: {shown}")
+        notes.append(f"{file}: left out: {listed(map(repr, left_out), 8)}")
     return ModelTensors(tensors=tensors, notes=tuple(notes))
 
 

@@ -74,6 +74,7 @@ def train(
 
 def _show_plan(config: TrainConfig) -> None:
     from esdtool.cli.output import note
+    from esdtool.support.sizes import format_size
     from esdtool.train.config.files import check_batch
     from esdtool.train.config.presets import PRESETS
     from esdtool.train.estimate import estimate
@@ -101,17 +102,13 @@ def _show_plan(config: TrainConfig) -> None:
         ("passes over the text", "unknown" if not train_tokens else f"{plan.total_tokens / train_tokens:.3g}"),
         ("micro-batches", f"{plan.micro_batches_per_step} a step and rank, {world_size} rank(s)"),
         ("weight decay", f"{policy}, base {config.base_decay:g}"),
-        ("weights", _bytes(plan.weight_bytes)),
-        ("gradients", _bytes(plan.gradient_bytes)),
-        ("optimizer state", _bytes(plan.optimizer_bytes)),
-        ("activations", f"about {_bytes(plan.activation_bytes)}"),
-        ("memory a rank", f"about {_bytes(plan.total_bytes)}"),
+        ("weights", format_size(plan.weight_bytes)),
+        ("gradients", format_size(plan.gradient_bytes)),
+        ("optimizer state", format_size(plan.optimizer_bytes)),
+        ("activations", f"about {format_size(plan.activation_bytes)}"),
+        ("memory a rank", f"about {format_size(plan.total_bytes)}"),
         ("run directory", config.run_dir),
     ]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         typer.echo(f"{name:<{width}}  {value}")
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

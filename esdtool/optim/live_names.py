@@ -19,6 +19,7 @@ from esdtool.assignment.document import Assignment, Entry, Members
 from esdtool.assignment.fused import AGGREGATE, mean_entry
 from esdtool.errors import AssignmentError, MissingExtraError, UsageError
 from esdtool.names import WRAPPERS, canonical_name
+from esdtool.support.words import first_of
 
 RENAMED = "renamed"
 """`Members.aggregate` of an entry whose parameter only has another name in the file."""
@@ -69,8 +70,7 @@ def with_live_names(assignment: Assignment, model: nn.Module, *, strict: bool = 
     targets = {name: found for name, found in everything.items() if name in assignment.parameters}
     lost = [name for name in assignment.parameters if name not in targets]
     if lost and strict:
-        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
-        raise AssignmentError(f"{lost[0]}{more} has no counterpart in {type(model).__name__}: is it the same model?")
+        raise AssignmentError(f"{first_of(lost)} has no counterpart in {type(model).__name__}: is it the same model?")
     sources: dict[str, list[str]] = defaultdict(list)
     for name in assignment.parameters:
         for target in targets.get(name, (name,)):

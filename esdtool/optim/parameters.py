@@ -14,6 +14,7 @@ from esdtool.checkpoint import Checkpoint
 from esdtool.checkpoint.memory import MemoryCheckpoint, from_model
 from esdtool.errors import AssignmentError, CheckpointError
 from esdtool.names import canonical_name
+from esdtool.support.words import first_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,12 +147,10 @@ def warn_unmatched(resolution: Resolution) -> None:
     """Say once what a lenient application left out."""
     problems = [*(f"{name} is not in the model" for name in resolution.unmatched), *resolution.conflicts]
     if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        warnings.warn(f"weight-decay assignment: {problems[0]}{more}", stacklevel=3)
+        warnings.warn(f"weight-decay assignment: {first_of(problems)}", stacklevel=3)
 
 
 def _unknown(names: Sequence[str], model: LiveModel) -> str:
     near = difflib.get_close_matches(names[0], model.parameters, n=1)
     hint = f"; the nearest name is {near[0]}" if near else ""
-    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-    return f"{names[0]}{more} is not a parameter of the model{hint}; strict=False leaves such entries out"
+    return f"{first_of(names)} is not a parameter of the model{hint}; strict=False leaves such entries out"

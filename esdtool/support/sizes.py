@@ -1,24 +1,27 @@
-"""Amounts of memory as people write them."""
+"""Amounts of memory as people write and read them."""
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from esdtool.errors import UsageError
+
+_FACTORS: Final = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as `500MB` or `2GB` (powers of 1024).
+    """Read a size such as `500MB`, `2GB` or `2GiB`, always in powers of 1024, as bytes.
 
-    >>> parse_size("2GB"), parse_size("500 MB"), parse_size("0")
-    (2147483648, 524288000, 0)
+    >>> parse_size("2GB"), parse_size("2 GiB"), parse_size("500 MB"), parse_size("0")
+    (2147483648, 2147483648, 524288000, 0)
 
     Raises:
-        UsageError: if it is none.
+        UsageError: if the text is no size.
     """
-    cleaned = text.strip().upper().removesuffix("B").rstrip()
-    factor = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}.get(cleaned[-1:], 1)
-    number = cleaned if factor == 1 else cleaned[:-1].rstrip()
+    found = re.fullmatch(r"(?P<number>[\d.E_+-]+?)\s*(?:(?P<unit>[KMGT])I?)?B?", text.strip().upper())
     try:
-        size = int(float(number) * factor)
+        size = -1 if found is None else int(float(found["number"]) * _FACTORS.get(found["unit"], 1))
     except (ValueError, OverflowError):
         size = -1
     if size < 0:
@@ -27,11 +30,11 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: float) -> str:
-    """An amount of memory in three digits.
+    """Write an amount of memory in powers of 1024, with three digits.
 
-    >>> format_size(2**31), format_size(5e6), format_size(0)
-    ('2.00 GB', '4.77 MB', '0.0 MB')
+    >>> format_size(2**31), format_size(5e6), format_size(0), format_size(2**40)
+    ('2.00 GiB', '4.77 MiB', '0.0 MiB', '1024 GiB')
     """
     if size >= 2**30:
-        return f"{size / 2**30:.3g} GB" if size >= 100 * 2**30 else f"{size / 2**30:.2f} GB"
-    return f"{size / 2**20:.2f} MB" if size >= 2**20 else f"{size / 2**20:.1f} MB"
+        return f"{size / 2**30:.{0 if size >= 100 * 2**30 else 2}f} GiB"
+    return f"{size / 2**20:.{2 if size >= 2**20 else 1}f} MiB"

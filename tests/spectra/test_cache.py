@@ -166,8 +166,9 @@ def test_every_bit_counts() -> None:
 
 
 def test_sizes() -> None:
-    assert parse_size("1.5 GB") == 3 * 2**29
-    for wrong in ("", "much", "-1MB", "1e999GB", "nan"):
+    assert parse_size("1.5 GB") == parse_size("1.5gib") == parse_size("1.5g") == 3 * 2**29
+    assert parse_size("1e3") == parse_size("1_000 B") == 1000
+    for wrong in ("", "much", "-1MB", "1e999GB", "nan", "inf", "GB", "1iB", "2GBB", "1 2MB"):
         with pytest.raises(UsageError, match="not a size"):
             parse_size(wrong)
 
@@ -189,7 +190,7 @@ def test_an_interrupted_analysis_goes_on(tmp_path: Path, own_cache: Path, comput
 
 def test_the_command(esdtool_cli, llama_dir: Path, own_cache: Path) -> None:
     esdtool_cli("analyze", llama_dir, "-q")
-    assert f"{own_cache / 'spectra'}: 14 spectra, 0.0 MB of at most 2.00 GB" in esdtool_cli("cache", "info").stdout
+    assert f"{own_cache / 'spectra'}: 14 spectra, 0.0 MiB of at most 2.00 GiB" in esdtool_cli("cache", "info").stdout
     esdtool_cli("analyze", llama_dir, "-q", "--no-cache")
     assert "removed 14 spectra" in esdtool_cli("cache", "clear").stdout
     assert ": 0 spectra" in esdtool_cli("cache", "info").stdout

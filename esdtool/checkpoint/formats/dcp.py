@@ -28,7 +28,7 @@ from esdtool.checkpoint.jsonfiles import leaves_folder
 from esdtool.checkpoint.layout import DCP_METADATA
 from esdtool.checkpoint.state_dict import ModelTensors, model_tensors
 from esdtool.errors import CheckpointError
-from esdtool.support.words import one_line
+from esdtool.support.words import listed, one_line
 
 _METADATA_CLASSES = (
     "Metadata",
@@ -115,7 +115,7 @@ def open_distributed(
     missing = [file for file in used if not (folder / file).exists()]
     if missing:
         raise CheckpointError(
-            f"{path}: {len(missing)} of {len(used)} files are not in the folder: {', '.join(missing[:3])}; "
+            f"{path}: {len(missing)} of {len(used)} files are not in the folder: {listed(missing)}; "
             "copy the checkpoint again, with every rank's files"
         )
     return DistributedCheckpoint(

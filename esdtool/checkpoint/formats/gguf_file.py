@@ -23,7 +23,7 @@ from esdtool.checkpoint.formats.gguf_header import Stored, read_header
 from esdtool.checkpoint.heads import read_head
 from esdtool.checkpoint.layout import GGUF_SHARD
 from esdtool.errors import CheckpointError, MissingExtraError
-from esdtool.support.words import one_line
+from esdtool.support.words import listed, one_line
 
 _PLAIN: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -125,9 +125,8 @@ def _parts(path: Path) -> list[Path]:
     parts = [path.with_name(f"{shard['stem']}-{number:05d}-of-{count:05d}{suffix}") for number in range(1, count + 1)]
     missing = [part.name for part in parts if not part.exists()]
     if missing or not parts:
-        listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise CheckpointError(
-            f"{path}: {len(missing)} of the set's {count} files not in the folder: {listed}; "
+            f"{path}: {len(missing)} of the set's {count} files not in the folder: {listed(missing)}; "
             "download or copy them again"
         )
     return parts

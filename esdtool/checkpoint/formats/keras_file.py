@@ -25,7 +25,7 @@ from esdtool.checkpoint.base import DTYPE_BYTES, TensorInfo
 from esdtool.checkpoint.formats.keras_names import Dataset, layer_settings, make_plans
 from esdtool.checkpoint.heads import read_head
 from esdtool.errors import CheckpointError, MissingExtraError
-from esdtool.support.words import one_line
+from esdtool.support.words import counted, listed, one_line
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _WEIGHTS_MEMBER = "model.weights.h5"
@@ -58,15 +58,14 @@ class KerasFile:
             legacy = any("layer_names" in group.attrs or "layer_names0" in group.attrs for group in _roots(file))
             config = config if config is not None else file.attrs.get("model_config")
         kept = [dataset for dataset in datasets if dataset.path.split("/")[0] not in _OPTIMIZERS]
-        notes = [f"{path}: left out {len(odd)} datasets that are no numbers: {', '.join(odd[:3])}"] if odd else []
+        notes = [f"{path}: left out {len(odd)} datasets that are no numbers: {listed(odd)}"] if odd else []
         if len(kept) < len(datasets):
             notes.append(f"{path}: left out the optimizer's state ({len(datasets) - len(kept)} tensors)")
         self._plans, guessed = make_plans(kept, layer_settings(config), legacy=legacy)
         if guessed:
-            layers = f"{len(guessed)} layer{'s' if len(guessed) > 1 else ''}"
-            listed = ", ".join(guessed[:3]) + (", ..." if len(guessed) > 3 else "")
+            layers = f"{counted(len(guessed), 'layer')} ({listed(guessed)})"
             notes.append(
-                f"{path}: the file does not tell class or equation of {layers} ({listed}): a 2-D array is taken for a "
+                f"{path}: the file does not tell class or equation of {layers}: a 2-D array is taken for a "
                 "dense kernel, [in, out]; one of 3 dimensions is kept as it is"
             )
         dtypes = {dataset.path: dataset.dtype for dataset in kept}

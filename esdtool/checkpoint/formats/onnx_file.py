@@ -21,7 +21,7 @@ from esdtool.checkpoint.formats.onnx_graph import ANONYMOUS, Affine, Data, Weigh
 from esdtool.checkpoint.heads import read_head
 from esdtool.checkpoint.jsonfiles import leaves_folder
 from esdtool.errors import CheckpointError, MissingExtraError
-from esdtool.support.words import one_line
+from esdtool.support.words import counted, listed, one_line
 
 _TYPES: dict[int, tuple[str, str, float]] = {
     1: ("float32", "<f4", 4),
@@ -158,10 +158,7 @@ def _initialisers(path: Path, graphs: Iterable[Any]) -> tuple[dict[str, Weight],
         if sparse:
             left_out.setdefault("stored as sparse", []).extend(sparse)
     notes = [
-        f"{path}: left out {len(names)} tensor{'s' if len(names) > 1 else ''} {why}: "
-        + ", ".join(names[:3])
-        + (", ..." if len(names) > 3 else "")
-        for why, names in left_out.items()
+        f"{path}: left out {counted(len(names), 'tensor')} {why}: {listed(names)}" for why, names in left_out.items()
     ]
     return weights, notes
 

@@ -16,6 +16,7 @@ from esdtool.checkpoint.quantized.gptq import find_gptq
 from esdtool.checkpoint.quantized.packed import find_packed
 from esdtool.checkpoint.quantized.scaled import find_float8, find_int8
 from esdtool.checkpoint.quantized.scales import WEIGHT_SCALES
+from esdtool.support.words import counted
 
 if TYPE_CHECKING:
     import torch
@@ -171,7 +172,7 @@ def _notes(location: str, weights: Mapping[str, QuantizedTensor], refused: Mappi
     notes = []
     if weights:
         kinds = Counter(weight.info.quantization for weight in weights.values())
-        listed = "; ".join(f"{_count(number)} of {kind}" for kind, number in kinds.most_common())
+        listed = "; ".join(f"{counted(number, 'tensor')} of {kind}" for kind, number in kinds.most_common())
         notes.append(
             f"{location}: de-quantised as they are read: {listed}. The alphas describe the quantised weights, not the "
             "originals"
@@ -179,11 +180,8 @@ def _notes(location: str, weights: Mapping[str, QuantizedTensor], refused: Mappi
     if refused:
         name, why = next(iter(refused.items()))
         notes.append(
-            f"{location}: left out {_count(len(refused))} of codes that cannot be de-quantised: {name!r}: {why}; "
-            "analyse the original checkpoint, or save this one de-quantised with the library that made it"
+            f"{location}: left out {counted(len(refused), 'tensor')} of codes that cannot be de-quantised: "
+            f"{name!r}: {why}; analyse the original checkpoint, or save this one de-quantised with the library "
+            "that made it"
         )
     return notes
-
-
-def _count(number: int) -> str:
-    return f"{number} tensor{'' if number == 1 else 's'}"

@@ -24,6 +24,7 @@ from esdtool.report.tables.experts import Experts, starred
 from esdtool.report.terminal.console import new_table, stdout_console
 from esdtool.report.terminal.heatmap import alpha_heat_map
 from esdtool.report.terminal.sparkline import ESD_BINS, esd_sparkline, esds_of_rows, ramp_for, shortened, sparkline
+from esdtool.support.sizes import format_size
 from esdtool.support.words import dimensions
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def print_plan(plan: Plan) -> None:
     seconds = estimate_seconds(plan)
     console.print(
         f"Estimated: {_duration(seconds)} on {plan.device} with {plan.jobs} at a time, "
-        f"{plan.peak_bytes / 2**20:,.0f} MiB for the matrices in flight."
+        f"{format_size(plan.peak_bytes)} for the matrices in flight."
     )
     if plan.device.type == "cpu":
         gpus = [f"{gpu.name} {_duration(at_best(plan.selection.modules, gpu))}" for gpu in ACCELERATORS]

@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from esdtool.errors import CheckpointError, ConfigError, OutputError
+from esdtool.support.files import default_mode, write_failures
 from esdtool.support.words import dimensions
 from esdtool.train.config.whole import TrainConfig
 from esdtool.train.quiet import one_line, quiet_transformers
@@ -105,7 +106,7 @@ def save_checkpoint(
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         _rename_whole(temporary, target)
-    except (OSError, RuntimeError) as error:  # torch.save and safetensors raise RuntimeError when the disk is full
+    except write_failures(RuntimeError) as error:  # which torch.save raises when the disk is full
         shutil.rmtree(temporary, ignore_errors=True)
         raise OutputError(
             f"{target}: cannot write the checkpoint: {getattr(error, 'strerror', None) or one_line(error)}; "
@@ -315,10 +316,9 @@ def _make_empty(folder: Path) -> None:
 
 def _rename_whole(temporary: Path, target: Path) -> None:
     """Bring everything to the disk, then put the folder in its place."""
-    mask = os.umask(0o022)
-    os.umask(mask)
+    mode = default_mode(temporary)
     for path in temporary.iterdir():
-        path.chmod(0o666 & ~mask)  # safetensors makes private files
+        path.chmod(mode)  # safetensors makes private files
         _sync(path)
     _sync(temporary)
     old = target.with_name(f".{target.name}.old")

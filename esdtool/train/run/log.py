@@ -6,14 +6,13 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from esdtool.errors import ConfigError, MissingExtraError, OutputError
+from esdtool.errors import ConfigError, MissingExtraError
 from esdtool.modules import WeightModule
-from esdtool.support.files import atomic_write
+from esdtool.support.files import atomic_write, naming_the_file
 from esdtool.train.config.whole import TrainConfig
 from esdtool.train.policies.base import Record
 
@@ -126,8 +125,9 @@ class RunLog:
 
     def close(self) -> None:
         """Close everything."""
-        self._metrics.close()
-        self._decay.close()
+        for stream, name in ((self._metrics, METRICS), (self._decay, DECAY)):
+            with naming_the_file(self._run / name):  # what a full disk did not take is tried once more
+                stream.close()
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:
@@ -145,21 +145,13 @@ def by_role(record: Record, modules: Mapping[str, WeightModule]) -> dict[str, di
     return {what: {role: sum(found) / len(found) for role, found in roles.items()} for what, roles in values.items()}
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
-
-
 def _open(path: Path) -> TextIO:
-    with _writing(path):
+    with naming_the_file(path):
         return path.open("a", encoding="utf-8")
 
 
 def _append(stream: TextIO, path: Path, line: Mapping[str, Any]) -> None:
-    with _writing(path):
+    with naming_the_file(path):
         stream.write(json.dumps(line, allow_nan=False) + "\n")
         stream.flush()
 
@@ -169,7 +161,7 @@ def sync_logs(run: Path) -> None:
     for name in (METRICS, DECAY):
         path = run / name
         if path.exists():
-            with _writing(path), path.open("rb") as stream:
+            with naming_the_file(path), path.open("rb") as stream:
                 os.fsync(stream.fileno())
 
 
@@ -182,7 +174,7 @@ def _open_tensorboard(run: Path, start_step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingExtraError("logging.tensorboard = true", "train") from error
-    with _writing(run / "tensorboard"):
+    with naming_the_file(run / "tensorboard"):
         return SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1 if start_step else 0)
 
 
