@@ -14,8 +14,7 @@ import torch
 
 from esdtool.analysis.pairing import find_counterparts
 from esdtool.checkpoint import Checkpoint
-from esdtool.modules import WeightModule
-from esdtool.modules.base import SkippedTensor
+from esdtool.modules import SkipKind, SkippedTensor, WeightModule
 from esdtool.modules.reading import read_matrices
 from esdtool.spectra.spectrum import rounding_error
 from esdtool.support.words import dimensions
@@ -95,4 +94,6 @@ def _reason(module: WeightModule, other: WeightModule | None, base_location: str
 
 
 def _unmatched(module: WeightModule, reason: str) -> SkippedTensor:
-    return SkippedTensor(name=module.name, shape=module.shape, dtype=module.dtype, reason=reason)
+    return SkippedTensor(
+        name=module.name, shape=module.shape, dtype=module.dtype, kind=SkipKind.NO_COUNTERPART, reason=reason
+    )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from esdtool.errors import CheckpointError
+from esdtool.modules.skipped import SkipKind
 from esdtool.support.words import dimensions
 
 if TYPE_CHECKING:
@@ -168,7 +169,8 @@ class SkippedResult(Record):
     name: str
     shape: tuple[int, ...]
     dtype: str
-    reason: str
+    kind: SkipKind = Field(default=SkipKind.OTHER, description="What the tensor is.")
+    reason: str = Field(description="Why it is left out, in words.")
 
 
 class RoleSummary(Record):

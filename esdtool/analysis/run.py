@@ -178,7 +178,9 @@ def _analysis(plan: Plan, results: Sequence[tuple[ModuleResult, Vector | None]])
         ),
         modules=tuple(result for result, _ in results),
         skipped=tuple(
-            SkippedResult(name=tensor.name, shape=tensor.shape, dtype=tensor.dtype, reason=tensor.reason)
+            SkippedResult(
+                name=tensor.name, shape=tensor.shape, dtype=tensor.dtype, kind=tensor.kind, reason=tensor.reason
+            )
             for tensor in plan.selection.skipped
         ),
         summary=summarize([result for result, _ in results], num_skipped=len(plan.selection.skipped)),

@@ -14,7 +14,7 @@ from esdtool.assignment.options import AssignName, Granularity, OptimizerName, S
 from esdtool.assignment.rule import DecayRule
 from esdtool.assignment.scope import BASE_DECAY, Patterns, Scope, choose, names_of
 from esdtool.errors import NothingToAnalyzeError, UsageError
-from esdtool.modules.base import holds_several_matrices
+from esdtool.modules import SkipKind
 from esdtool.names import canonical_name
 
 
@@ -209,7 +209,7 @@ def _left_out(analysis: Analysis, scope: Scope[ModuleResult]) -> dict[str, str]:
     unsplit = {
         canonical_name(tensor.name): tensor.reason
         for tensor in analysis.skipped
-        if holds_several_matrices(tensor.reason)
+        if tensor.kind is SkipKind.SEVERAL_MATRICES
     }
     return unsplit | {canonical_name(left.module.parameter): left.reason for left in scope.left_out}
 

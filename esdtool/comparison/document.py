@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import Field
 
 from esdtool.analysis.document import Record, Settings, Source, read_document
+from esdtool.modules.skipped import SkipKind
 from esdtool.support.words import dimensions
 
 FORMAT: Final = "esdtool.checkpoint_comparison"
@@ -86,6 +87,11 @@ class Unmatched(Record):
     name: str
     shape: tuple[int, ...]
     reason: str
+
+    @property
+    def kind(self) -> SkipKind:
+        """What tables of left-out tensors group it by."""
+        return SkipKind.NO_COUNTERPART
 
 
 class ComparisonSummary(Record):

@@ -6,11 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from esdtool.modules.skipped import SkippedTensor
+
 if TYPE_CHECKING:
     import torch
-
-NORM_OR_BIAS = "1-D (norm or bias)"
-"""Why most tensors of a model are skipped."""
 
 CONVOLUTION_SCALE = 0.5
 """Factor of a convolution's eigenvalues (sqrt(0.5) for its weights): the convention of TempBalance and AlphaDecay."""
@@ -139,26 +138,6 @@ class WeightModule:
             return [weight]
         stacked = weight.reshape(*self.matrix_shape, -1)
         return [stacked[:, :, position] for position in range(stacked.shape[2])]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SkippedTensor:
-    """A tensor that is left out, and why."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    reason: str
-    """In words, e.g. `token embedding`, `1-D (norm or bias)`."""
-
-
-def holds_several_matrices(reason: str) -> bool:
-    """Whether a tensor was skipped because it holds weight matrices, but several in one, and no one knows where.
-
-    >>> holds_several_matrices("fused: q_proj and k_proj in one tensor; ..."), holds_several_matrices(NORM_OR_BIAS)
-    (True, False)
-    """
-    return reason.startswith(("fused: ", "stacked: "))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from esdtool.checkpoint.base import TensorInfo
@@ -12,9 +13,10 @@ from esdtool.checkpoint.quantized.base import FLOAT8
 from esdtool.checkpoint.quantized.scales import WEIGHT_SCALES
 from esdtool.checkpoint.quantized.settings import read_settings
 from esdtool.modules import general, layouts
-from esdtool.modules.base import NORM_OR_BIAS
 from esdtool.modules.families import load_families
+from esdtool.modules.reasons import NORM_OR_BIAS, QUANT_CODES
 from esdtool.modules.rules import Fused, Rule, Score, Skip, Stacked, Verdict, compile_pattern, matches
+from esdtool.modules.skipped import SkipKind, SkipReason
 from esdtool.modules.split import Piece, split_tensor
 from esdtool.names import Segments, canonical_name, module_path
 from esdtool.support.words import dimensions
@@ -99,52 +101,57 @@ class Classifier:
 
     def _unsuitable(self, tensor: TensorInfo) -> Skip | None:
         """Why dtype or shape rule the tensor out whatever its name, or because of its scale."""
-        reason = None
+        reason: SkipReason | None = None
         if tensor.dtype not in FLOAT_DTYPES:
             reason = self._not_float(tensor)
         elif not tensor.shape:
-            reason = "scalar"
+            reason = SkipReason(kind=SkipKind.NO_MATRIX, words="scalar")
         elif len(tensor.shape) == 1:
             reason = NORM_OR_BIAS
         elif tensor.numel == 0:
-            reason = "empty tensor"
+            reason = SkipReason(kind=SkipKind.NO_MATRIX, words="empty tensor")
         elif len(tensor.shape) > 2 and tensor.numel == max(tensor.shape):
-            reason = f"a vector stored as a {len(tensor.shape)}-D tensor"
+            reason = SkipReason(kind=SkipKind.NO_MATRIX, words=f"a vector stored as a {len(tensor.shape)}-D tensor")
         elif is_weight(tensor.name) and tensor.quantization is None:
             reason = self._scaled(tensor)
         return None if reason is None else Skip(reason=reason, forceable=False)
 
-    def _scaled(self, tensor: TensorInfo) -> str | None:
+    def _scaled(self, tensor: TensorInfo) -> SkipReason | None:
         """Why a float weight is not a weight yet: a tensor beside it holds its scale."""
         base = canonical_name(tensor.name).removesuffix("weight")
         for suffix in WEIGHT_SCALES:
             scale = self._tensors.get(base + suffix)
             if scale is not None:
-                return f"{tensor.dtype} values with a separate scale ({scale.name}) that could not be applied"
+                return SkipReason(
+                    kind=SkipKind.QUANTIZATION,
+                    words=f"{tensor.dtype} values with a separate scale ({scale.name}) that could not be applied",
+                )
         return None
 
-    def _not_float(self, tensor: TensorInfo) -> str:
+    def _not_float(self, tensor: TensorInfo) -> SkipReason:
+        """Why a tensor of another dtype than floating-point numbers is left out."""
         if tensor.dtype == "bool":
-            return "boolean mask or buffer"
+            return SkipReason(kind=SkipKind.BUFFER, words="boolean mask or buffer")
         if tensor.dtype.startswith("complex"):
-            return f"complex values ({tensor.dtype})"
+            return SkipReason(kind=SkipKind.OTHER, words=f"complex values ({tensor.dtype})")
         if "float" in tensor.dtype:  # float8_e8m0fnu is an exponent, float4 comes packed
-            return f"{tensor.dtype}: scale or packed codes of quantised weights"
+            words = f"{tensor.dtype}: scale or packed codes of quantised weights"
+            return SkipReason(kind=SkipKind.QUANTIZATION, words=words)
         if is_weight(tensor.name) and len(tensor.shape) >= 2:
             method = f"{self._quantisation}, " if self._quantisation else ""
-            return f"{general.QUANT_CODES} ({method}{tensor.dtype})"
-        return f"integer buffer ({tensor.dtype})"
+            return replace(QUANT_CODES, words=f"{QUANT_CODES.words} ({method}{tensor.dtype})")
+        return SkipReason(kind=SkipKind.BUFFER, words=f"integer buffer ({tensor.dtype})")
 
     def _recurrent(self, tensor: TensorInfo, path: Segments) -> Verdict:
         """Weights of nn.RNN, nn.GRU, nn.LSTM: [gates * hidden, in]; one gate is a plain matrix."""
         hidden = self._by_path.get((*path[:-1], path[-1].replace("_ih", "_hh", 1)), tensor).shape
         if len(tensor.shape) != 2 or len(hidden) != 2 or 0 in hidden:
-            return Skip(reason="weight of a recurrent layer of unknown layout", forceable=False)
+            return _unknown_layout("weight of a recurrent layer of unknown layout", forceable=False)
         gates = hidden[0] / hidden[1]
         if gates == 1:
             return Score(role=path[-1])
         if gates not in _GATES:
-            return Skip(reason=f"weight of a recurrent layer with {gates:g} gates", forceable=False)
+            return _unknown_layout(f"weight of a recurrent layer with {gates:g} gates", forceable=False)
         return Fused(parts=_GATES[gates], layout=layouts.stacked_rows)
 
     def _is_stack(self, tensor: TensorInfo, path: Segments) -> bool:
@@ -156,16 +163,15 @@ class Classifier:
         if self._is_stack(tensor, path):
             return Stacked(parts=(role,))
         if not is_weight(tensor.name) or len(tensor.shape) > 5:
-            return Skip(
-                reason=f"{len(tensor.shape)}-D parameter ({dimensions(tensor.shape)}) of unknown layout",
-                forceable=False,
-            )
+            what = f"{len(tensor.shape)}-D parameter ({dimensions(tensor.shape)})"
+            return _unknown_layout(f"{what} of unknown layout", forceable=False)
         named_conv = any("conv" in segment.lower() for segment in path)
         if len(tensor.shape) == 3 and not named_conv and tensor.shape[2] > LONGEST_UNNAMED_KERNEL:
             what = f"3-D weight ({dimensions(tensor.shape)})"
-            return Skip(reason=f"{what}: a convolution or stacked matrices, its name does not tell")
+            return _unknown_layout(f"{what}: a convolution or stacked matrices, its name does not tell")
         if tensor.shape[1] == 1:
-            return Skip(reason="convolution with one input channel for each filter (depthwise): vectors, not matrices")
+            words = "convolution with one input channel for each filter (depthwise): vectors, not matrices"
+            return Skip(reason=SkipReason(kind=SkipKind.NO_MATRIX, words=words))
         return Score(role=_cross(path, role))
 
     def _twice_as_wide(self, tensor: TensorInfo, path: Segments, score: Score) -> Fused | None:
@@ -208,6 +214,10 @@ class _Lookup:
             rules = self._matching[kind] = tuple(rule for rule in self._rules if matches(rule, kind))
         siblings = self._children.get(path[:-1], set())
         return next((rule.verdict for rule in rules if rule.beside is None or rule.beside in siblings), None)
+
+
+def _unknown_layout(words: str, *, forceable: bool = True) -> Skip:
+    return Skip(reason=SkipReason(kind=SkipKind.UNKNOWN_LAYOUT, words=words), forceable=forceable)
 
 
 def is_weight(parameter: str) -> bool:

@@ -10,17 +10,30 @@ under its own name if it is a matrix or a convolution. For the language of the p
 from __future__ import annotations
 
 from esdtool.modules import layouts
+from esdtool.modules.reasons import (
+    BIAS_MATRIX,
+    EMBEDDING,
+    INDEX_BUFFER,
+    LEARNED_TOKENS,
+    LM_HEAD,
+    LORA,
+    MASK,
+    NORM_MATRIX,
+    OUTPUT_HEAD,
+    PATCH_EMBEDDING,
+    POSITIONS,
+    QUANT_CODES,
+    QUANT_SCALE,
+    REPARAMETRISED,
+    ROTARY,
+    ROUTER,
+    RUNNING_STATISTICS,
+    SCALE_MATRIX,
+    TOKEN_EMBEDDING,
+    TOKEN_TYPES,
+)
 from esdtool.modules.rules import Rule, fused, score, skip, stacked
-
-TOKEN_EMBEDDING = "token embedding"
-LM_HEAD = "language-model head"
-OUTPUT_HEAD = "output head"
-POSITIONS = "position table"
-ROUTER = "router"
-QUANT_SCALE = "scale or zero point of quantised weights"
-QUANT_CODES = "codes of quantised weights that could not be de-quantised"
-LORA = "LoRA factor without its counterpart: only the product B A is a weight update"
-REPARAMETRISED = "part of a parametrised weight: the weight itself is not stored"
+from esdtool.modules.skipped import SkipKind, SkipReason
 
 GATE_UP = ("gate_proj", "up_proj")
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -35,7 +48,7 @@ STACKED_IF_3D = "experts|input_linear|output_linear"
 """A 3-D tensor with such a segment is a stack of experts' matrices, not the kernel of a convolution."""
 
 
-def _quiet(pattern: str, reason: str, beside: str | None = None) -> Rule:
+def _quiet(pattern: str, reason: SkipReason, beside: str | None = None) -> Rule:
     """A companion: skipped whatever its shape and dtype, and never forced in."""
     return skip(pattern, reason, forceable=False, beside=beside)
 
@@ -54,15 +67,15 @@ COMPANIONS: tuple[Rule, ...] = (
     _quiet("scale|zero", QUANT_SCALE, beside="W_q"),
     # Adapters
     _quiet("lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_down|lora_up.**", LORA),
-    _quiet("lora_magnitude_vector.**", "magnitudes of a DoRA adapter"),
+    _quiet("lora_magnitude_vector.**", SkipReason(kind=SkipKind.ADAPTER, words="magnitudes of a DoRA adapter")),
     # Re-parametrised weights: the parameter is not the weight that acts
     _quiet("parametrizations.**", REPARAMETRISED),
     _quiet("weight_g|weight_v|weight_u|weight_orig|weight_mask", REPARAMETRISED),
     # Buffers
-    _quiet("inv_freq|*_inv_freq|freqs_cis|freqs|cos_cached|sin_cached|cos|sin", "rotary frequencies"),
-    _quiet("position_ids|token_type_ids", "index buffer"),
-    _quiet("masked_bias|attn_mask|causal_mask|attention_mask|mask|relative_position_index", "mask or index buffer"),
-    _quiet("running_mean|running_var|num_batches_tracked", "running statistics of a normalisation"),
+    _quiet("inv_freq|*_inv_freq|freqs_cis|freqs|cos_cached|sin_cached|cos|sin", ROTARY),
+    _quiet("position_ids|token_type_ids", INDEX_BUFFER),
+    _quiet("masked_bias|attn_mask|causal_mask|attention_mask|mask|relative_position_index", MASK),
+    _quiet("running_mean|running_var|num_batches_tracked", RUNNING_STATISTICS),
 )
 
 NOT_SCORED: tuple[Rule, ...] = (
@@ -92,21 +105,21 @@ NOT_SCORED: tuple[Rule, ...] = (
     skip("input_embeds_layer|embed_in|token_embedding|token_embeddings", TOKEN_EMBEDDING),
     skip("embeddings", TOKEN_EMBEDDING),
     skip("^shared|embedding|embed|emb", TOKEN_EMBEDDING),
-    skip("token_type_embeddings", "token-type embedding"),
-    skip("cls_token|*mask_token|*_tokens|dist_token|reg_token|class_embedding|latents|probe|queries", "learned tokens"),
-    skip("*patch_embed*|embed_patches.**", "patch embedding"),
-    skip("embeddings.**", "embedding"),
-    skip("*_embed|*_embedding|*_embeddings|*_emb|embed|embedding|emb", "embedding"),
-    skip("embed_*", "embedding"),
+    skip("token_type_embeddings", TOKEN_TYPES),
+    skip("cls_token|*mask_token|*_tokens|dist_token|reg_token|class_embedding|latents|probe|queries", LEARNED_TOKENS),
+    skip("*patch_embed*|embed_patches.**", PATCH_EMBEDDING),
+    skip("embeddings.**", EMBEDDING),
+    skip("*_embed|*_embedding|*_embeddings|*_emb|embed|embedding|emb", EMBEDDING),
+    skip("embed_*", EMBEDDING),
     # Routers
     skip("*router.**", ROUTER),
     skip("*shared_expert_gate", ROUTER),
     skip("gate.wg", ROUTER),
     skip("gate", ROUTER, beside="experts"),
     # Vectors stored as matrices
-    skip("*norm|*Norm|*norm#|ln_*|*layer_norm|*layernorm", "normalisation scale stored as a matrix", forceable=False),
-    skip("bias|*_bias|bias_*", "bias stored as a matrix", forceable=False),
-    skip("scale|gamma|beta|*_gamma|*_beta|layer_scale*", "scale stored as a matrix", forceable=False),
+    skip("*norm|*Norm|*norm#|ln_*|*layer_norm|*layernorm", NORM_MATRIX, forceable=False),
+    skip("bias|*_bias|bias_*", BIAS_MATRIX, forceable=False),
+    skip("scale|gamma|beta|*_gamma|*_beta|layer_scale*", SCALE_MATRIX, forceable=False),
 )
 
 MANY_IN_ONE: tuple[Rule, ...] = (

@@ -26,6 +26,11 @@ _TOWERS = (
 class UnknownLayoutError(Exception):
     """Why a fused tensor cannot be split, in words."""
 
+    def __init__(self, words: str, *, config_would_tell: bool = False) -> None:
+        super().__init__(words)
+        self.config_would_tell = config_would_tell
+        """Whether a (more complete) config.json would tell."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
@@ -70,7 +75,7 @@ class Fusion:
 
     def unsaid(self, what: str) -> UnknownLayoutError:
         """The error for sizes that the configuration does not give, or that there is no configuration to give."""
-        return UnknownLayoutError(what if self.config else _NEED_CONFIG)
+        return UnknownLayoutError(what if self.config else _NEED_CONFIG, config_would_tell=True)
 
     @property
     def heads(self) -> int | None:
@@ -147,7 +152,9 @@ def gate_up(fusion: Fusion) -> Split:
 def gate_up_of_config(fusion: Fusion) -> Split:
     """As `gate_up`, where there are biases beside it as gpt-oss has them: never without knowing the model."""
     if not fusion.config:
-        raise UnknownLayoutError("whether its parts are halves or alternate is known only from config.json")
+        raise UnknownLayoutError(
+            "whether its parts are halves or alternate is known only from config.json", config_would_tell=True
+        )
     return gate_up(fusion)
 
 
@@ -213,7 +220,7 @@ def query_key_value(fusion: Fusion) -> Split:
 def query_key_value_of_config(fusion: Fusion) -> Split:
     """As `query_key_value`, for a name that a model with another layout has too: never by the shape alone."""
     if not fusion.config:
-        raise UnknownLayoutError(_NEED_CONFIG)
+        raise UnknownLayoutError(_NEED_CONFIG, config_would_tell=True)
     return query_key_value(fusion)
 
 
@@ -248,7 +255,7 @@ def _grouped(fusion: Fusion, heads: int, groups: int, words: str) -> Split:
 def falcon(fusion: Fusion) -> Split:
     """Falcon's three layouts, told apart by its configuration."""
     if not fusion.config:
-        raise UnknownLayoutError(_NEED_CONFIG)
+        raise UnknownLayoutError(_NEED_CONFIG, config_would_tell=True)
     if fusion.config.get("new_decoder_architecture"):
         return per_key_value_head(fusion)
     if fusion.config.get("multi_query"):
@@ -276,7 +283,7 @@ def codegen(fusion: Fusion) -> Split:
 def unknown(fusion: Fusion) -> Split:
     """A name that models use for several layouts, and a model that is not known."""
     if not fusion.config:
-        raise UnknownLayoutError(_NEED_CONFIG)
+        raise UnknownLayoutError(_NEED_CONFIG, config_would_tell=True)
     raise UnknownLayoutError(f"the layout of model_type {fusion.config.get('model_type')!r} is not known")
 
 

@@ -28,6 +28,7 @@ import re
 from dataclasses import dataclass, field
 
 from esdtool.modules.layouts import Layout, equal, gate_up
+from esdtool.modules.skipped import SkipKind, SkipReason
 from esdtool.names import Segments, without_root
 
 
@@ -45,8 +46,7 @@ class Score:
 class Skip:
     """The tensor is left out."""
 
-    reason: str
-    """In words, for the user."""
+    reason: SkipReason
     forceable: bool = True
     """Whether the tensor is a matrix of weights all the same, so that `include` may bring it in."""
 
@@ -122,8 +122,10 @@ def score(
     return Rule(pattern=pattern, verdict=Score(role=role, halves=halves), beside=beside)
 
 
-def skip(pattern: str, reason: str, *, forceable: bool = True, beside: str | None = None) -> Rule:
-    """A rule: tensors named so are left out for this reason."""
+def skip(pattern: str, reason: SkipReason | str, *, forceable: bool = True, beside: str | None = None) -> Rule:
+    """Make the rule that tensors with such a name are left out; a reason in words alone is of the kind `other`."""
+    if isinstance(reason, str):
+        reason = SkipReason(kind=SkipKind.OTHER, words=reason)
     return Rule(pattern=pattern, verdict=Skip(reason=reason, forceable=forceable), beside=beside)
 
 

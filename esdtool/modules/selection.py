@@ -11,12 +11,12 @@ from typing import Any
 
 from esdtool.checkpoint.base import TensorInfo
 from esdtool.errors import UsageError
-from esdtool.modules import general
-from esdtool.modules.base import Selection, SkippedTensor, WeightModule
+from esdtool.modules.base import Selection, WeightModule
 from esdtool.modules.classify import Classifier, is_weight, leaf_role
 from esdtool.modules.layouts import UnknownLayoutError
 from esdtool.modules.patterns import compile_patterns
 from esdtool.modules.rules import Fused, Score, Skip, Stacked, Verdict
+from esdtool.modules.skipped import SkipKind, SkippedTensor, SkipReason
 from esdtool.modules.split import Piece
 from esdtool.names import WRAPPERS, expert_index, layer_index, module_name, module_path, order_key
 
@@ -114,7 +114,8 @@ def _parts(
             try:
                 cut.append((tensor, classifier.pieces(tensor, verdict, whole_experts=not split_fused)))
             except UnknownLayoutError as problem:
-                verdict = Skip(reason=f"{verdict.reason}; {problem}: {_remedy(problem, verdict)}")
+                words = f"{verdict.reason}; {problem}: {_remedy(problem, verdict)}"
+                verdict = Skip(reason=SkipReason(kind=SkipKind.SEVERAL_MATRICES, words=words))
             else:
                 continue
         parts.append(_Part(tensor=tensor, verdict=verdict, name=name))
@@ -142,7 +143,7 @@ def _outer_wrappers(tensor: TensorInfo) -> str:
 
 
 def _remedy(problem: UnknownLayoutError, verdict: Fused | Stacked) -> str:
-    config = ["put config.json beside the file"] if "config.json" in str(problem) else []
+    config = ["put config.json beside the file"] if problem.config_would_tell else []
     whole = ["keep it whole (--no-split-fused)"] if isinstance(verdict, Fused) else []
     return ", or ".join([*config, *whole]) or "it is left out"
 
@@ -152,7 +153,7 @@ def _restrict(parts: Sequence[_Part], includes: Sequence[re.Pattern[str]]) -> li
     restricted = []
     for part in parts:
         if not any(part.matches(pattern) for pattern in includes):
-            restricted.append(replace(part, verdict=Skip(reason="not matched by --include")))
+            restricted.append(replace(part, verdict=_not_chosen("not matched by --include")))
         elif isinstance(part.verdict, Score) or not _can_be_forced(part.tensor, part.verdict):
             restricted.append(part)
         else:
@@ -163,7 +164,7 @@ def _restrict(parts: Sequence[_Part], includes: Sequence[re.Pattern[str]]) -> li
         if isinstance(first, Skip) and not any(isinstance(part.verdict, Score) for part in matching):
             raise UsageError(
                 f"--include {pattern.pattern!r} matches no tensor that can be scored; "
-                f"{matching[0].tensor.name}: {first.reason}"
+                f"{matching[0].tensor.name}: {first.reason.words}"
             )
     return restricted
 
@@ -178,8 +179,12 @@ def _without(part: _Part, excludes: Sequence[re.Pattern[str]]) -> _Part:
     if isinstance(part.verdict, Score):
         for pattern in excludes:
             if part.matches(pattern):
-                return replace(part, verdict=Skip(reason=f"excluded by --exclude {pattern.pattern!r}"))
+                return replace(part, verdict=_not_chosen(f"excluded by --exclude {pattern.pattern!r}"))
     return part
+
+
+def _not_chosen(words: str) -> Skip:
+    return Skip(reason=SkipReason(kind=SkipKind.NOT_CHOSEN, words=words))
 
 
 def _selection(parts: Sequence[_Part]) -> Selection:
@@ -187,7 +192,7 @@ def _selection(parts: Sequence[_Part]) -> Selection:
     embeddings = {
         part.tensor.shape: part.tensor.name
         for part in sorted(parts, key=lambda part: part.tensor.name, reverse=True)
-        if part.verdict == Skip(reason=general.TOKEN_EMBEDDING)
+        if isinstance(part.verdict, Skip) and part.verdict.reason.kind is SkipKind.TOKEN_EMBEDDING
     }
     modules: list[tuple[Any, WeightModule]] = []
     skipped: list[tuple[Any, SkippedTensor]] = []
@@ -197,12 +202,12 @@ def _selection(parts: Sequence[_Part]) -> Selection:
             key = order_key(f"{part.name}.weight", part.verdict.role)
             modules.append(((key, tensor.name, position), _module(part, part.verdict)))
             continue
-        reason = part.verdict.reason
-        if reason in (general.LM_HEAD, general.OUTPUT_HEAD) and tensor.shape in embeddings:
-            reason = f"{reason}; same shape as {embeddings[tensor.shape]}, perhaps a tied copy"
+        kind, words = part.verdict.reason.kind, part.verdict.reason.words
+        if kind is SkipKind.OUTPUT_HEAD and tensor.shape in embeddings:
+            words = f"{words}; same shape as {embeddings[tensor.shape]}, perhaps a tied copy"
         name = tensor.name if part.piece is None else part.name
         shape = tensor.shape if part.piece is None else part.piece.view.shape(tensor.shape)
-        entry = SkippedTensor(name=name, shape=shape, dtype=tensor.storage, reason=reason)
+        entry = SkippedTensor(name=name, shape=shape, dtype=tensor.storage, kind=kind, reason=words)
         skipped.append(((order_key(name, None), tensor.name, position), entry))
     return Selection(
         modules=tuple(module for _, module in sorted(modules, key=lambda pair: pair[0])),

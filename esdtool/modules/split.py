@@ -80,7 +80,10 @@ def _num_experts(tensor: TensorInfo, sizes: Mapping[str, Any]) -> int:
     fusion = Fusion(shape=tensor.shape, parts=1, config=sizes, neighbours={})
     experts = fusion.need("ffn_config.moe_num_experts", "num_local_experts", "num_experts", "moe_num_experts")
     if tensor.shape[0] % experts:
-        raise UnknownLayoutError(f"its {tensor.shape[0]} rows are no multiple of the {experts} experts of config.json")
+        raise UnknownLayoutError(
+            f"its {tensor.shape[0]} rows are no multiple of the {experts} experts of config.json",
+            config_would_tell=True,
+        )
     return experts
 
 

@@ -12,8 +12,7 @@ from torch.optim import Optimizer
 from esdtool.assignment.options import OptimizerName, Unlisted
 from esdtool.assignment.scope import Patterns, choose, names_of
 from esdtool.errors import AssignmentError, NothingToAnalyzeError, UsageError
-from esdtool.modules import WeightModule, select_modules
-from esdtool.modules.base import holds_several_matrices
+from esdtool.modules import SkipKind, WeightModule, select_modules
 from esdtool.optim import groups
 from esdtool.optim.parameters import LiveModel
 
@@ -140,7 +139,7 @@ def _choose(
     )
     scope = choose(selection.modules, patterns)
     chosen: dict[str, tuple[WeightModule, ...]] = {}
-    skipped = {tensor.name: tensor.reason for tensor in selection.skipped if holds_several_matrices(tensor.reason)}
+    skipped = {tensor.name: tensor.reason for tensor in selection.skipped if tensor.kind is SkipKind.SEVERAL_MATRICES}
     skipped |= {left.module.parameter: left.reason for left in scope.left_out}
     for module in scope.assigned:
         name = module.parameter

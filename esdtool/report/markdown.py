@@ -59,7 +59,7 @@ def analysis_markdown(
         parts.append(_titled("alpha by role", ROLE_COLUMNS, analysis.summary.by_role))
     parts.append(_titled(found.title, module_columns(analysis, narrow=False), found.rows))
     if analysis.skipped:
-        rows = skipped_rows((tensor.reason, tensor.name) for tensor in analysis.skipped)
+        rows = skipped_rows(analysis.skipped)
         parts.append(_titled(f"skipped: {len(analysis.skipped)} tensors", _counted("tensors"), rows))
     parts.append(_settings(analysis.created_by, analysis.settings))
     return "\n\n".join(parts)
@@ -103,7 +103,7 @@ def comparison_markdown(
     if any(is_significant(side) for module in comparison.modules for side in module.sides):
         parts.append(text(comparison_rows.LEGEND))
     if comparison.unmatched:
-        rows = skipped_rows((found.reason, found.name) for found in comparison.unmatched)
+        rows = skipped_rows(comparison.unmatched)
         title = f"without a counterpart: {len(comparison.unmatched)} modules"
         parts.append(_titled(title, _counted("modules"), rows))
     parts.append(_settings(comparison.created_by, comparison.checkpoints[0].settings))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from esdtool.checkpoint.base import TensorInfo
 from esdtool.errors import UsageError
-from esdtool.modules import Selection, select_modules
+from esdtool.modules import Selection, SkipKind, select_modules
 
 Catalogue = Callable[..., list[TensorInfo]]
 
@@ -112,6 +112,10 @@ def test_skipped_with_its_reason(
     (tensor,) = selection.skipped
     assert (tensor.name, tensor.shape, tensor.dtype) == (name, shape, dtype)
     assert tensor.reason.startswith(reason)
+    # What decisions rest on agrees with what people read.
+    assert (tensor.kind is SkipKind.SEVERAL_MATRICES) == reason.startswith(("fused: ", "stacked: "))
+    assert (tensor.kind is SkipKind.VECTOR) == reason.startswith("1-D")
+    assert (tensor.kind is SkipKind.OTHER) == reason.startswith("complex values")
 
 
 QKV = ("q_proj", "k_proj", "v_proj")

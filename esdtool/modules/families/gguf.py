@@ -8,7 +8,22 @@ spectra as they are.
 from __future__ import annotations
 
 from esdtool.modules import layouts
-from esdtool.modules.general import LM_HEAD, OUTPUT_HEAD, POSITIONS, QKV, ROUTER, TOKEN_EMBEDDING
+from esdtool.modules.general import QKV
+from esdtool.modules.reasons import (
+    DECAY_RATES,
+    DEPTHWISE,
+    LEARNED_TOKENS,
+    LM_HEAD,
+    OUTPUT_HEAD,
+    PATCH_EMBEDDING,
+    POSITIONS,
+    ROTARY,
+    ROUTER,
+    STATE_SPACE,
+    TIME_MIXING,
+    TOKEN_EMBEDDING,
+    TOKEN_TYPES,
+)
 from esdtool.modules.rules import Family, fused, score, skip, stacked
 
 FAMILY = Family(
@@ -20,17 +35,17 @@ FAMILY = Family(
         skip("^token_embd|per_layer_token_embd|token_embd_norm", TOKEN_EMBEDDING),
         skip("nextn.embed_tokens", TOKEN_EMBEDDING),
         skip("token_embd.img_break", TOKEN_EMBEDDING),
-        skip("^token_types", "token-type embedding"),
+        skip("^token_types", TOKEN_TYPES),
         skip("^position_embd", POSITIONS),
         skip("position_embd|pos_embd|pos_embd_k|attn_rel_b|cross_attn_rel_b|attn_rel_pos_emb|pos_h|pos_w", POSITIONS),
-        skip("patch_embd.**", "patch embedding"),
-        skip("class_embd|image_newline|view_seperator|boi|eoi|image_begin|image_end", "learned tokens"),
-        skip("resampler.query", "learned tokens"),
+        skip("patch_embd.**", PATCH_EMBEDDING),
+        skip("class_embd|image_newline|view_seperator|boi|eoi|image_begin|image_end", LEARNED_TOKENS),
+        skip("resampler.query", LEARNED_TOKENS),
         skip("^output", LM_HEAD),
         skip("nextn.shared_head_head", LM_HEAD),
         skip("^cls", OUTPUT_HEAD),
         skip("^cls.output", OUTPUT_HEAD),
-        skip("rope_freqs|rope_factors_long|rope_factors_short|attn_rot_embd", "rotary frequencies", forceable=False),
+        skip("rope_freqs|rope_factors_long|rope_factors_short|attn_rot_embd", ROTARY, forceable=False),
         # Attention
         fused("blk.#.attn_qkv", *QKV, layout=layouts.gated_delta_contiguous, beside="ssm_ba"),  # Qwen3-Next
         fused("blk.#.attn_qkv", *QKV, layout=layouts.gated_delta_contiguous, beside="ssm_alpha"),  # Qwen3.5
@@ -74,18 +89,18 @@ FAMILY = Family(
         score("blk.#.ssm_x", "x_proj"),
         score("blk.#.ssm_dt", "dt_proj"),
         score("blk.#.ssm_out", "out_proj"),
-        skip("blk.#.ssm_a", "state-space parameter: a table of decay rates, not a weight matrix"),
-        skip("blk.#.ssm_d", "state-space parameter: not a weight matrix"),
+        skip("blk.#.ssm_a", DECAY_RATES),
+        skip("blk.#.ssm_d", STATE_SPACE),
         skip(
             "blk.#.ssm_conv1d|ssm_conv1d_q|ssm_conv1d_k|ssm_conv1d_v|conv_dw",
-            "depthwise convolution: one filter for each channel, no matrix between channels",
+            DEPTHWISE,
         ),
-        skip("blk.#.shortconv.conv", "depthwise convolution: one filter for each channel, no matrix between channels"),
+        skip("blk.#.shortconv.conv", DEPTHWISE),
         fused("blk.#.shortconv.in_proj", "in_proj_B", "in_proj_C", "in_proj_x", layout=layouts.stacked_rows),  # LFM2
         # RWKV
         score("blk.#.time_mix_output", "o_proj"),
         score("blk.#.channel_mix_key", "up_proj"),
         score("blk.#.channel_mix_value", "down_proj"),
-        skip("blk.#.time_mix_lerp_*|time_mix_first|time_mix_decay|time_mix_r_k", "time-mixing vector"),
+        skip("blk.#.time_mix_lerp_*|time_mix_first|time_mix_decay|time_mix_r_k", TIME_MIXING),
     ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from esdtool.modules import layouts
+from esdtool.modules.reasons import DECAY_RATES, DEPTHWISE, STATE_SPACE
 from esdtool.modules.rules import Family, fused, score, skip
 
 _MIXER = "mixer|mamba|ssm"
@@ -22,11 +23,11 @@ FAMILY = Family(
         # One projection to the step sizes, B and C; too few rows each to be worth a spectrum of their own.
         score(f"{_MIXER}.x_proj", "x_proj"),
         fused("conv.in_proj", "in_proj_B", "in_proj_C", "in_proj_x"),
-        skip("A_log", "state-space parameter A_log: a table of decay rates, not a weight matrix"),
-        skip("mixer|mamba|ssm.D|dt_bias", "state-space parameter: not a weight matrix"),
+        skip("A_log", DECAY_RATES),
+        skip("mixer|mamba|ssm.D|dt_bias", STATE_SPACE),
         skip(
             "mixer|mamba|ssm|linear_attn.conv1d",
-            "depthwise convolution: one filter for each channel, no matrix between channels",
+            DEPTHWISE,
         ),
     ),
 )

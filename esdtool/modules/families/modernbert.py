@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from esdtool.modules.reasons import LM_HEAD
 from esdtool.modules.rules import Family, skip
 
 FAMILY = Family(
@@ -9,7 +10,7 @@ FAMILY = Family(
     model_types=frozenset({"modernbert"}),
     marker="embeddings.tok_embeddings",
     rules=(
-        skip("^decoder", "language-model head"),
-        skip("^head.dense", "language-model head"),
+        skip("^decoder", LM_HEAD),
+        skip("^head.dense", LM_HEAD),
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from esdtool.modules.reasons import LM_HEAD
 from esdtool.modules.rules import Family, score, skip
 
 FAMILY = Family(
@@ -9,7 +10,7 @@ FAMILY = Family(
     model_types=frozenset({"hf_olmo"}),
     marker="blocks.#.att_proj",
     rules=(
-        skip("^ff_out", "language-model head"),
+        skip("^ff_out", LM_HEAD),
         score("blocks.#.attn_out", "o_proj"),
         # With SwiGLU twice as wide, which its shape tells; the second half goes through the activation.
         score("blocks.#.ff_proj", "up_proj", halves=("up_proj", "gate_proj")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from esdtool.modules.general import OUTPUT_HEAD
+from esdtool.modules.reasons import OUTPUT_HEAD
 from esdtool.modules.rules import Family, skip
 
 FAMILY = Family(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from esdtool.modules.reasons import TIME_MIXING
 from esdtool.modules.rules import Family, score, skip
 
 FAMILY = Family(
@@ -12,6 +13,6 @@ FAMILY = Family(
         score("attention.output", "o_proj"),
         score("feed_forward.key", "up_proj"),
         score("feed_forward.value", "down_proj"),
-        skip("time_mix_*|time_decay|time_first", "time-mixing vector"),
+        skip("time_mix_*|time_decay|time_first", TIME_MIXING),
     ),
 )

@@ -25,7 +25,7 @@ def skipped_part(skipped: Sequence[SkippedResult]) -> Html:
                 Cell(content=reason),
             ]
         )
-        for reason, pattern, tensors in skipped_groups(skipped, lambda tensor: (tensor.reason, tensor.name))
+        for reason, pattern, tensors in skipped_groups(skipped)
     ]
     columns = [Column(heading="name"), Column(heading="tensors", kind="number"), Column(heading="reason")]
     plural = "tensor" if len(skipped) == 1 else "tensors"

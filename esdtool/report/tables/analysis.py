@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from esdtool.analysis.document import Analysis, ModuleResult, RoleSummary
 from esdtool.analysis.verdict import verdict_words
-from esdtool.modules.base import NORM_OR_BIAS
+from esdtool.modules.skipped import SkipKind
 from esdtool.report.tables.experts import Experts, fold_experts
 from esdtool.support.words import dimensions
 
@@ -115,34 +115,45 @@ ROLE_COLUMNS: tuple[Column[RoleSummary], ...] = (
 )
 
 
-def skipped_rows(tensors: Iterable[tuple[str, str]]) -> list[tuple[int, str, str]]:
-    """(count, name, reason) of skipped tensors, given as (reason, name).
+class Skipped(Protocol):
+    """Whatever is left out: a tensor of an analysis or of a plan, or a module without a counterpart."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> SkipKind: ...
+
+    @property
+    def reason(self) -> str: ...
+
+
+def skipped_rows(tensors: Iterable[Skipped]) -> list[tuple[int, str, str]]:
+    """List (count, name, reason) of skipped tensors.
 
     Those that differ only in an index share a row, as do all norms and biases, which come last.
     """
     return [
-        (len(names), names[0][1] if len(names) == 1 else pattern or "(--json lists them)", reason)
-        for reason, pattern, names in skipped_groups(tensors, lambda tensor: tensor)
+        (len(members), members[0].name if len(members) == 1 else pattern or "(--json lists them)", reason)
+        for reason, pattern, members in skipped_groups(tensors)
     ]
 
 
-Skipped = TypeVar("Skipped")
+_Skipped = TypeVar("_Skipped", bound=Skipped)
 
 
-def skipped_groups(
-    tensors: Iterable[Skipped], reason_and_name: Callable[[Skipped], tuple[str, str]]
-) -> list[tuple[str, str, list[Skipped]]]:
-    """(reason, pattern, members) of skipped tensors that differ only in an index.
+def skipped_groups(tensors: Iterable[_Skipped]) -> list[tuple[str, str, list[_Skipped]]]:
+    """List (reason, pattern, members) of skipped tensors that differ only in an index.
 
     All norms and biases are one group, which comes last and has no pattern.
     """
-    groups: dict[tuple[str, str], list[Skipped]] = {}
+    groups: dict[tuple[bool, str, str], list[_Skipped]] = {}
     for tensor in tensors:
-        reason, name = reason_and_name(tensor)
-        pattern = "" if reason == NORM_OR_BIAS else re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
-        groups.setdefault((reason, pattern), []).append(tensor)
-    ordered = sorted(groups.items(), key=lambda group: group[0][0] == NORM_OR_BIAS)
-    return [(reason, pattern, members) for (reason, pattern), members in ordered]
+        is_vector = tensor.kind is SkipKind.VECTOR
+        pattern = "" if is_vector else re.sub(r"(?<![^.])\d+(?![^.])", "*", tensor.name)
+        groups.setdefault((is_vector, tensor.reason, pattern), []).append(tensor)
+    ordered = sorted(groups.items(), key=lambda group: group[0][0])
+    return [(reason, pattern, members) for (_, reason, pattern), members in ordered]
 
 
 def format_number(value: float | None, spec: str) -> str:

@@ -14,6 +14,7 @@ from esdtool.analysis.document import Analysis, ModuleResult
 from esdtool.analysis.verdict import Verdict, closing_words, verdict
 from esdtool.report.tables.analysis import (
     ROLE_COLUMNS,
+    Skipped,
     format_layer,
     format_number,
     module_columns,
@@ -86,7 +87,7 @@ def print_analysis(
         for part in alpha_heat_map(analysis, console):
             console.print(part)
     if analysis.skipped:
-        console.print(_skipped((tensor.reason, tensor.name) for tensor in analysis.skipped))
+        console.print(_skipped(analysis.skipped))
     console.print(Text(closing_words(analysis)))
 
 
@@ -112,7 +113,7 @@ def print_plan(plan: Plan) -> None:
         )
     console.print(table)
     if plan.selection.skipped:
-        console.print(_skipped((tensor.reason, tensor.name) for tensor in plan.selection.skipped))
+        console.print(_skipped(plan.selection.skipped))
     seconds = estimate_seconds(plan)
     console.print(
         f"Estimated: {_duration(seconds)} on {plan.device} with {plan.jobs} at a time, "
@@ -212,7 +213,7 @@ def _layers(analysis: Analysis) -> Table:
     return table
 
 
-def _skipped(tensors: Iterable[tuple[str, str]]) -> Table:
+def _skipped(tensors: Iterable[Skipped]) -> Table:
     rows = skipped_rows(tensors)
     table = new_table(f"skipped: {sum(count for count, _, _ in rows)} tensors")
     table.add_column("tensors", justify="right")

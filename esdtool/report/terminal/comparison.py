@@ -94,7 +94,7 @@ def _moved(comparison: CheckpointComparison) -> Table:
 
 
 def _unmatched(comparison: CheckpointComparison) -> Table:
-    rows = skipped_rows((found.reason, found.name) for found in comparison.unmatched)
+    rows = skipped_rows(comparison.unmatched)
     table = new_table(f"without a counterpart: {len(comparison.unmatched)} modules")
     table.add_column("modules", justify="right")
     table.add_column("name", overflow="fold")

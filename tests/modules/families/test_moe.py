@@ -7,6 +7,7 @@ activation function shows what reaches it (the gate), and a `down_proj` that pas
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -504,7 +505,9 @@ def test_gpt_oss(tmp_path: Path) -> None:
 class Recording:
     """Stands for a cache: keeps the keys and values that an attention layer would store."""
 
-    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, **_: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         self.keys, self.values = keys, values
         return keys, values
 
@@ -522,6 +525,8 @@ def dbrx_matrices(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Matrices
     attention, experts = block.norm_attn_norm.attn, block.ffn.experts
     attention.clip_qkv = float("inf")
     cache, rotated = Recording(), []
+    # transformers 5.24 renamed the argument.
+    cached = "cache" if "cache" in inspect.signature(attention.forward).parameters else "past_key_values"
 
     def unrotated(query: torch.Tensor, key: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         rotated.append(query)
@@ -529,7 +534,7 @@ def dbrx_matrices(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Matrices
 
     with monkeypatch.context() as patch:
         patch.setattr(modeling_dbrx, "apply_rotary_pos_emb", unrotated)
-        attention(torch.eye(HIDDEN)[None], position_embeddings=(None, None), past_key_values=cache)
+        attention(torch.eye(HIDDEN)[None], position_embeddings=(None, None), **{cached: cache})
     name = "transformer.blocks.0.norm_attn_norm.attn"
     matrices = {
         f"{name}.q_proj": by_rows(rotated[0]),
