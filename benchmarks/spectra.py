@@ -29,9 +29,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from esdtool.spectra import lapack
+from esdtool.spectra.estimators.hill import hill
 from esdtool.spectra.options import ScoreOptions
 from esdtool.spectra.scoring import score_matrices
-from esdtool.spectra.tail import hill
 
 SHAPES = ("512x512", "768x3072", "1024x2736", "2048x2048", "2048x5461", "4096x4096", "4096x11008", "11008x4096")
 

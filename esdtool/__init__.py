@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from esdtool.errors import EsdtoolError
     from esdtool.names import canonical_name
     from esdtool.optim import AlphaDecay, apply, param_groups
+    from esdtool.spectra.estimators.hill import hill
+    from esdtool.spectra.estimators.ks import ks_fit
     from esdtool.spectra.spectrum import esd
-    from esdtool.spectra.tail import TailFit, hill, ks_fit
+    from esdtool.spectra.tail import TailFit
 
 _HOME = {
     "AlphaDecay": "optim",
@@ -33,8 +35,8 @@ _HOME = {
     "assign": "assignment.assign",
     "canonical_name": "names",
     "esd": "spectra.spectrum",
-    "hill": "spectra.tail",
-    "ks_fit": "spectra.tail",
+    "hill": "spectra.estimators.hill",
+    "ks_fit": "spectra.estimators.ks",
     "load_assignment": "assignment.document",
     "param_groups": "optim",
 }

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 import esdtool
 from esdtool.analysis.document import Analysis
-from esdtool.spectra.tail import hill, ks_fit
+from esdtool.spectra.estimators.hill import hill
+from esdtool.spectra.estimators.ks import ks_fit
 
 
 def package_folder(package: str) -> Path:

@@ -79,7 +79,7 @@ class TailResult(Record):
     )
 
 
-class Comparison(Record):
+class LikelihoodTest(Record):
     """Likelihood-ratio test of the power law against another distribution (package `powerlaw`)."""
 
     ratio: float = Field(description="Log-likelihood ratio; positive favours the power law.")
@@ -119,7 +119,7 @@ class ModuleResult(Record):
     )
     alphas: dict[str, float | None] = Field(default_factory=dict, description="Alpha by estimator.")
     fits: dict[str, TailResult | None] = Field(default_factory=dict, description="Whole fit by estimator.")
-    comparisons: dict[str, Comparison] | None = Field(
+    comparisons: dict[str, LikelihoodTest] | None = Field(
         default=None, description="Power law against alternatives; only with the estimator 'powerlaw'."
     )
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from esdtool.analysis.document import Comparison, ModuleResult, TailResult
+from esdtool.analysis.document import LikelihoodTest, ModuleResult, TailResult
 from esdtool.analysis.verdict import Verdict, within_limits
 from esdtool.modules import WeightModule
 from esdtool.spectra.metrics import alpha_weighted, estimated_metrics, log_alpha_norm, spectral_metrics
@@ -64,7 +64,7 @@ def module_result(module: WeightModule, score: MatrixScore, options: ScoreOption
         fits={name: None if fit is None else _tail_result(fit) for name, fit in score.fits.items()},
         comparisons=None
         if score.comparisons is None
-        else {name: Comparison(ratio=test.ratio, p_value=test.p_value) for name, test in score.comparisons.items()},
+        else {name: LikelihoodTest(ratio=test.ratio, p_value=test.p_value) for name, test in score.comparisons.items()},
         **metrics,
         alpha_weighted=alpha_weighted(first.alpha, score.spectrum.lambda_max),
         log_alpha_norm=log_alpha_norm(first.alpha, score.spectrum.eigenvalues),

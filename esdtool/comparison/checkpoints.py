@@ -26,6 +26,8 @@ from esdtool.comparison.document import (
     largest,
 )
 from esdtool.errors import UsageError
+from esdtool.spectra.estimator import load_estimator
+from esdtool.spectra.options import FITS
 from esdtool.support.words import dimensions
 
 __all__ = [
@@ -169,28 +171,18 @@ def _unmatched(
     return unmatched
 
 
-# By the estimator that they concern; None: whichever it is.
-_SETTINGS: Final[dict[str, str | None]] = {
-    "k_fraction": "hill",
-    "fix_finger_bound": "fix-finger",
-    "farms_rows": "farms",
-    "farms_ratio": "farms",
-    "farms_windows": "farms",
-    "min_eigs": None,
-    "spectrum": None,
-    "fast": None,
-    "split_fused": None,
-    "include": None,
-    "exclude": None,
-}
+_COMMON_SETTINGS: Final = ("min_eigs", "spectrum", "fast", "split_fused", "include", "exclude")
+"""Settings on which an analysis depends whatever its estimator is."""
 
 
 def _notes(analyses: Sequence[Analysis]) -> list[str]:
     notes = []
     fit = analyses[0].settings.fit[0]
-    for setting, concerned in _SETTINGS.items():
+    # Analyses come from files: one may be by an estimator that is not here.
+    own = load_estimator(fit).all_options if fit in FITS else ()
+    for setting in (*own, *_COMMON_SETTINGS):
         values = [_text(getattr(analysis.settings, setting)) for analysis in analyses]
-        if concerned in (None, fit) and len(set(values)) > 1:
+        if len(set(values)) > 1:
             notes.append(f"the analyses differ in {setting}: {', '.join(values)}")
     if len({analysis.source.base is None for analysis in analyses}) > 1:
         notes.append("some alphas are of weights, others of differences from a base: they are not comparable")

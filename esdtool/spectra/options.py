@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from esdtool.errors import UsageError
+from esdtool.spectra.estimators import DEFAULT_ESTIMATOR, ESTIMATOR_NAMES
 
 SpectrumPath = Literal["gram-float32", "gram-float64", "svd-float64"]
 SpectrumName = Literal["auto", "gram", "svd", "slq"]
 SPECTRA: tuple[str, ...] = get_args(SpectrumName)
 FixFingerBound = Literal["linear", "legacy"]
-FitName = Literal["hill", "ks", "fix-finger", "farms", "powerlaw"]
-FITS: tuple[str, ...] = get_args(FitName)
 
+FITS = ESTIMATOR_NAMES
+"""Names of the estimators of alpha, the default first."""
+
+# `powerlaw` finds the alpha of `ks`, and its likelihood tests, which take seconds a module, change no decay.
+TRAINING_FITS = tuple(name for name in FITS if name != "powerlaw")
+"""Names of the estimators that a training run can measure its weights with."""
+
+if TYPE_CHECKING:
+    TrainingFitName = str
+else:
+    # Pydantic refuses other names, and lists these in the schema.
+    TrainingFitName = Literal[TRAINING_FITS]
 
 LOW_RANK_MIN_EIGS = 8
 """Fewest eigenvalues of a module of known low rank, such as a LoRA update: it has no more than its rank."""
@@ -27,7 +38,7 @@ ESTIMABLE_FRACTIONS = (0.1, 0.9)
 class ScoreOptions:
     """Everything that a module's numbers depend on, besides its weights."""
 
-    fit: tuple[str, ...] = ("hill",)
+    fit: tuple[str, ...] = (DEFAULT_ESTIMATOR,)
     """Estimators of alpha, from `FITS`; the first gives the alpha that the others of the tool use."""
     k_fraction: float = 0.5
     """Fraction of the eigenvalues in the Hill estimator's tail, in (0, 1]."""
@@ -39,7 +50,7 @@ class ScoreOptions:
     fast: bool = False
     """Allow float32 where its error bound admits it."""
     fix_finger_bound: FixFingerBound = "linear"
-    """See `esdtool.spectra.tail.fix_finger_fit`."""
+    """See `esdtool.spectra.estimators.fix_finger`."""
     farms_rows: int = 100
     """Rows of a FARMS window."""
     farms_ratio: float = 2.0
@@ -94,7 +105,7 @@ class ScoreOptions:
 
     @property
     def ladder(self) -> tuple[SpectrumPath, ...]:
-        """The spectrum paths to try, cheapest first."""
+        """The spectrum paths to try, the cheapest first."""
         if self.spectrum == "svd":
             return ("svd-float64",)
         gram: tuple[SpectrumPath, ...] = ("gram-float32", "gram-float64") if self.fast else ("gram-float64",)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from esdtool.spectra.estimators.hill import hill_index
 from esdtool.spectra.lanczos import (
     NOISE,
     PROBES,
@@ -35,7 +36,6 @@ from esdtool.spectra.lanczos import (
     quadrature,
 )
 from esdtool.spectra.spectrum import full_precision_matmul, storage_floor
-from esdtool.spectra.tail import hill_index
 
 FEWER_STEPS = (24, 28)
 """The quadratures that are compared with that of `STEPS`."""

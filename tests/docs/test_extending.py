@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,13 @@ def test_estimator(extended: Path, bundled: Path) -> None:
         assert module["alpha"] == pytest.approx(rank_alpha(esds[module["name"]]), rel=1e-9)
         assert module["alpha"] != module["alphas"]["hill"]
         assert 1 < module["mp_alpha"] != module["alpha"]
+    assert "rank" in run(extended, "analyze", "--help")
+
+
+def test_estimator_in_training(extended: Path) -> None:
+    quickstart = ROOT / "examples" / "configs" / "quickstart.toml"
+    resolved = run(extended, "train", str(quickstart), "--set", "weight_decay.fit=rank", "--print-config")
+    assert tomllib.loads(resolved)["weight_decay"]["fit"] == "rank"
 
 
 def test_policy(extended: Path, tmp_path: Path) -> None:

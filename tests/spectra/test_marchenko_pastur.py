@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
+from esdtool.spectra.estimators.hill import hill
 from esdtool.spectra.marchenko_pastur import mp_edges, mp_quantiles
-from esdtool.spectra.tail import hill
 
 SHAPES = [(300, 300), (100, 1000), (1000, 100), (2048, 5461)]
 

@@ -11,9 +11,11 @@ import torch
 
 from esdtool.errors import UsageError
 from esdtool.spectra.cache import SpectrumCache
+from esdtool.spectra.estimators.fix_finger import fix_finger_fit
+from esdtool.spectra.estimators.hill import hill
+from esdtool.spectra.estimators.ks import ks_fit
 from esdtool.spectra.options import FITS, ScoreOptions
 from esdtool.spectra.scoring import ScoreRequest, null_alpha, score_batch, score_matrices
-from esdtool.spectra.tail import fix_finger_fit, hill, ks_fit
 
 GENERATOR = torch.Generator().manual_seed(0)
 

@@ -20,11 +20,11 @@ from esdtool.errors import UsageError
 from esdtool.report.html import analysis_page
 from esdtool.report.tables.analysis import module_columns
 from esdtool.spectra import lanczos, slq
+from esdtool.spectra.estimators.hill import hill
 from esdtool.spectra.marchenko_pastur import mp_quantiles
 from esdtool.spectra.options import ScoreOptions
 from esdtool.spectra.scoring import score_matrices
 from esdtool.spectra.slq import estimate_from, estimate_tail
-from esdtool.spectra.tail import hill
 
 ORDER = 800
 

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esdtool.spectra.likelihood import powerlaw_fit
-from esdtool.spectra.tail import fix_finger_fit, hill, hill_index, ks_distances, ks_fit
+from esdtool.spectra.estimators.fix_finger import fix_finger_fit
+from esdtool.spectra.estimators.hill import hill, hill_index
+from esdtool.spectra.estimators.ks import ks_distances, ks_fit
+from esdtool.spectra.estimators.powerlaw import powerlaw_fit
 
 
 def pareto_quantiles(exponent: float, size: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from esdtool.analysis.document import ModuleResult, TailResult
 from esdtool.report.figures.style import BULK, COLOURS, new_figure, plain, set_title
 from esdtool.report.tables.density import drawn_fit, esd_histogram, null_density, tail_density
-from esdtool.spectra.tail import ks_distances
+from esdtool.spectra.estimators.ks import ks_distances
 
 Vector = npt.NDArray[np.float64]
 

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from esdtool.assignment.options import Control
-from esdtool.spectra.options import ScoreOptions
+from esdtool.spectra.estimators import DEFAULT_ESTIMATOR
+from esdtool.spectra.options import ScoreOptions, TrainingFitName
 from esdtool.train.config.presets import PRESETS
 
 
@@ -250,7 +251,7 @@ class WeightDecaySettings(Section):
     """alphadecay: assign from the initial weights too; false: base until the first refresh."""
     compute: Literal["all-ranks", "first-rank"] = "all-ranks"
     """alphadecay: spread the spectra over the ranks (each module on one of them), or leave them to rank 0."""
-    fit: Literal["hill", "ks", "fix-finger", "farms"] = "hill"
+    fit: TrainingFitName = DEFAULT_ESTIMATOR
     """Estimator of alpha."""
     score: Literal["alpha", "gradient_norm", "frobenius_norm", "spectral_norm", "stable_rank", "alpha_weighted"] = (
         "alpha"

@@ -1,39 +1,39 @@
-"""Tail fits by the `powerlaw` package, with likelihood-ratio tests against other distributions.
+"""`powerlaw`: the fit of the package `powerlaw`, with likelihood-ratio tests against other distributions.
 
-The package (Alstott, Bullmore and Plenz 2014) chooses xmin as `esdtool.spectra.tail.ks_fit` does and is
-slower; its use is the comparison: is the tail a power law, or would a lognormal do as well?
+The package (Alstott, Bullmore and Plenz 2014) chooses xmin as the estimator `ks` does and is slower; its use is the
+comparison: is the tail a power law, or would a lognormal do as well?
 """
 
 from __future__ import annotations
 
 import threading
 import warnings
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from esdtool.spectra.tail import TailFit
+from esdtool.spectra.estimator import Estimator
+from esdtool.spectra.estimators import ks
+from esdtool.spectra.options import ScoreOptions
+from esdtool.spectra.tail import LikelihoodRatio, TailFit, Vector
 
 ALTERNATIVES = ("lognormal", "exponential", "truncated_power_law")
+"""Distributions that the power law is tested against, by their names in the package."""
 
 # `warnings.catch_warnings` changes the state of the whole process.
 _LOCK = threading.Lock()
 
 
-@dataclass(frozen=True, kw_only=True)
-class LikelihoodRatio:
-    """The power law against one alternative on the same tail."""
-
-    ratio: float
-    """Normalised log-likelihood ratio; positive favours the power law."""
-    p_value: float
-    """Probability of so large a ratio if neither were better."""
-
-
 def powerlaw_fit(eigenvalues: npt.ArrayLike) -> tuple[TailFit, dict[str, LikelihoodRatio]]:
-    """Fit the positive eigenvalues with `powerlaw.Fit` and compare it with `ALTERNATIVES`.
+    """Fit the positive eigenvalues with `powerlaw.Fit`, and test the fit against `ALTERNATIVES`.
+
+    Args:
+        eigenvalues: [n], any order, not negative.
+
+    Returns:
+        The tail, and the test against each alternative by its name.
 
     Raises:
         ValueError: if there are fewer than two distinct positive eigenvalues.
@@ -73,3 +73,12 @@ def powerlaw_fit(eigenvalues: npt.ArrayLike) -> tuple[TailFit, dict[str, Likelih
         ),
         comparisons,
     )
+
+
+def _fit(eigenvalues: Vector, options: ScoreOptions) -> TailFit:
+    del options
+    fit, comparisons = powerlaw_fit(eigenvalues)
+    return replace(fit, comparisons=comparisons)
+
+
+ESTIMATOR = Estimator(fit=_fit, null_fit=ks.ESTIMATOR.fit)
