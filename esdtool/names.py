@@ -26,11 +26,17 @@ BLOCKS = frozenset(
         "self_attends",
     }
 )
-"""Containers whose next segment, a number, is the index of a block."""
+"""Names of containers that mean blocks in any model; `esdtool.modules.blocks` finds those of a particular one."""
 
-_NUMBERED_BLOCK = re.compile(r"(?:encoder_|decoder_)?(?:layer|block)_(\d+)|encoderblock_(\d+)")
+NUMBERED_BLOCK = re.compile(r"(?:encoder_|decoder_)?(?:layer|block)_(\d+)|encoderblock_(\d+)")
+"""Segments that are a block's name and number in one."""
+
+NUMBERED_STAGE = re.compile(r"(\w*(?:layer|block|stage))_?(\d+)")
+"""Segments such as torchvision's `layer1` to `layer4`, which are blocks only if their structure repeats."""
 
 Segments = tuple[str, ...]
+Block = tuple[int, int]
+"""(position in a path of the segment that holds a block's number, the number)."""
 SortKey = tuple[tuple[int, tuple[tuple[int, int, str], ...]], ...]
 
 
@@ -75,24 +81,41 @@ def without_root(path: Segments) -> Segments:
     return path[start:]
 
 
-def block_position(path: Segments) -> tuple[int, int] | None:
-    """(position in `path` of the segment that holds the block's number, the number), or None.
+def block_by_name(path: Segments) -> Block | None:
+    """Find the block's number by the names that mean blocks in any model; None if there is none.
 
-    The outermost numbered container counts: T5's `encoder.block.3.layer.1` is block 3.
+    The outermost numbered container counts: T5's `encoder.block.3.layer.1` is block 3. Where all names of the model are
+    at hand, `esdtool.modules.blocks.find_blocks` knows better.
     """
     for position, segment in enumerate(path):
         if position and segment.isdecimal() and path[position - 1] in BLOCKS:
             return position, int(segment)
-        numbered = _NUMBERED_BLOCK.fullmatch(segment)
+        numbered = NUMBERED_BLOCK.fullmatch(segment)
         if numbered:
             return position, int(numbered.group(1) or numbered.group(2))
     return None
 
 
 def layer_index(parameter: str) -> int | None:
-    """Index of the transformer block of a parameter; None outside a numbered stack."""
-    block = block_position(module_path(parameter))
+    """Find the index of a parameter's block by its name alone, see `block_by_name`; None outside a numbered stack."""
+    block = block_by_name(module_path(parameter))
     return None if block is None else block[1]
+
+
+def place_of_block(path: Segments, layer: int | None) -> int | None:
+    """Find where in a module path the number of its block stands; None if it has none.
+
+    >>> place_of_block(("trf_blocks", "1", "ff", "layers", "2"), 1)
+    1
+    """
+    if layer is None:
+        return None
+    for position, segment in enumerate(path):
+        numbered = NUMBERED_BLOCK.fullmatch(segment) or NUMBERED_STAGE.fullmatch(segment)
+        digits = numbered[numbered.lastindex or 0] if numbered else segment
+        if digits.isdecimal() and int(digits) == layer:
+            return position
+    return None
 
 
 _NUMBERED_EXPERT = re.compile(r"(?:expert_)?(\d+)")
@@ -138,16 +161,21 @@ def role_rank(role: str) -> tuple[int, int]:
     return _PLACE_OF_ROLE.get(role, _OTHER_ROLE)
 
 
-def order_key(parameter: str, role: str | None) -> SortKey:
+def order_key(parameter: str, role: str | None, block: Block | None = None) -> SortKey:
     """Sort key of the model's natural order.
 
     Outside blocks, segment by segment: embeddings, encoder, the rest, decoder, then norms, poolers
     and heads; numbers compare as numbers. Inside a block: self-attention q, k, v, o, then
     cross-attention, then the MLP gate, up, down, expert after expert, then all other roles;
     tensors without a role (`role=None`) last.
+
+    Args:
+        parameter: name of the tensor, or of a module with `.weight`.
+        role: the module's role.
+        block: the number of its block in `module_path(parameter)`; None finds it by the name alone.
     """
     path = module_path(parameter)
-    block = block_position(path)
+    block = block or block_by_name(path)
     if block is None:
         return (*(_segment_key(segment) for segment in path), (0, ((1, 0, parameter),)))
     position, index = block

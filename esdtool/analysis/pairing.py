@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from esdtool.names import block_position, canonical_name, module_path, without_root
+from esdtool.names import canonical_name, module_path, place_of_block, without_root
 
 
 class Placed(Protocol):
@@ -84,10 +84,10 @@ def _bare_name(module: Placed) -> Hashable:
 def _place(module: Placed) -> Hashable:
     """Tower, block, role and expert, whatever the names between them; outside blocks the end of the name."""
     path = module_path(module.name)
-    block = block_position(path)
-    if block is None:
+    place = place_of_block(path, module.layer)
+    if place is None:
         return module.role, path[-2:]
-    tower = "vision" if any("vis" in segment for segment in path[: block[0]]) else "text"
+    tower = "vision" if any("vis" in segment for segment in path[:place]) else "text"
     side = next((segment for segment in path if segment in ("encoder", "decoder")), "")
     return tower, side, module.layer, module.role, module.expert
 

@@ -12,13 +12,14 @@ from typing import Any
 from esdtool.checkpoint.base import TensorInfo
 from esdtool.errors import UsageError
 from esdtool.modules.base import Selection, WeightModule
+from esdtool.modules.blocks import BlockIndex, find_blocks
 from esdtool.modules.classify import Classifier, is_weight, leaf_role
 from esdtool.modules.layouts import UnknownLayoutError
 from esdtool.modules.patterns import compile_patterns
 from esdtool.modules.rules import Fused, Score, Skip, Stacked, Verdict
 from esdtool.modules.skipped import SkipKind, SkippedTensor, SkipReason
 from esdtool.modules.split import Piece
-from esdtool.names import WRAPPERS, expert_index, layer_index, module_name, module_path, order_key
+from esdtool.names import WRAPPERS, expert_index, module_name, module_path, order_key
 
 
 def select_modules(
@@ -76,7 +77,7 @@ def select_modules(
         if includes:
             found = _restrict(found, includes)
         found = [_without(part, excludes) for part in found]
-    return _selection(found)
+    return _selection(found, find_blocks((tensor.name, tensor.shape) for tensor in catalogue))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +188,7 @@ def _not_chosen(words: str) -> Skip:
     return Skip(reason=SkipReason(kind=SkipKind.NOT_CHOSEN, words=words))
 
 
-def _selection(parts: Sequence[_Part]) -> Selection:
+def _selection(parts: Sequence[_Part], blocks: BlockIndex) -> Selection:
     """Modules and skipped tensors in natural order."""
     embeddings = {
         part.tensor.shape: part.tensor.name
@@ -199,8 +200,10 @@ def _selection(parts: Sequence[_Part]) -> Selection:
     for position, part in enumerate(_joined(parts)):
         tensor = part.tensor
         if isinstance(part.verdict, Score):
-            key = order_key(f"{part.name}.weight", part.verdict.role)
-            modules.append(((key, tensor.name, position), _module(part, part.verdict)))
+            block = blocks.find(module_path(f"{part.name}.weight"))
+            key = order_key(f"{part.name}.weight", part.verdict.role, block)
+            module = _module(part, part.verdict, layer=None if block is None else block[1])
+            modules.append(((key, tensor.name, position), module))
             continue
         kind, words = part.verdict.reason.kind, part.verdict.reason.words
         if kind is SkipKind.OUTPUT_HEAD and tensor.shape in embeddings:
@@ -208,7 +211,8 @@ def _selection(parts: Sequence[_Part]) -> Selection:
         name = tensor.name if part.piece is None else part.name
         shape = tensor.shape if part.piece is None else part.piece.view.shape(tensor.shape)
         entry = SkippedTensor(name=name, shape=shape, dtype=tensor.storage, kind=kind, reason=words)
-        skipped.append(((order_key(name, None), tensor.name, position), entry))
+        key = order_key(name, None, blocks.find(module_path(name)))
+        skipped.append(((key, tensor.name, position), entry))
     return Selection(
         modules=tuple(module for _, module in sorted(modules, key=lambda pair: pair[0])),
         skipped=tuple(entry for _, entry in sorted(skipped, key=lambda pair: pair[0])),
@@ -230,14 +234,14 @@ def _joined(parts: Sequence[_Part]) -> list[_Part]:
     return list(joined.values())
 
 
-def _module(part: _Part, verdict: Score) -> WeightModule:
+def _module(part: _Part, verdict: Score, *, layer: int | None) -> WeightModule:
     tensor, piece = part.tensor, part.piece
     shape = tensor.shape if piece is None else piece.view.shape(tensor.shape)
     return WeightModule(
         name=part.name,
         parameter=tensor.name,
         role=verdict.role,
-        layer=layer_index(tensor.name),
+        layer=layer,
         shape=shape,
         dtype=tensor.storage,
         kind="linear" if len(shape) == 2 else "conv",

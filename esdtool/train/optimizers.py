@@ -16,7 +16,8 @@ from esdtool.assignment.scope import Patterns, choose
 from esdtool.checkpoint import from_model
 from esdtool.errors import ConfigError
 from esdtool.modules import WeightModule, canonical_name, select_modules
-from esdtool.names import layer_index, module_name
+from esdtool.modules.blocks import find_blocks
+from esdtool.names import module_name
 from esdtool.train.config.whole import TrainConfig
 
 Group = dict[str, Any]
@@ -94,7 +95,12 @@ def build_optimizers(
     own = {module.parameter for module in modules}
     base = config.base_decay
     rest_decay = 0.0 if config.weight_decay.unlisted == "no-decay" else base
-    to_muon = {name for name in parameters if settings.name == "muon" and _is_block_matrix(name, parameters[name])}
+    blocks = find_blocks((name, tuple(parameter.shape)) for name, parameter in model.named_parameters())
+    to_muon = {
+        name
+        for name, parameter in parameters.items()
+        if settings.name == "muon" and parameter.ndim == 2 and blocks.layer(name) is not None
+    }
 
     def groups(names: list[str]) -> list[Group]:
         alone = [{"params": [parameters[name]], "weight_decay": base} for name in names if name in own]
@@ -152,7 +158,3 @@ def mean_decay(optimizers: Sequence[torch.optim.Optimizer]) -> float:
         total += size * float(group["weight_decay"])
         weight += size
     return total / weight
-
-
-def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim == 2 and layer_index(name) is not None

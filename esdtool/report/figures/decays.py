@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from esdtool.assignment.document import Assignment
-from esdtool.names import layer_index, role_rank
+from esdtool.modules.blocks import find_blocks
+from esdtool.names import role_rank
 from esdtool.report.figures.style import BULK, COLOURS, new_figure, plain
 
 _PANELS_ACROSS = 4
@@ -47,10 +48,12 @@ def decays_of_assignment(assignment: Assignment) -> list[Decay]:
 
 def decays_of_line(line: Mapping[str, Any]) -> list[Decay]:
     """The modules of a line of decay.jsonl."""
+    # The line holds matrices only, and not their shapes.
+    blocks = find_blocks((f"{name}.weight", (2, 2)) for name in line["modules"])
     return [
         Decay(
             role=module.get("role") or last_name(name),
-            layer=module.get("layer", layer_index(name)),
+            layer=module.get("layer", blocks.layer(name)),
             weight_decay=module["weight_decay"],
             alpha=module["alpha"],
         )

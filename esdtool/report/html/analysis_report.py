@@ -52,7 +52,7 @@ def _alpha_parts(analysis: Analysis, rows: ModuleRows) -> list[Html]:
     parts = []
     layered = [module for module in analysis.modules if module.layer is not None]
     places = [
-        Place(stack=stack_of(module.parameter), layer=module.layer, role=module.role, value=module.alpha)
+        Place(stack=stack_of(module.parameter, module.layer), layer=module.layer, role=module.role, value=module.alpha)
         for module in layered
         if module.layer is not None
     ]

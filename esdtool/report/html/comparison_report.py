@@ -184,7 +184,7 @@ def _maps(comparison: CheckpointComparison) -> Html | None:
         for module, layer in layered:
             side = module.sides[position]
             value = None if side is None else side.difference
-            places.append(Place(stack=stack_of(module.name), layer=layer, role=module.role, value=value))
+            places.append(Place(stack=stack_of(module.name, layer), layer=layer, role=module.role, value=value))
         caption = f"Alpha in {label} minus alpha in {first}, modules of one cell averaged"
         parts.append(heat_maps(places, scale, caption=caption, spec=spec))
     legend = scale.legend(left="heavier tails than before", right="lighter", spec=spec)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from esdtool.names import block_position, module_path
+from esdtool.names import module_path, place_of_block
 from esdtool.report.html.colours import Scale
 from esdtool.report.html.markup import DASH, Content, Html, joined, name_tag, shown, tag
 from esdtool.report.html.table import scroller
@@ -24,15 +24,15 @@ class Place:
     """None if the module has no number."""
 
 
-def stack_of(parameter: str) -> str:
-    """The container whose number is the parameter's layer.
+def stack_of(parameter: str, layer: int) -> str:
+    """Name the container whose number is the parameter's layer.
 
-    >>> stack_of("model.decoder.layers.3.self_attn.q_proj.weight")
+    >>> stack_of("model.decoder.layers.3.self_attn.q_proj.weight", 3)
     'model.decoder.layers'
     """
     path = module_path(parameter)
-    block = block_position(path)
-    return "" if block is None else ".".join(path[: block[0]])
+    place = place_of_block(path, layer)
+    return "" if place is None else ".".join(path[:place])
 
 
 def heat_maps(places: Sequence[Place], scale: Scale, *, caption: str, spec: str = ".2f") -> Html:
