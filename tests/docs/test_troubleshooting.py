@@ -38,9 +38,8 @@ LITERALS = literals()
 
 
 def is_said(quote: str) -> bool:
-    """Whether one string of the package has all the constant parts of a quoted message, in their order."""
-    parts = [re.escape(part.strip()) for part in VARIABLE.split(quote) if part.strip()]
-    pattern = re.compile(".*".join(parts), re.DOTALL)
+    """Whether one string of the package has the constant parts of a quoted message, and placeholders between them."""
+    pattern = re.compile(re.escape("...").join(re.escape(part) for part in VARIABLE.split(quote)))
     return any(pattern.search(literal) for literal in LITERALS)
 
 
