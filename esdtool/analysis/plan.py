@@ -12,8 +12,7 @@ import torch
 from esdtool.analysis.difference import Pairing, pair_modules
 from esdtool.analysis.execution import Batch, Limits, batches_of, peak_bytes
 from esdtool.checkpoint import Checkpoint, from_model, from_state_dict, open_checkpoint
-from esdtool.checkpoint.adapter import is_adapter
-from esdtool.checkpoint.merged_adapter import merged
+from esdtool.checkpoint.adapters import is_adapter, merged
 from esdtool.errors import NothingToAnalyzeError, UsageError
 from esdtool.modules import Selection, WeightModule, select_modules
 from esdtool.modules.base import cost

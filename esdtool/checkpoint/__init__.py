@@ -59,7 +59,7 @@ def open_checkpoint(location: str | Path, *, revision: str | None = None) -> Che
 
 def _logical(stored: Checkpoint) -> Checkpoint:
     """The weights that a checkpoint stands for, where it stores something else: codes and scales, or factors."""
-    from esdtool.checkpoint.adapter import adapter_weights
+    from esdtool.checkpoint.adapters import adapter_weights
     from esdtool.checkpoint.quantized.wrapper import dequantized
 
     return adapter_weights(dequantized(stored))

@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esdtool.errors import CheckpointError
@@ -61,7 +62,10 @@ class TensorInfo:
     roundoff: float | None = None
     """Relative root-mean-square rounding error of the stored weights, where it is more than that of `dtype`."""
     rank: int | None = None
-    """Largest possible rank of a product of factors (LoRA); see `Checkpoint.factors`."""
+    """Largest possible rank of each matrix of a product of factors (LoRA); see `Checkpoint.factors`."""
+    trained: tuple[str, ...] | None = None
+    """Names of the parameters that a trainer has in the place of a tensor that is computed from them (the g and v of
+    weight normalisation). None: the tensor is itself a parameter. Empty: there is none that a decay could be given."""
 
     @property
     def storage(self) -> str:
@@ -96,6 +100,8 @@ class Checkpoint(ABC):
     there is none."""
     notes: tuple[str, ...] = ()
     """Remarks that the user should see, one line each (e.g. which of two formats was taken)."""
+    folder: Path | None = None
+    """Where the files lie, for checkpoints on disk: what belongs to an adapter may be beside them."""
     collective_reads: bool = False
     """Whether all ranks must read the same tensors in the same order (a live model sharded over them)."""
 
@@ -137,9 +143,13 @@ class Checkpoint(ABC):
         return self.read(name)[start:stop]
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:  # noqa: ARG002 - for those that have them
-        """(left [rows, rank], right [rank, columns]) whose product is the tensor; None if it is stored as it is.
+        """Factors whose product is the tensor; None if it is stored as it is.
 
         Given for the tensors with `TensorInfo.rank`: their spectrum follows from the factors alone.
+
+        Returns:
+            (left [rows, rank], right [rank, columns]). Of a convolution, right is [rank, columns, *kernel]; of a stack
+            of matrices, left is [stack, rows, rank] and right [stack, rank, columns].
         """
         return None
 

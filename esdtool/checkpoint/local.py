@@ -82,6 +82,7 @@ def open_file(path: Path) -> Checkpoint:
         files=_files_of(source.tensors, path.name),
         config=config or _own_config(source),
         notes=source.notes,
+        folder=path.parent,
         sources=dict.fromkeys(source.tensors, source),
     )
 
@@ -128,6 +129,7 @@ def open_choice(folder: Path, choice: WeightChoice, *, location: str, revision: 
         revision=revision,
         config=config,
         notes=(*choice.notes(location, shards), *notes),
+        folder=folder,
         sources=sources,
     )
 

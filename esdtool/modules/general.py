@@ -66,8 +66,22 @@ COMPANIONS: tuple[Rule, ...] = (
     _quiet("scale|zero", QUANT_SCALE, beside="qweight"),
     _quiet("scale|zero", QUANT_SCALE, beside="W_q"),
     # Adapters
-    _quiet("lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_down|lora_up.**", LORA),
-    _quiet("lora_magnitude_vector.**", SkipReason(kind=SkipKind.ADAPTER, words="magnitudes of a DoRA adapter")),
+    _quiet("lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_down|lora_mid|lora_up|lora_a|lora_b.**", LORA),
+    _quiet("*_lora|lora|lora_linear_layer.down|up.**", LORA),
+    _quiet(
+        "hada_*|lokr_*|vera_A|vera_B|vera_lambda_*.**",
+        SkipReason(
+            kind=SkipKind.ADAPTER,
+            words="factor of an adapter without its counterparts: only their product is a weight update",
+        ),
+    ),
+    _quiet(
+        "lora_magnitude_vector|dora_scale.**", SkipReason(kind=SkipKind.ADAPTER, words="magnitudes of a DoRA adapter")
+    ),
+    _quiet(
+        "trainable_tokens_delta|trainable_tokens_original.**",
+        SkipReason(kind=SkipKind.ADAPTER, words="rows of a token embedding that an adapter trains"),
+    ),
     # Re-parametrised weights: the parameter is not the weight that acts
     _quiet("parametrizations.**", REPARAMETRISED),
     _quiet("weight_g|weight_v|weight_u|weight_orig|weight_mask", REPARAMETRISED),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from esdtool.checkpoint import Checkpoint
@@ -23,7 +25,13 @@ def read_matrices(checkpoint: Checkpoint, module: WeightModule) -> list[torch.Te
     if module.rank is not None:
         factors = checkpoint.factors(module.parameter)
         if factors is not None:
-            return [product_core(*_factors_of_part(module, *factors))]
+            left, right = _factors_of_part(module, *factors)
+            # Of a kernel, one product for each position.
+            return (
+                [product_core(left, part) for part in right.flatten(2).unbind(2)]
+                if right.ndim > 2
+                else [product_core(left, right)]
+            )
     return module.matrices_of_rows(read_rows(checkpoint, module))
 
 
@@ -49,10 +57,13 @@ def product_core(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def _factors_of_part(
     module: WeightModule, left: torch.Tensor, right: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The factors of the module's part of a fused product: some rows of the left one, or columns of the right one."""
+    """The factors of the module's part of a product: one of a stack, some rows, or some columns."""
     view = module.view
+    if view is not None and view.expert is not None and left.ndim > 2:
+        left, right = left[view.expert], right[view.expert]
+        view = replace(view, expert=None, num_experts=1)
     if view is None or view.stop is None:
         return left, right
     if view.axis == 0:
-        return view.part(left[slice(*module.rows)]), right
+        return view.part(left[slice(*view.rows(tuple(left.shape)))]), right
     return left, view.part(right)

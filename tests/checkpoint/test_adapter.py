@@ -16,8 +16,7 @@ from torch import nn
 
 import esdtool
 from esdtool.checkpoint import from_state_dict, open_checkpoint
-from esdtool.checkpoint.adapter import is_adapter
-from esdtool.checkpoint.merged_adapter import merged
+from esdtool.checkpoint.adapters import is_adapter, merged
 from esdtool.errors import CheckpointError
 
 # peft uses a name that transformers 5.23 deprecates, and looks for the base's configuration on the Hub.

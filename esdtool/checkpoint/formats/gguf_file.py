@@ -266,6 +266,9 @@ def _config(metadata: Mapping[str, Any]) -> dict[str, Any]:
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
     config: dict[str, Any] = {"model_type": architecture}
+    if metadata.get("general.type") == "adapter":  # the alpha of a LoRA; 0 means that the product is not scaled
+        alpha = metadata.get("adapter.lora.alpha")
+        return config | {"peft_type": "LORA"} | ({"lora_alpha": alpha} if alpha else {})
     config |= {name: value for name, key in _SIZES.items() if (value := size(key)) is not None}
     key, value, rope = size("attention.key_length"), size("attention.value_length"), size("rope.dimension_count")
     if "kv_lora_rank" in config:  # latent attention; `_mla`: where the other two describe the compressed cache

@@ -116,6 +116,7 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
         revision=checkpoint.revision,
         config=checkpoint.config,
         notes=(*checkpoint.notes, *_notes(checkpoint.location, weights, refused)),
+        folder=checkpoint.folder,
         collective_reads=checkpoint.collective_reads,
         inner=checkpoint,
         weights=weights,
