@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from esdtool.train.config.whole import TrainConfig
-from esdtool.train.model import meta_model, model_config
+from esdtool.train.model import model_config, unallocated_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -54,7 +54,7 @@ def estimate(config: TrainConfig, *, vocab_size: int, world_size: int = 1) -> Es
     Raises:
         ConfigError: as `esdtool.train.model.build_model`.
     """
-    model = meta_model(config, vocab_size=vocab_size)
+    model = unallocated_model(config, vocab_size=vocab_size)
     architecture = model_config(config, vocab_size=vocab_size)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     item = 2 if config.precision.name == "bf16" else 4

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from esdtool.errors import ConfigError, EsdtoolError
+from esdtool.errors import CheckpointError, EsdtoolError
 from esdtool.train.config.files import check_batch
 from esdtool.train.config.whole import TrainConfig
 from esdtool.train.data.batches import count_targets
@@ -27,7 +27,6 @@ from esdtool.train.policies.base import Record, Target, total_norm
 from esdtool.train.policies.make import make_policy
 from esdtool.train.run import directory as run_directory
 from esdtool.train.run.checkpoints import (
-    SavedRun,
     check_same_run,
     load_trainer,
     load_weights,
@@ -37,6 +36,7 @@ from esdtool.train.run.checkpoints import (
     take_snapshot,
 )
 from esdtool.train.run.log import RunLog, perplexity, sync_logs
+from esdtool.train.run.manifest import SavedRun
 from esdtool.train.run.view import open_view
 from esdtool.train.schedule import lr_factor
 from esdtool.train.signals import StopSignals
@@ -124,6 +124,8 @@ class _Run:
         """Updates done."""
         self.window = {"loss": 0.0, "targets": 0.0, "steps": 0.0}
         """Sums since the last line of training metrics; `steps` counts what the speed is measured over."""
+        self.evaluation_due = False
+        """Whether a signal stopped the run before the evaluation of this step."""
         if saved is not None:
             self._restore(saved)
 
@@ -137,7 +139,14 @@ class _Run:
             run_directory.claim(self.run, config)
             removed = remove_later(self.run, self.step)
             remarks.extend(f"removed {path}: the run goes on from before it" for path in removed)
-            self.log = RunLog(self.run, config, by_name, start_step=self.step)
+            self.log = RunLog(
+                self.run,
+                config,
+                by_name,
+                start_step=self.step,
+                evaluation_due=self.evaluation_due,
+                resumed=saved is not None,
+            )
 
         try:
             ranks.on_first(open_log)
@@ -156,9 +165,10 @@ class _Run:
         try:
             self.policy.load_state_dict(state["policy"])
             self.data.train.load_state_dict(state["data"])
-            self.window = {key: float(value) for key, value in state["window"].items()}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{saved.path}: the trainer state is of another version: {error}") from error
+            self.window = {key: float(state["window"][key]) for key in self.window}
+            self.evaluation_due = bool(state.get("evaluation_due", False))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{saved.path}: the trainer state is of another version: {error}") from error
         self.step = saved.step
 
     def go(self) -> TrainResult:
@@ -174,6 +184,9 @@ class _Run:
     def _go(self, signals: StopSignals) -> TrainResult:
         config, steps = self.config, self.config.schedule.steps
         evaluation: Evaluation | None = None
+        if self.evaluation_due:
+            self._log_evaluation(self._evaluate(), self._last_lr)
+            self.evaluation_due = False
         seconds = 0.0
         while self.step < steps:
             began = time.perf_counter()
@@ -183,7 +196,10 @@ class _Run:
             if self.step == 1 or is_end or self.step % config.logging.every == 0:
                 self._log_training(norm, lr, seconds)
                 seconds = 0.0
-            if is_end or (self.step % config.eval.every == 0 and stop is None):
+            is_evaluated = is_end or self.step % config.eval.every == 0
+            # Whoever stops a run may not wait for an evaluation: the process that resumes it makes up for it.
+            self.evaluation_due = is_evaluated and stop is not None and not is_end
+            if is_evaluated and not self.evaluation_due:
                 evaluation = self._evaluate()
                 self._log_evaluation(evaluation, lr)
             if is_end or stop is not None or self.step % config.checkpoint.every == 0:
@@ -259,6 +275,11 @@ class _Run:
         return self.config.precision.name == "bf16-autocast"
 
     @property
+    def _last_lr(self) -> float:
+        """The learning rate of the last update."""
+        return self.config.optimizer.lr * lr_factor(self.config, self.step - 1)
+
+    @property
     def _tokens(self) -> int:
         return self.step * self.config.tokens_per_step
 
@@ -318,6 +339,7 @@ class _Run:
             "policy": self.policy.state_dict(),
             "data": self.data.train.state_dict(self.step),
             "window": {**self.window, "steps": 0.0},
+            "evaluation_due": self.evaluation_due,
         }
         snapshot = take_snapshot(self.spread.model, self.optimizers, trainer)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 
-from esdtool.errors import ConfigError, MissingExtraError
+from esdtool.errors import ConfigError
 from esdtool.train.config.presets import PRESETS
 from esdtool.train.config.whole import TrainConfig
-from esdtool.train.quiet import one_line, quiet_transformers
+from esdtool.train.pretrained import build_random, import_transformers, load_model, read_architecture
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -54,7 +54,7 @@ def build_model(
     return model
 
 
-def meta_model(config: TrainConfig, *, vocab_size: int) -> PreTrainedModel:
+def unallocated_model(config: TrainConfig, *, vocab_size: int) -> PreTrainedModel:
     """The model's shape without its weights: every parameter is on torch's meta device.
 
     Raises:
@@ -104,12 +104,8 @@ def model_config(
 
 
 def _preset_config(name: str, vocab_size: int) -> PretrainedConfig:
-    try:
-        from transformers import LlamaConfig
-    except ImportError as error:
-        raise MissingExtraError("`esdtool train`", "train") from error
     preset = PRESETS[name]
-    return LlamaConfig(
+    architecture: PretrainedConfig = import_transformers().LlamaConfig(
         vocab_size=preset.vocab_size or vocab_size,
         hidden_size=preset.hidden_size,
         intermediate_size=preset.intermediate_size,
@@ -120,46 +116,26 @@ def _preset_config(name: str, vocab_size: int) -> PretrainedConfig:
         initializer_range=preset.initializer_range,
         tie_word_embeddings=False,
     )
+    return architecture
 
 
 def _read_config(path: str, what: str) -> PretrainedConfig:
-    try:
-        from transformers import AutoConfig
-    except ImportError as error:
-        raise MissingExtraError("`esdtool train`", "train") from error
-    try:
-        with quiet_transformers():
-            architecture: PretrainedConfig = AutoConfig.from_pretrained(path)
-    except Exception as error:  # OSError, ValueError, KeyError, or any of the Hub client's
-        raise ConfigError(f"{what}: cannot read the model configuration: {one_line(error)}") from error
+    architecture = read_architecture(path, what)
     if not hasattr(architecture.get_text_config(), "vocab_size"):
         raise ConfigError(f"{what}: {architecture.model_type!r} is not a language model")
     return architecture
 
 
 def _from_architecture(architecture: PretrainedConfig, config: TrainConfig) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with quiet_transformers():
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture)
-    except (ValueError, ImportError, RuntimeError) as error:
-        what = config.model.config or config.model.from_ or config.model.preset
-        raise ConfigError(f"{what}: cannot build a causal language model: {one_line(error)[:300]}") from error
-    return model
+    return build_random(architecture, str(config.model.config or config.model.from_ or config.model.preset))
 
 
 def _load(path: str) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
-
     what = f"model.from {path}"
     try:
-        with quiet_transformers():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
-    except Exception as error:  # OSError, ValueError, RuntimeError, SafetensorError, or any of the Hub client's
-        raise ConfigError(f"{what}: cannot load the weights: {one_line(error)[:300]}") from error
-    model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-    missing = sorted(report["missing_keys"])
+        model, missing = load_model(path)
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}") from error
     if missing:
         # transformers would go on with random weights in their place.
         raise ConfigError(f"{what}: {len(missing)} weights are not in the checkpoint, e.g. {missing[0]}")

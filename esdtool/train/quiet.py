@@ -25,6 +25,6 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def one_line(error: BaseException) -> str:
-    """An error's message with its line breaks taken out, or its type if it has none."""
+def whole_message(error: BaseException) -> str:
+    """Return an error's whole message with its line breaks taken out, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

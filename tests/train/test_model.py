@@ -12,7 +12,7 @@ from transformers.utils import logging
 from esdtool.errors import ConfigError
 from esdtool.train.config.presets import PRESETS
 from esdtool.train.estimate import estimate
-from esdtool.train.model import build_model, meta_model
+from esdtool.train.model import build_model, unallocated_model
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from esdtool.train.model import build_model, meta_model
     ],
 )
 def test_the_papers_models(settings: Any, name: str, hidden: int, intermediate: int, heads: int, layers: int) -> None:
-    model = meta_model(settings(model={"preset": name}), vocab_size=300)
+    model = unallocated_model(settings(model={"preset": name}), vocab_size=300)
     config = model.config
     assert (config.hidden_size, config.intermediate_size) == (hidden, intermediate)
     assert (config.num_attention_heads, config.num_key_value_heads, config.num_hidden_layers) == (heads, heads, layers)

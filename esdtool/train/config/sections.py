@@ -374,6 +374,10 @@ class LoggingSettings(Section):
     """Log to Weights & Biases (needs the `wandb` package)."""
     wandb_project: Text = "esdtool"
     """wandb: project name."""
+    wandb_name: Text | None = None
+    """wandb: name of the run; default: the run directory's, of a run of a sweep `SETTING/seed-N`."""
+    wandb_tags: Strings = ()
+    """wandb: tags of the run, one or a list."""
 
 
 class RunSettings(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from esdtool.errors import ConfigError, MissingExtraError
 from esdtool.train.config.sections import DataSettings
 from esdtool.train.data.corpus import Corpus, Stream, fingerprint_of, not_blank
 from esdtool.train.data.corpus_files import text_of
-from esdtool.train.quiet import one_line
+from esdtool.train.quiet import whole_message
 
 if TYPE_CHECKING:
     import datasets
@@ -83,8 +84,11 @@ def _load(data: DataSettings, split: str, name: str) -> Any:
     with _explained(name), _LOADING:
         if _is_saved_to_disk(Path(data.dataset)):
             return _load_saved(data, split, name)
+        # Releases before 4 would ask on stdin whether to run a dataset's own script; later ones know no such option.
+        takes_code = "trust_remote_code" in inspect.signature(datasets.load_dataset).parameters
+        options = {"trust_remote_code": False} if takes_code else {}
         return datasets.load_dataset(
-            data.dataset, data.name, split=split, revision=data.revision, streaming=data.streaming
+            data.dataset, data.name, split=split, revision=data.revision, streaming=data.streaming, **options
         )
 
 
@@ -123,4 +127,4 @@ def _explained(name: str) -> Iterator[None]:
     except (ConfigError, GeneratorExit):
         raise
     except Exception as error:
-        raise ConfigError(f"{name}: cannot load the dataset: {one_line(error)}") from error
+        raise ConfigError(f"{name}: cannot load the dataset: {whole_message(error)}") from error

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,8 @@ from esdtool.support.files import atomic_write_text
 from esdtool.train.config.whole import TrainConfig
 from esdtool.train.data.cache import cache_folder, locked
 from esdtool.train.data.corpus import Corpus, Stream, fingerprint_of
-from esdtool.train.quiet import one_line, quiet_transformers
+from esdtool.train.pretrained import load_fast_tokenizer
+from esdtool.train.quiet import quiet_transformers, whole_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -51,9 +52,9 @@ def load_tokenizer(config: TrainConfig, train: Corpus) -> PreTrainedTokenizerFas
     if settings.file is not None:
         return _from_file(Path(settings.file))
     if settings.name is not None:
-        return _from_pretrained(settings.name, f"tokenizer.name {settings.name}")
+        return load_fast_tokenizer(settings.name, f"tokenizer.name {settings.name}")
     assert config.model.from_ is not None
-    return _from_pretrained(config.model.from_, f"model.from {config.model.from_}: tokenizer")
+    return load_fast_tokenizer(config.model.from_, f"model.from {config.model.from_}: tokenizer")
 
 
 def train_tokenizer(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -99,12 +100,12 @@ def _train(corpus: Corpus, vocab_size: int) -> str:
 
 def _from_file(path: Path) -> PreTrainedTokenizerFast:
     if path.is_dir():
-        return _from_pretrained(str(path), f"tokenizer.file {path}")
+        return load_fast_tokenizer(str(path), f"tokenizer.file {path}")
     if not path.is_file():
         raise ConfigError(f"tokenizer.file {path}: no such file or folder")
     # Beside its settings, tokenizer.json says which of its tokens are special.
     if path.name == "tokenizer.json" and path.with_name("tokenizer_config.json").is_file():
-        return _from_pretrained(str(path.parent), f"tokenizer.file {path}")
+        return load_fast_tokenizer(str(path.parent), f"tokenizer.file {path}")
     return _wrap(path)
 
 
@@ -118,26 +119,11 @@ def _wrap(path: Path) -> PreTrainedTokenizerFast:
     try:
         backend = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
-        raise ConfigError(f"tokenizer.file {path}: not a tokenizer.json: {one_line(error)}") from error
+        raise ConfigError(f"tokenizer.file {path}: not a tokenizer.json: {whole_message(error)}") from error
     end = next((name for name in _END_NAMES if backend.token_to_id(name) is not None), None)
     special = {"eos_token": end, "pad_token": end} if end else {}
     with quiet_transformers():
         return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
-
-
-def _from_pretrained(name: str, what: str) -> PreTrainedTokenizerFast:
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise MissingExtraError("`esdtool train`", "train") from error
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # OSError, ValueError, or any of the Hub client's
-        raise ConfigError(f"{what}: cannot load: {one_line(error)}") from error
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise ConfigError(f"{what}: it has no fast form (tokenizer.json); convert it with transformers first")
-    return cast("PreTrainedTokenizerFast", tokenizer)
 
 
 class Encoder:

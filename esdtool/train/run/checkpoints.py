@@ -4,8 +4,7 @@ Each is a Hugging Face folder (config.json, safetensors, tokenizer) that transfo
 `esdtool analyze` load as it is, and beside it
 
 - `trainer_state.pt`: optimizer state by parameter name, policy, data position, logging windows;
-- `esdtool_checkpoint.json`: step, configuration, and the size of every file. Without it, or with
-  a file of another size, a folder is no whole checkpoint.
+- `esdtool_checkpoint.json`: see `esdtool.train.run.manifest`.
 
 A folder is written under a temporary name, synced to the disk and then renamed. The weights and the
 optimizer state are gathered on rank 0, so that any number of ranks can go on from them.
@@ -15,9 +14,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -32,20 +31,24 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from esdtool.errors import CheckpointError, ConfigError, OutputError
-from esdtool.support.files import default_mode, write_failures
+from esdtool.errors import CheckpointError, ConfigError, EsdtoolError, OutputError
+from esdtool.support.files import default_mode
 from esdtool.support.words import dimensions
 from esdtool.train.config.whole import TrainConfig
-from esdtool.train.quiet import one_line, quiet_transformers
+from esdtool.train.pretrained import load_model
+from esdtool.train.quiet import quiet_transformers, whole_message
+from esdtool.train.run.manifest import (
+    STATE,
+    SavedRun,
+    find_checkpoint,
+    list_checkpoints,
+    step_folder,
+    write_manifest,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-MANIFEST: Final = "esdtool_checkpoint.json"
-STATE: Final = "trainer_state.pt"
-_FORMAT: Final = "esdtool.train_checkpoint"
-_VERSION: Final = 1
-_STEP: Final = re.compile(r"step_(\d+)")
 _WHOLE: Final = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -72,11 +75,6 @@ def take_snapshot(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer],
     return Snapshot(model=weights, trainer={**trainer, "optimizer": moments})
 
 
-def step_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint after `step` updates lies."""
-    return run / "checkpoints" / f"step_{step:06d}"
-
-
 def save_checkpoint(
     run: Path,
     step: int,
@@ -92,26 +90,10 @@ def save_checkpoint(
         OutputError: if it cannot be written; the earlier checkpoints are as they were.
     """
     target = step_folder(run, step)
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        _make_empty(temporary)
+    with _whole_folder(target, what="checkpoint", on_failure=lambda: f"; {_what_is_left(run)}") as temporary:
         _save_model(temporary, snapshot.model, model=model, tokenizer=tokenizer)
         torch.save(snapshot.trainer, temporary / STATE)
-        manifest = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "step": step,
-            "config": config.model_dump(by_alias=True, mode="json"),
-            "files": {path.name: path.stat().st_size for path in sorted(temporary.iterdir())},
-        }
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _rename_whole(temporary, target)
-    except write_failures(RuntimeError) as error:  # which torch.save raises when the disk is full
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OutputError(
-            f"{target}: cannot write the checkpoint: {getattr(error, 'strerror', None) or one_line(error)}; "
-            f"{_what_is_left(run)}"
-        ) from error
+        write_manifest(temporary, step=step, config=config)
     _prune(run, keep=config.checkpoint.keep)
     return target
 
@@ -130,87 +112,9 @@ def save_final(
         OutputError: if it cannot be written; an earlier one is as it was.
     """
     target = run / "final"
-    temporary = run / ".final.tmp"
-    try:
-        _make_empty(temporary)
+    with _whole_folder(target, what="model") as temporary:
         _save_model(temporary, snapshot.model, model=model, tokenizer=tokenizer, dtype=dtype)
-        _rename_whole(temporary, target)
-    except (OSError, RuntimeError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OutputError(
-            f"{target}: cannot write the model: {getattr(error, 'strerror', None) or one_line(error)}"
-        ) from error
     return target
-
-
-@dataclass(frozen=True, kw_only=True)
-class SavedRun:
-    """A whole checkpoint on the disk."""
-
-    path: Path
-    step: int
-    """Updates done."""
-    config: dict[str, Any]
-    """The configuration it was made with, sections first."""
-
-
-def find_checkpoint(run: Path, resume: str) -> tuple[SavedRun | None, list[str]]:
-    """The checkpoint to go on from, and remarks on those that were passed over.
-
-    Args:
-        run: the run directory.
-        resume: `auto` for the newest whole checkpoint of `run` (None if there is none), or the path of one.
-
-    Raises:
-        CheckpointError: if the checkpoint of that path is missing, incomplete or none of esdtool's.
-    """
-    if resume != "auto":
-        return read_manifest(Path(resume)), []
-    remarks: list[str] = []
-    for path in reversed(list_checkpoints(run)):
-        try:
-            return read_manifest(path), remarks
-        except CheckpointError as error:
-            remarks.append(f"passed over: {error}")
-    return None, remarks
-
-
-def list_checkpoints(run: Path) -> list[Path]:
-    """The checkpoint folders of a run, oldest first, whole or not."""
-    folder = run / "checkpoints"
-    if not folder.is_dir():
-        return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
-
-
-def read_manifest(path: Path) -> SavedRun:
-    """Check that a checkpoint is whole, by the sizes of its files.
-
-    Raises:
-        CheckpointError: if it is not.
-    """
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such checkpoint folder")
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != _FORMAT or manifest["version"] != _VERSION:
-            raise CheckpointError(f"{path}: a checkpoint of another format or version of esdtool")
-        files, step, config = dict(manifest["files"]), int(manifest["step"]), dict(manifest["config"])
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path}: no {MANIFEST}, so this is no checkpoint of `esdtool train`; "
-            "to go on from a bare model, set model.from"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / MANIFEST}: cannot read: {one_line(error)}") from error
-    for name, size in files.items():
-        file = path / name
-        found = file.stat().st_size if file.is_file() else None
-        if found != size:
-            what = "missing" if found is None else f"truncated: {found} bytes instead of {size}"
-            raise CheckpointError(f"{file}: {what}; resume from another checkpoint")
-    return SavedRun(path=path, step=step, config=config)
 
 
 def load_weights(saved: SavedRun, model: PreTrainedModel) -> None:
@@ -219,14 +123,10 @@ def load_weights(saved: SavedRun, model: PreTrainedModel) -> None:
     Raises:
         CheckpointError: if the weights cannot be read or are those of another model.
     """
-    from transformers import AutoModelForCausalLM
-
-    dtype = next(model.parameters()).dtype
     try:
-        with quiet_transformers():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(saved.path, dtype=dtype)
-    except Exception as error:  # OSError, ValueError, RuntimeError, SafetensorError
-        raise CheckpointError(f"{saved.path}: cannot load the weights: {one_line(error)[:300]}") from error
+        loaded, _ = load_model(saved.path, dtype=next(model.parameters()).dtype)
+    except ConfigError as error:
+        raise CheckpointError(f"{saved.path}: {error}") from error
     weights = loaded.state_dict()
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -250,12 +150,14 @@ def load_trainer(saved: SavedRun, model: nn.Module, optimizers: Sequence[torch.o
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         moments = state.pop("optimizer")
     except Exception as error:  # RuntimeError, EOFError, UnpicklingError, KeyError, ...
-        raise CheckpointError(f"{file}: cannot read the trainer state: {one_line(error)[:300]}") from error
+        raise CheckpointError(f"{file}: cannot read the trainer state: {whole_message(error)[:300]}") from error
+    if not isinstance(moments, dict):
+        raise CheckpointError(f"{file}: cannot read the trainer state: it holds no optimizer")
     try:
         set_optimizer_state_dict(model, tuple(optimizers), optim_state_dict=moments, options=_WHOLE)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except Exception as error:  # KeyError, ValueError, RuntimeError, AttributeError, ...
         raise CheckpointError(
-            f"{file}: the optimizer state does not fit this model: {one_line(error)[:300]}"
+            f"{file}: the optimizer state does not fit this model: {whole_message(error)[:300]}"
         ) from error
     return state
 
@@ -309,9 +211,32 @@ def _save_model(
         )
 
 
-def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+@contextmanager
+def _whole_folder(target: Path, *, what: str, on_failure: Callable[[], str] = str) -> Iterator[Path]:
+    """Yield an empty folder beside the target, and put it in the target's place at the end.
+
+    If the body raises, the temporary folder is removed and the target stays as it was.
+
+    Raises:
+        OutputError: if it cannot be written; `on_failure` ends the message.
+    """
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        _rename_whole(temporary, target)
+    except EsdtoolError:
+        raise
+    except Exception as error:
+        # A full disk is an OSError here, a RuntimeError of torch, a SafetensorError, or a bare Exception of tokenizers.
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OutputError(
+            f"{target}: cannot write the {what}: {getattr(error, 'strerror', None) or whole_message(error)[:300]}"
+            f"{on_failure()}"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _rename_whole(temporary: Path, target: Path) -> None:
@@ -325,7 +250,12 @@ def _rename_whole(temporary: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
-    temporary.rename(target)
+    try:
+        temporary.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
     _sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -8,8 +8,8 @@ from esdtool.errors import ConfigError, OutputError
 from esdtool.support.files import atomic_write_text
 from esdtool.train.config.files import to_toml
 from esdtool.train.config.whole import TrainConfig
-from esdtool.train.run.checkpoints import SavedRun, find_checkpoint, list_checkpoints
 from esdtool.train.run.log import CONFIG, DECAY, METRICS
+from esdtool.train.run.manifest import SavedRun, find_checkpoint, list_checkpoints
 
 
 def find(run: Path, resume: str | None) -> tuple[SavedRun | None, list[str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import secrets
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +14,14 @@ from typing import Any, Final, TextIO
 
 from esdtool.errors import ConfigError, MissingExtraError
 from esdtool.modules import WeightModule
-from esdtool.support.files import atomic_write, naming_the_file
+from esdtool.support.files import atomic_write, atomic_write_text, naming_the_file
 from esdtool.train.config.whole import TrainConfig
 from esdtool.train.policies.base import Record
 
 METRICS: Final = "metrics.jsonl"
 DECAY: Final = "decay.jsonl"
 CONFIG: Final = "config.toml"
+WANDB_ID: Final = "wandb_id"
 
 
 def perplexity(loss: float) -> float:
@@ -33,27 +36,42 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a .jsonl log; one that a killed run left half-written at the end is left out.
 
     Raises:
-        ConfigError: if the file cannot be read, or a line in its middle is no JSON.
+        ConfigError: if the file cannot be read, or a line in its middle is no JSON object with a step.
     """
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        texts = path.read_bytes().splitlines()
     except OSError as error:
         raise ConfigError(f"{path}: cannot read: {error.strerror}") from error
     lines = []
     for number, text in enumerate(texts, start=1):
         try:
-            lines.append(json.loads(text))
-        except ValueError as error:
+            line = json.loads(text)
+        except (ValueError, RecursionError) as error:
             if number < len(texts):
                 raise ConfigError(f"{path}: line {number} is not JSON") from error
+            continue
+        if not isinstance(line, dict) or type(line.get("step")) is not int:
+            raise ConfigError(f"{path}: line {number} is no line of this log: it has no step")
+        lines.append(line)
     return lines
 
 
-def truncate_log(path: Path, step: int) -> None:
-    """Drop the lines after `step`, all of them for 0: the run writes them anew."""
+def truncate_log(path: Path, step: int, *, evaluation_due: bool = False) -> None:
+    """Drop the lines after `step`, all of them for 0: the run writes them again.
+
+    Args:
+        path: the log, which need not exist.
+        step: updates done.
+        evaluation_due: whether the evaluation at `step` is still to come, so that its line goes too.
+    """
     if not path.exists():
         return
-    kept = [line for line in read_lines(path) if step > 0 and line["step"] <= step]
+
+    def stays(line: Mapping[str, Any]) -> bool:
+        is_repeated = evaluation_due and line["step"] == step and line.get("split") == "validation"
+        return 0 < step >= line["step"] and not is_repeated
+
+    kept = [line for line in read_lines(path) if stays(line)]
     with atomic_write(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
@@ -61,7 +79,16 @@ def truncate_log(path: Path, step: int) -> None:
 class RunLog:
     """The log files of rank 0."""
 
-    def __init__(self, run: Path, config: TrainConfig, modules: Mapping[str, WeightModule], *, start_step: int) -> None:
+    def __init__(
+        self,
+        run: Path,
+        config: TrainConfig,
+        modules: Mapping[str, WeightModule],
+        *,
+        start_step: int = 0,
+        evaluation_due: bool = False,
+        resumed: bool = False,
+    ) -> None:
         """Open the logs behind what `start_step` updates wrote.
 
         Args:
@@ -69,6 +96,8 @@ class RunLog:
             config: for [logging].
             modules: the scored modules by name, for curves by role.
             start_step: updates done; later lines of an earlier attempt are dropped.
+            evaluation_due: whether the evaluation at `start_step` is still to come.
+            resumed: whether the run goes on where an earlier process stopped.
 
         Raises:
             OutputError: if a file cannot be written.
@@ -76,10 +105,10 @@ class RunLog:
         """
         self._run = run
         self._modules = modules
-        truncate_log(run / METRICS, start_step)
+        truncate_log(run / METRICS, start_step, evaluation_due=evaluation_due)
         truncate_log(run / DECAY, start_step)
         # The external loggers first: what is not installed should not leave open files.
-        self._wandb = _open_wandb(run, config) if config.logging.wandb else None
+        self._wandb = _open_wandb(run, config, resumed=resumed) if config.logging.wandb else None
         self._board = _open_tensorboard(run, start_step) if config.logging.tensorboard else None
         self._metrics, self._decay = _open(run / METRICS), _open(run / DECAY)
 
@@ -178,7 +207,7 @@ def _open_tensorboard(run: Path, start_step: int) -> Any:
         return SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1 if start_step else 0)
 
 
-def _open_wandb(run: Path, config: TrainConfig) -> Any:
+def _open_wandb(run: Path, config: TrainConfig, *, resumed: bool) -> Any:
     try:
         import wandb
     except ImportError as error:
@@ -186,8 +215,28 @@ def _open_wandb(run: Path, config: TrainConfig) -> Any:
     return wandb.init(
         project=config.logging.wandb_project,
         dir=str(run),
-        name=run.name,
-        id=run.name,
-        resume="allow",
+        name=config.logging.wandb_name or _default_name(run),
+        tags=list(config.logging.wandb_tags) or None,
+        id=_wandb_id(run, resumed=resumed),
+        resume="allow" if resumed else "never",
         config=config.model_dump(by_alias=True, mode="json"),
     )
+
+
+def _wandb_id(run: Path, *, resumed: bool) -> str:
+    """The id of this run at Weights & Biases: random, and kept in the run directory for those that resume it."""
+    file = run / WANDB_ID
+    if resumed and file.is_file():
+        with naming_the_file(file):
+            found = file.read_text(encoding="utf-8", errors="replace").strip()
+        if re.fullmatch(r"[0-9a-f]{16}", found):
+            return found
+    made = secrets.token_hex(8)
+    atomic_write_text(file, made + "\n")
+    return made
+
+
+def _default_name(run: Path) -> str:
+    """The run directory's name; of a run of a sweep, `SETTING/seed-N`."""
+    run = run.resolve()
+    return f"{run.parent.name}/{run.name}" if re.fullmatch(r"seed-\d+", run.name) else run.name

@@ -17,8 +17,8 @@ from esdtool.support.files import atomic_write_text
 from esdtool.support.threads import available_cores
 from esdtool.train.config.files import load_config, to_toml
 from esdtool.train.config.whole import TrainConfig, is_immaterial
-from esdtool.train.run.checkpoints import list_checkpoints
 from esdtool.train.run.log import CONFIG, METRICS, read_lines
+from esdtool.train.run.manifest import list_checkpoints
 from esdtool.train.signals import StopSignals
 from esdtool.train.sweep.plan import SweepPlan, SweepRun
 

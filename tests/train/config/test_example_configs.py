@@ -8,7 +8,7 @@ import pytest
 
 from esdtool.train.config.files import TrainConfig, check_batch, json_schema, load_config
 from esdtool.train.estimate import estimate
-from esdtool.train.model import meta_model
+from esdtool.train.model import unallocated_model
 
 FOLDER = Path(__file__).parents[3] / "examples" / "configs"
 CONFIGS = sorted(FOLDER.glob("*.toml"))
@@ -26,7 +26,7 @@ def test_every_size_optimizer_and_policy_is_there() -> None:
 def test_a_config_is_valid_and_its_model_builds(path: Path) -> None:
     config = load_config(path)
     vocab_size = config.tokenizer.train_vocab_size or 32000
-    model = meta_model(config, vocab_size=vocab_size)
+    model = unallocated_model(config, vocab_size=vocab_size)
     figures = estimate(config, vocab_size=vocab_size, world_size=1)
     assert figures.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert config.run.dir == f"runs/{path.stem}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -17,14 +18,14 @@ import torch
 from esdtool.errors import CheckpointError, ConfigError, OutputError
 from esdtool.train import loop
 from esdtool.train.loop import train
-from esdtool.train.run.checkpoints import find_checkpoint, list_checkpoints, read_manifest
+from esdtool.train.run.manifest import find_checkpoint, list_checkpoints, read_manifest
 
 Config = Callable[..., Any]
 Logs = Callable[[Path], tuple[list[dict[str, Any]], list[dict[str, Any]]]]
 
 
 def stop_at(update: int, monkeypatch: pytest.MonkeyPatch, how: Callable[[], None]) -> None:
-    """Do something in the forward pass of an update, counted from 1 (two micro-batches each)."""
+    """Do something in the forward pass of an update of this process, counted from 1 (two micro-batches each)."""
     calls = 0
     original = loop.summed_loss
 
@@ -122,6 +123,30 @@ def test_a_signal_finishes_the_step_and_saves(
     assert not (result.run / "final").exists()
     resumed = train(config, resume="auto", quiet=True)
     assert logs(resumed.run) == logs(whole.run)
+    assert same_weights(resumed.run, whole.run)
+
+
+@pytest.mark.parametrize("at", [2, 4])
+@pytest.mark.parametrize("after", ["at once", "killed", "stopped again"])
+def test_a_signal_on_an_evaluation_step_loses_no_evaluation(
+    at: int, after: str, make_config: Config, logs: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections = {"eval": {"every": 2, "tokens": 300}, "schedule": {"steps": 6}, "checkpoint": {"every": 4}}
+    whole = train(make_config("whole", **sections), quiet=True)
+    config = make_config("stopped", **sections)
+    with monkeypatch.context() as patch:
+        stop_at(at, patch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train(config, quiet=True).step == at
+    if after != "at once":  # the process that resumes ends right after it has made up for the evaluation
+        with monkeypatch.context() as patch:
+            how = cut if after == "killed" else lambda: os.kill(os.getpid(), signal.SIGTERM)
+            stop_at(1, patch, how)
+            with contextlib.suppress(PowerCut):
+                train(config, resume="auto", quiet=True)
+    resumed = train(config, resume="auto", quiet=True)
+    assert logs(resumed.run) == logs(whole.run)
+    metrics, _ = logs(resumed.run)
+    assert [line["step"] for line in metrics if line["split"] == "validation"] == [2, 4, 6]
     assert same_weights(resumed.run, whole.run)
 
 
