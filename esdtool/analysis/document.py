@@ -72,7 +72,7 @@ class TailResult(Record):
 
     alpha: float = Field(description="Power-law exponent of the tail density.")
     alpha_stderr: float = Field(description="(alpha - 1) / sqrt(num_tail).")
-    xmin: float = Field(description="Smallest eigenvalue of the tail.")
+    xmin: float | None = Field(description="Smallest eigenvalue of the tail; null where float64 has no such number.")
     num_tail: int = Field(description="Number of eigenvalues in the tail, xmin included.")
     ks_distance: float | None = Field(
         default=None, description="Kolmogorov-Smirnov distance between the tail and its fit; null if estimated."

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from esdtool.analysis.document import Analysis
 from esdtool.errors import CheckpointError, OutputError
-from esdtool.support.files import atomic_write_text, cache_dir
+from esdtool.support.files import atomic_write_text, cache_directory
 
 
 def latest_path() -> Path:
     """Where the latest analysis is kept."""
-    return cache_dir() / "latest-analysis.json"
+    return cache_directory() / "latest-analysis.json"
 
 
 def remember(analysis: Analysis) -> None:

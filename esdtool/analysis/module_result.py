@@ -13,6 +13,7 @@ from esdtool.spectra.metrics import alpha_weighted, estimated_metrics, log_alpha
 from esdtool.spectra.options import ScoreOptions
 from esdtool.spectra.scoring import MatrixScore, null_alpha
 from esdtool.spectra.slq import SlqEstimate
+from esdtool.spectra.spectrum import Spectrum
 from esdtool.spectra.tail import TailFit
 
 _WARNING_FIT = "ks"
@@ -56,18 +57,18 @@ def module_result(module: WeightModule, score: MatrixScore, options: ScoreOption
         **described,
         alpha=first.alpha,
         alpha_stderr=first.alpha_stderr,
-        xmin=first.xmin,
+        xmin=score.spectrum.unscaled(first.xmin),
         num_tail=first.num_tail,
         ks_distance=first.ks_distance,
         mp_alpha=null,
         alphas={name: None if fit is None else fit.alpha for name, fit in score.fits.items()},
-        fits={name: None if fit is None else _tail_result(fit) for name, fit in score.fits.items()},
+        fits={name: None if fit is None else _tail_result(fit, score.spectrum) for name, fit in score.fits.items()},
         comparisons=None
         if score.comparisons is None
         else {name: LikelihoodTest(ratio=test.ratio, p_value=test.p_value) for name, test in score.comparisons.items()},
         **metrics,
-        alpha_weighted=alpha_weighted(first.alpha, score.spectrum.lambda_max),
-        log_alpha_norm=log_alpha_norm(first.alpha, score.spectrum.eigenvalues),
+        alpha_weighted=first.alpha * metrics["log_spectral_norm"],
+        log_alpha_norm=log_alpha_norm(first.alpha, score.spectrum.eigenvalues, exponent=score.spectrum.exponent),
         warning=None if warned is None else _warning(warned.alpha),
     )
 
@@ -93,11 +94,11 @@ def _estimated(estimate: SlqEstimate, module: WeightModule, options: ScoreOption
     }
 
 
-def _tail_result(fit: TailFit) -> TailResult:
+def _tail_result(fit: TailFit, spectrum: Spectrum) -> TailResult:
     return TailResult(
         alpha=fit.alpha,
         alpha_stderr=fit.alpha_stderr,
-        xmin=fit.xmin,
+        xmin=spectrum.unscaled(fit.xmin),
         num_tail=fit.num_tail,
         ks_distance=fit.ks_distance,
     )

@@ -23,7 +23,7 @@ from esdtool.modules import WeightModule
 from esdtool.modules.base import cost
 from esdtool.modules.reading import read_matrices
 from esdtool.spectra.options import LOW_RANK_MIN_EIGS, ScoreOptions
-from esdtool.spectra.scoring import ALL_ZERO, ScoreRequest, score_batch
+from esdtool.spectra.scoring import ALL_ZERO, MatrixScore, ScoreRequest, score_batch
 from esdtool.spectra.tail import Vector
 
 OnProgress = Callable[[WeightModule, float], None]
@@ -85,7 +85,7 @@ def analyze(
         on_progress: called after each module.
 
     Returns:
-        The analysis; `Analysis.esds` holds the eigenvalues of each module.
+        The analysis; `Analysis.esds` holds the eigenvalues of each module that float64 can hold.
 
     Raises:
         CheckpointError: if the source cannot be read.
@@ -225,9 +225,13 @@ def _score(
     for module, request, score in zip(batch, requests, scores, strict=True):
         if plan.base is not None and score.status == ALL_ZERO:
             score = replace(score, status=_UNCHANGED)
-        eigenvalues = None if score.spectrum is None else score.spectrum.eigenvalues
-        results.append((module_result(module, score, request.options), eigenvalues))
+        results.append((module_result(module, score, request.options), _eigenvalues(score)))
     return results
+
+
+def _eigenvalues(score: MatrixScore) -> Vector | None:
+    """Return the eigenvalues of a module, or None where there are none or float64 has no numbers of their size."""
+    return None if score.spectrum is None or score.spectrum.exponent else score.spectrum.eigenvalues
 
 
 def _options(plan: Plan, module: WeightModule) -> ScoreOptions:

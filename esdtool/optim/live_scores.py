@@ -21,7 +21,7 @@ from esdtool.assignment.options import ScoreName
 from esdtool.errors import AssignmentError, UsageError
 from esdtool.modules import WeightModule
 from esdtool.modules.base import cost
-from esdtool.spectra.metrics import alpha_weighted, spectral_metrics
+from esdtool.spectra.metrics import spectral_metrics
 from esdtool.spectra.options import ScoreOptions
 from esdtool.spectra.scoring import score_matrices
 from esdtool.support.balance import balance, dearest_first
@@ -81,11 +81,12 @@ class Measure:
             return LiveScore(status=found.status)
         if self.score == "alpha":
             return LiveScore(status="ok", alpha=found.alpha, value=found.alpha)
-        if self.score == "alpha_weighted":
-            value = alpha_weighted(found.alpha, found.spectrum.lambda_max)
-        else:
-            metrics = spectral_metrics(found.spectrum, module.matrix_shape, num_matrices=module.num_matrices)
-            value = float(getattr(metrics, self.score))
+        metrics = spectral_metrics(found.spectrum, module.matrix_shape, num_matrices=module.num_matrices)
+        value = (
+            found.alpha * metrics.log_spectral_norm if self.score == "alpha_weighted" else getattr(metrics, self.score)
+        )
+        if value is None:
+            return LiveScore(status=f"{self.score} is outside the range of float64")
         return LiveScore(status="ok", alpha=found.alpha, value=value)
 
 

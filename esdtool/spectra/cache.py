@@ -2,16 +2,15 @@
 
 An entry belongs to a module's matrices (a hash of their bytes), the path to the eigenvalues and the version of this
 code, and to no setting of the fit. So another `--fit`, a checkpoint in which only some tensors changed, and an
-analysis that was interrupted all go on from what is there. Entries carry a checksum: one that is damaged is removed
-and computed anew. The least recently used go first once all together are larger than the limit.
+analysis that was interrupted all go on from what is there. An entry is a safetensors file that also holds its own key
+and a checksum: one that is damaged, or that lies under another's name, is removed and computed again. The least
+recently used go first once all together are larger than the limit.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,23 +18,45 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from esdtool.errors import OutputError
 from esdtool.spectra.options import SpectrumPath
 from esdtool.spectra.spectrum import Spectrum
-from esdtool.support.files import atomic_write, cache_dir
+from esdtool.support.files import atomic_write, cache_directory
 from esdtool.support.sizes import parse_size
 
-_MAGIC: Final = b"esdtool spectrum 1\n"
-_HASH_BYTES: Final = 32
 _SUFFIX: Final = ".esd"
+"""Also of the entries of earlier versions, which are never found again and go first."""
 
-_COMPUTATION: Final = 1
+_TENSOR: Final = "eigenvalues"
+
+_COMPUTATION: Final = 2
 """Raise it when the numbers change for the same weights: older entries are then never found again."""
+
+_DAMAGE: Final = (OSError, SafetensorError, ValueError, TypeError, KeyError)
+"""What reading an entry can raise if the file is not as it was written."""
 
 DEFAULT_LIMIT: Final = 2 * 2**30
 """Bytes; `ESDTOOL_CACHE_SIZE` says otherwise."""
+
+
+class _Facts(BaseModel):
+    """What an entry holds beside the eigenvalues."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    key: str
+    """The entry's own, so that one under another's name is noticed."""
+    num_eigs: int
+    path: SpectrumPath
+    resolution: float
+    storage_floor: float
+    exponent: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +71,7 @@ class CacheInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class SpectrumCache:
-    """A folder of spectra."""
+    """A folder of spectra that several processes may use at a time."""
 
     folder: Path
     limit: int
@@ -58,22 +79,23 @@ class SpectrumCache:
 
     @classmethod
     def of_user(cls) -> SpectrumCache:
-        """The user's cache, with the limit of `ESDTOOL_CACHE_SIZE`.
+        """Return the user's cache, with the limit of `ESDTOOL_CACHE_SIZE`.
 
         Raises:
             UsageError: if that is no size.
         """
         text = os.environ.get("ESDTOOL_CACHE_SIZE")
-        return cls(folder=cache_dir() / "spectra", limit=DEFAULT_LIMIT if not text else parse_size(text))
+        return cls(folder=cache_directory() / "spectra", limit=DEFAULT_LIMIT if not text else parse_size(text))
 
     def load(self, key: str) -> Spectrum | None:
-        """The entry of a key; None if there is none, or it is damaged, which removes it."""
+        """Return the entry of a key; None if there is none, or it is damaged, which removes it."""
         path = self._path(key)
         try:
-            content = path.read_bytes()
-        except OSError:
+            spectrum = _read(path, key)
+        except FileNotFoundError:
             return None
-        spectrum = _decode(content)
+        except _DAMAGE:
+            spectrum = None
         with suppress(OSError):  # another process may have removed it, or the folder may be read-only
             if spectrum is None:
                 path.unlink()
@@ -87,10 +109,19 @@ class SpectrumCache:
         with suppress(OSError, OutputError):
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary:
-                temporary.write_bytes(_encode(spectrum))
+                facts = _Facts(
+                    key=key,
+                    num_eigs=spectrum.eigenvalues.size,
+                    path=spectrum.path,
+                    resolution=spectrum.resolution,
+                    storage_floor=spectrum.storage_floor,
+                    exponent=spectrum.exponent,
+                ).model_dump_json()
+                metadata = {"facts": facts, "sha256": _checksum(facts, spectrum.eigenvalues)}
+                save_file({_TENSOR: spectrum.eigenvalues}, temporary, metadata=metadata)
 
     def info(self) -> CacheInfo:
-        """Number and size of the entries."""
+        """Count the entries and their bytes."""
         sizes = [size for _, _, size in self._entries()]
         return CacheInfo(folder=self.folder, entries=len(sizes), bytes=sum(sizes), limit=self.limit)
 
@@ -106,7 +137,7 @@ class SpectrumCache:
             total -= size
 
     def clear(self) -> CacheInfo:
-        """Remove all entries; returns what there was."""
+        """Remove all entries and return what there was."""
         before = self.info()
         for path, _, _ in list(self._entries()):
             with suppress(OSError):
@@ -118,7 +149,7 @@ class SpectrumCache:
         return self.folder / key[:2] / (key[2:] + _SUFFIX)
 
     def _entries(self) -> Iterator[tuple[Path, float, int]]:
-        """(file, time of last use, size) of each entry."""
+        """Yield file, time of last use and size of each entry."""
         for path in self.folder.glob(f"??/*{_SUFFIX}"):
             with suppress(OSError):
                 status = path.stat()
@@ -126,7 +157,7 @@ class SpectrumCache:
 
 
 def content_hash(matrices: Sequence[torch.Tensor]) -> str:
-    """Hash of the matrices' shapes, dtype and bytes.
+    """Hash the matrices' shapes, dtype and bytes.
 
     >>> eye = torch.eye(3)
     >>> content_hash([eye]) == content_hash([eye.clone()]), content_hash([eye]) == content_hash([2 * eye])
@@ -143,7 +174,7 @@ def content_hash(matrices: Sequence[torch.Tensor]) -> str:
 
 
 def entry_key(content: str, path: SpectrumPath, device: str, *settings: object) -> str:
-    """Key of an entry.
+    """Make the key of an entry.
 
     Args:
         content: `content_hash` of the matrices.
@@ -154,22 +185,24 @@ def entry_key(content: str, path: SpectrumPath, device: str, *settings: object) 
     return hashlib.sha256(repr((_COMPUTATION, content, path, device, settings)).encode()).hexdigest()
 
 
-def _encode(spectrum: Spectrum) -> bytes:
-    """Magic line, checksum of what follows, length of the header, header, eigenvalues."""
-    header = json.dumps(
-        {"path": spectrum.path, "resolution": spectrum.resolution, "storage_floor": spectrum.storage_floor}
-    ).encode()
-    body = struct.pack("<I", len(header)) + header + spectrum.eigenvalues.astype("<f8").tobytes()
-    return _MAGIC + hashlib.sha256(body).digest() + body
+def _checksum(facts: str, eigenvalues: npt.NDArray[np.float64]) -> str:
+    return hashlib.sha256(facts.encode() + b"\0" + np.ascontiguousarray(eigenvalues).tobytes()).hexdigest()
 
 
-def _decode(content: bytes) -> Spectrum | None:
-    """The spectrum; None if a byte is wrong."""
-    start = len(_MAGIC) + _HASH_BYTES
-    body = content[start:]
-    if content[: len(_MAGIC)] != _MAGIC or hashlib.sha256(body).digest() != content[len(_MAGIC) : start]:
-        return None
-    (length,) = struct.unpack_from("<I", body)
-    header = json.loads(body[4 : 4 + length])
-    eigenvalues = np.frombuffer(body[4 + length :], dtype="<f8").astype(np.float64)
-    return Spectrum(eigenvalues=eigenvalues, **header)
+def _read(path: Path, key: str) -> Spectrum:
+    """Read an entry.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        OSError, SafetensorError, ValueError, TypeError, KeyError: if it is damaged, or of another key.
+    """
+    with safe_open(path, framework="numpy") as file:
+        metadata, eigenvalues = file.metadata(), file.get_tensor(_TENSOR)
+    if eigenvalues.dtype != np.float64 or eigenvalues.ndim != 1:
+        raise ValueError("no vector of eigenvalues")
+    if metadata["sha256"] != _checksum(metadata["facts"], eigenvalues):
+        raise ValueError("the checksum does not fit")
+    facts = _Facts.model_validate_json(metadata["facts"])
+    if (facts.key, facts.num_eigs) != (key, eigenvalues.size) or not np.isfinite(eigenvalues).all():
+        raise ValueError("the entry is of another key")
+    return Spectrum(eigenvalues=eigenvalues, **facts.model_dump(exclude={"key", "num_eigs"}))

@@ -15,6 +15,7 @@ from esdtool.spectra.spectrum import Spectrum
 Vector = npt.NDArray[np.float64]
 
 _EPS32 = float(np.finfo(np.float32).eps)
+_LOG10_2 = math.log10(2)
 
 _REPORTED_ERROR = 1e-3
 """Largest relative error of a float32 eigenvalue that is reported."""
@@ -24,15 +25,16 @@ _REPORTED_ERROR = 1e-3
 class SpectralMetrics:
     """What the eigenvalues lambda_1 <= ... <= lambda_n of W^T W say about a module, alpha aside."""
 
-    lambda_max: float
-    """Largest eigenvalue."""
+    lambda_max: float | None
+    """Largest eigenvalue. It, the other eigenvalues and the norms are None where float64 has no number of their
+    size (weights beyond 1e-155 .. 1e153); the logarithms and ratios are there all the same."""
     lambda_min: float | None
     """Smallest eigenvalue; 0 where it is below the float64 floor, None where float32 does not resolve it."""
     lambda_median: float | None
     """Median eigenvalue; None where float32 does not resolve it. Estimated where alpha is."""
-    frobenius_norm: float
+    frobenius_norm: float | None
     """sqrt(sum lambda)."""
-    spectral_norm: float
+    spectral_norm: float | None
     """sqrt(lambda_max)."""
     stable_rank: float
     """sum lambda / lambda_max."""
@@ -47,7 +49,7 @@ class SpectralMetrics:
     """log10 sum lambda."""
     log_spectral_norm: float
     """log10 lambda_max."""
-    mp_bulk_max: float
+    mp_bulk_max: float | None
     """Upper Marchenko-Pastur edge of a random matrix of the same shape and mean square."""
     num_spikes: int | None
     """Eigenvalues above that edge."""
@@ -58,7 +60,7 @@ class SpectralMetrics:
 
 
 def spectral_metrics(spectrum: Spectrum, shape: tuple[int, int], *, num_matrices: int = 1) -> SpectralMetrics:
-    """All metrics of one pooled spectrum, whose largest eigenvalue is positive.
+    """Compute all metrics of one pooled spectrum, whose largest eigenvalue is positive.
 
     Args:
         spectrum: the eigenvalues and their accuracy.
@@ -77,18 +79,18 @@ def spectral_metrics(spectrum: Spectrum, shape: tuple[int, int], *, num_matrices
     trace_log = num_trace_log(eigenvalues)
     floor_resolved = _resolved(spectrum, float(eigenvalues[0]))
     return SpectralMetrics(
-        lambda_max=largest,
-        lambda_min=float(eigenvalues[0]) if floor_resolved else None,
-        lambda_median=median if _resolved(spectrum, median) else None,
-        frobenius_norm=math.sqrt(total),
-        spectral_norm=math.sqrt(largest),
+        lambda_max=spectrum.unscaled(largest),
+        lambda_min=spectrum.unscaled(float(eigenvalues[0])) if floor_resolved else None,
+        lambda_median=spectrum.unscaled(median) if _resolved(spectrum, median) else None,
+        frobenius_norm=spectrum.unscaled(math.sqrt(total), power=2),
+        spectral_norm=spectrum.unscaled(math.sqrt(largest), power=2),
         stable_rank=total / largest,
         entropy=entropy / math.log(eigenvalues.size) if eigenvalues.size > 1 else 0.0,
         effective_rank=math.exp(entropy),
         matrix_rank=int((eigenvalues > rank_tolerance).sum()) if floor_resolved else None,
-        log_norm=math.log10(total),
-        log_spectral_norm=math.log10(largest),
-        mp_bulk_max=edge,
+        log_norm=math.log10(total) + spectrum.exponent * _LOG10_2,
+        log_spectral_norm=math.log10(largest) + spectrum.exponent * _LOG10_2,
+        mp_bulk_max=spectrum.unscaled(edge),
         num_spikes=int((eigenvalues > edge).sum()),
         mp_softrank=edge / largest,
         num_trace_log=trace_log if _resolved(spectrum, float(eigenvalues[-trace_log])) else None,
@@ -96,7 +98,7 @@ def spectral_metrics(spectrum: Spectrum, shape: tuple[int, int], *, num_matrices
 
 
 def estimated_metrics(estimate: SlqEstimate, shape: tuple[int, int]) -> SpectralMetrics:
-    """What can be said of one matrix without its eigenvalues; the rest is None.
+    """Compute what can be said of one matrix without its eigenvalues; the rest is None.
 
     Args:
         estimate: its sum and its top are computed, its median is estimated.
@@ -150,12 +152,18 @@ def num_trace_log(eigenvalues: Vector) -> int:
 
 
 def alpha_weighted(alpha: float, lambda_max: float) -> float:
-    """alpha log10 lambda_max (Martin, Peng and Mahoney 2021)."""
+    """Compute alpha log10 lambda_max (Martin, Peng and Mahoney 2021)."""
     return alpha * math.log10(lambda_max)
 
 
-def log_alpha_norm(alpha: float, eigenvalues: Vector) -> float:
-    """log10 sum lambda^alpha: the log alpha-Schatten norm, computed without overflow."""
+def log_alpha_norm(alpha: float, eigenvalues: Vector, *, exponent: int = 0) -> float:
+    """Compute log10 sum lambda^alpha, the log alpha-Schatten norm, without overflow.
+
+    Args:
+        alpha: exponent.
+        eigenvalues: [n] over 2^`exponent`, not negative.
+        exponent: see `Spectrum.exponent`.
+    """
     logs = alpha * np.log(eigenvalues[eigenvalues > 0])
     peak = float(logs.max())
-    return (peak + math.log(float(np.exp(logs - peak).sum()))) / math.log(10)
+    return (peak + math.log(float(np.exp(logs - peak).sum()))) / math.log(10) + alpha * exponent * _LOG10_2

@@ -210,7 +210,8 @@ class _Source:
         """Find the spectrum by a path in memory or in the cache."""
         if path not in self.spectra and self.cache is not None:
             cached = self.cache.load(self._key(path))
-            if cached is not None:
+            matrices = self.request.matrices
+            if cached is not None and cached.eigenvalues.size == min(matrices[0].shape) * len(matrices):
                 self.spectra[path] = cached
         return self.spectra.get(path)
 
@@ -256,7 +257,7 @@ def _score_on(source: _Source, path: SpectrumPath) -> MatrixScore:
             if estimator.sub_matrices is None:
                 fits[name] = accepted_fit(estimator, spectrum, options, last=last)
             else:
-                fits[name] = _fit_parts(source, name, estimator, estimator.sub_matrices)
+                fits[name] = _fit_parts(source, name, estimator, estimator.sub_matrices, spectrum.exponent)
         except NoTailError as problem:
             fits[name] = None
             problems.append(f"{name}: {problem}" if len(options.fit) > 1 else str(problem))
@@ -267,7 +268,7 @@ def _score_on(source: _Source, path: SpectrumPath) -> MatrixScore:
     return MatrixScore(status="ok", alpha=first.alpha, fits=fits, comparisons=comparisons, spectrum=spectrum)
 
 
-def _fit_parts(source: _Source, name: str, estimator: Estimator, cutting: SubMatrices) -> TailFit:
+def _fit_parts(source: _Source, name: str, estimator: Estimator, cutting: SubMatrices, exponent: int) -> TailFit:
     """Fit the pooled eigenvalues of parts of the matrices, which climb a ladder of their own."""
     request = source.request
     options = request.options
@@ -283,5 +284,8 @@ def _fit_parts(source: _Source, name: str, estimator: Estimator, cutting: SubMat
         raise NoTailError(prepared.status)
     for path in options.ladder:
         with suppress(UnresolvedError):
-            return accepted_fit(estimator, prepared.spectrum(path), options, last=path == options.ladder[-1])
+            spectrum = prepared.spectrum(path)
+            fit = accepted_fit(estimator, spectrum, options, last=path == options.ladder[-1])
+            # In the units of the module's own spectrum, in which xmin is read.
+            return replace(fit, xmin=math.ldexp(fit.xmin, spectrum.exponent - exponent))
     raise AssertionError("the last path of the ladder always gives a result")

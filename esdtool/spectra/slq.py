@@ -35,7 +35,8 @@ from esdtool.spectra.lanczos import (
     gram_operator,
     quadrature,
 )
-from esdtool.spectra.spectrum import full_precision_matmul, storage_floor
+from esdtool.spectra.precision import full_precision_matmul
+from esdtool.spectra.spectrum import storage_floor
 
 FEWER_STEPS = (24, 28)
 """The quadratures that are compared with that of `STEPS`."""

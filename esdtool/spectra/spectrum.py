@@ -16,8 +16,9 @@ returned as exactly 0.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ import torch
 
 from esdtool.spectra.lapack import symmetric_eigenvalues
 from esdtool.spectra.options import SpectrumPath
+from esdtool.spectra.precision import full_precision_matmul
 
 _EPS32 = float(np.finfo(np.float32).eps)
 _EPS64 = float(np.finfo(np.float64).eps)
@@ -46,18 +48,40 @@ class Spectrum:
     """The ESD of one module, and how far it can be trusted."""
 
     eigenvalues: npt.NDArray[np.float64]
-    """[num_eigs], ascending. Numerically zero ones are exactly 0."""
+    """[num_eigs] over 2^`exponent`, ascending. Numerically zero ones are exactly 0."""
     path: SpectrumPath
     """How they were computed."""
     resolution: float
     """Eigenvalues at or below this cannot be told from zero by the path; they are returned as 0."""
     storage_floor: float
     """Eigenvalues at or below this can be nothing but the rounding of the stored weights (see `storage_floor`)."""
+    exponent: int = 0
+    """An even number; 0 but for weights whose squares overflow or lose digits in float64 (near 1e-155 and 1e153).
+    It applies to `resolution` and `storage_floor` too. What depends on ratios of eigenvalues, as alpha does, may
+    ignore it."""
 
     @property
     def lambda_max(self) -> float:
-        """The largest eigenvalue."""
+        """The largest eigenvalue, over 2^`exponent`."""
         return float(self.eigenvalues[-1])
+
+    def unscaled(self, value: float, *, power: int = 1) -> float | None:
+        """Undo the scaling of a number.
+
+        Args:
+            value: a number of the dimension of eigenvalues, computed from `eigenvalues`; not negative.
+            power: 1 over the power of the eigenvalues that the number is: 2 for one of the dimension of weights.
+
+        Returns:
+            None where float64 has no number of that size, or only one of fewer digits.
+        """
+        if self.exponent == 0 or value == 0:
+            return value
+        try:
+            true = math.ldexp(value, self.exponent // power)
+        except OverflowError:
+            return None
+        return true if true >= sys.float_info.min else None
 
     def relative_error(self, eigenvalue: float) -> float:
         """Bound on the relative error of an eigenvalue of this size; infinite at 0."""
@@ -94,19 +118,13 @@ def compute_spectrum(
     """
     device = matrices[0].device if device is None else device
     exponent = scaling_exponent(peak_of(matrices) if peak is None else peak, path)
-    scaled = (
-        [torch.ldexp(matrix.to(torch.float64), torch.tensor(-exponent)) for matrix in matrices]
-        if exponent
-        else matrices
-    )
+    scaled = [_times_power_of_two(matrix, -exponent) for matrix in matrices] if exponent else matrices
     if device.type == "cpu":
         groups = [_eigenvalues_cpu(matrix.cpu(), path) for matrix in scaled]
     else:
         groups = [_eigenvalues_device(torch.stack(list(scaled)), path, device)]
     eigenvalues = np.concatenate(groups).astype(np.float64)
-    if exponent:
-        eigenvalues = np.ldexp(eigenvalues, 2 * exponent)
-    return _assess(eigenvalues, matrices, path, scale=scale, roundoff=roundoff)
+    return _assess(eigenvalues, matrices, path, scale=scale, roundoff=roundoff, exponent=2 * exponent)
 
 
 def compute_stacked(
@@ -137,19 +155,37 @@ def _assess(
     *,
     scale: float,
     roundoff: float | None,
+    exponent: int = 0,
 ) -> Spectrum:
-    """Sort the eigenvalues and tell apart what the path does not resolve."""
+    """Sort eigenvalues over 2^`exponent`, and tell apart what the path does not resolve."""
     rows, columns = matrices[0].shape
     eigenvalues = np.sort(eigenvalues) * scale
     resolution = _zero_floor(path, min(rows, columns)) * float(eigenvalues[-1])
     eigenvalues[eigenvalues <= resolution] = 0.0
+    if exponent and _fit_into_float64(eigenvalues, exponent):
+        eigenvalues, resolution, exponent = np.ldexp(eigenvalues, exponent), math.ldexp(resolution, exponent), 0
     mean_square = float(eigenvalues.sum()) / (rows * columns * len(matrices))
     return Spectrum(
         eigenvalues=eigenvalues,
         path=path,
         resolution=resolution,
         storage_floor=storage_floor((rows, columns), mean_square, matrices[0].dtype, roundoff),
+        exponent=exponent,
     )
+
+
+def _fit_into_float64(eigenvalues: npt.NDArray[np.float64], exponent: int) -> bool:
+    """Tell whether eigenvalues times 2^`exponent` and their sum keep all their digits in float64."""
+    smallest = math.frexp(float(eigenvalues[eigenvalues > 0].min(initial=eigenvalues[-1])))[1] + exponent
+    largest = math.frexp(float(eigenvalues.sum()))[1] + exponent
+    return sys.float_info.min_exp < smallest and largest < sys.float_info.max_exp
+
+
+def _times_power_of_two(matrix: torch.Tensor, exponent: int) -> torch.Tensor:
+    """Multiply a matrix by 2^`exponent` in float64, exactly."""
+    # In two steps, because 2^1074, by which the smallest float64 is brought near 1, is no float64 itself.
+    half = exponent // 2
+    return matrix.to(torch.float64) * math.ldexp(1.0, half) * math.ldexp(1.0, exponent - half)
 
 
 def esd(matrix: torch.Tensor | npt.ArrayLike, *, path: SpectrumPath = "gram-float64") -> npt.NDArray[np.float64]:
@@ -166,7 +202,8 @@ def esd(matrix: torch.Tensor | npt.ArrayLike, *, path: SpectrumPath = "gram-floa
         [min(rows, columns)] float64, ascending. Those that the path cannot tell from zero are 0.
 
     Raises:
-        ValueError: if the matrix is not 2-D, empty, all zero, or contains NaN or infinity.
+        ValueError: if the matrix is not 2-D, empty, all zero, or contains NaN or infinity, or if its eigenvalues
+            overflow or vanish in float64.
     """
     tensor = matrix.detach() if isinstance(matrix, torch.Tensor) else torch.from_numpy(np.array(matrix))
     if tensor.ndim != 2 or tensor.numel() == 0:
@@ -178,7 +215,10 @@ def esd(matrix: torch.Tensor | npt.ArrayLike, *, path: SpectrumPath = "gram-floa
         raise ValueError("the matrix contains NaN or infinity")
     if peak == 0:
         raise ValueError("all elements of the matrix are zero")
-    return compute_spectrum([tensor], path, peak=peak).eigenvalues
+    spectrum = compute_spectrum([tensor], path, peak=peak)
+    if spectrum.exponent:
+        raise ValueError(f"the squares of elements of size {peak:.1e} overflow or vanish in float64: scale the matrix")
+    return spectrum.eigenvalues
 
 
 def storage_floor(
@@ -306,17 +346,3 @@ def _on_device_or_cpu(solver: Any, batch: torch.Tensor) -> torch.Tensor:
         if not bool(torch.isfinite(result).all()):
             result = solver(batch.cpu())
     return result
-
-
-@contextmanager
-def full_precision_matmul() -> Iterator[None]:
-    """Keep TF32 out of float32 products on CUDA: its 10-bit mantissa would ruin the small eigenvalues."""
-    matmul: Any = torch.backends.cuda.matmul
-    # torch >= 2.9 names the setting anew, and refuses to read the old name once the new one has been used.
-    name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
-    before = getattr(matmul, name)
-    setattr(matmul, name, exact)
-    try:
-        yield
-    finally:
-        setattr(matmul, name, before)

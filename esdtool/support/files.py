@@ -137,18 +137,11 @@ _MOST_LINKS = 40
 """Links that are followed, as many as Linux follows."""
 
 
-def cache_dir() -> Path:
+def cache_directory() -> Path:
     """Return the directory for what may be deleted at any time: `ESDTOOL_CACHE_DIR`, or the platform's usual place."""
-    override = os.environ.get("ESDTOOL_CACHE_DIR")
-    if override:
-        return Path(override)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "esdtool"
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-        return (Path(base) if base else Path.home() / "AppData" / "Local") / "esdtool" / "Cache"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "esdtool"
+    import platformdirs  # most commands need no cache
+
+    return Path(os.environ.get("ESDTOOL_CACHE_DIR") or platformdirs.user_cache_dir("esdtool", appauthor=False))
 
 
 @contextmanager

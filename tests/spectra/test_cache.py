@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 import esdtool
@@ -104,8 +109,8 @@ def test_what_is_in_memory_is_not_kept(own_cache: Path, computed: Callable[[], i
     assert entries(own_cache) == []
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "header"])
-def test_a_damaged_entry_is_computed_anew(
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "header", "length", "long", "folder", "text"])
+def test_a_damaged_entry_is_computed_again(
     llama_dir: Path, own_cache: Path, computed: Callable[[], int], damage: str
 ) -> None:
     whole = esdtool.analyze(llama_dir).to_json()
@@ -116,11 +121,99 @@ def test_a_damaged_entry_is_computed_anew(
         content[-3] ^= 1
     elif damage == "header":
         content[0] ^= 1
+    elif damage == "length":
+        content[7] = 0xFF
+    elif damage == "long":
+        content += b"more"
+    elif damage == "text":
+        content = b"esdtool spectrum 1\n" + content
     victim.write_bytes({"cut": content[:-8], "empty": b""}.get(damage, content))
+    if damage == "folder":
+        victim.unlink()
+        victim.mkdir()
     assert esdtool.analyze(llama_dir).to_json() == whole
     assert computed() == 1
     esdtool.analyze(llama_dir)
-    assert computed() == 0
+    assert computed() == (damage == "folder")  # which is not ours to remove
+
+
+def test_every_bit_of_an_entry_is_guarded(tmp_path: Path) -> None:
+    """Whatever bit flips, an entry is either as it was or not there."""
+    cache = SpectrumCache(folder=tmp_path, limit=2**30)
+    spectrum = Spectrum(
+        eigenvalues=np.linspace(1, 2, 9), path="svd-float64", resolution=1e-20, storage_floor=1e-9, exponent=-1200
+    )
+    key = entry_key("content", "svd-float64", "cpu")
+    cache.save(key, spectrum)
+    (path,) = tmp_path.rglob("*.esd")
+    whole = path.read_bytes()
+    rest = range(0, 8 * len(whole), 5)
+    for bit in rest:
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        found = cache.load(key)
+        if found is None:
+            assert not path.exists()
+        else:  # the header's blanks, which say nothing
+            assert np.array_equal(found.eigenvalues, spectrum.eigenvalues)
+            assert replace(found, eigenvalues=spectrum.eigenvalues) == spectrum
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        assert cache.load(key) is None
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"key": "0" * 64},
+        {"num_eigs": 5},
+        {"path": "qr"},
+        {"resolution": "small"},
+        {"resolution": float("nan")},
+        {"storage_floor": None},
+        {"exponent": 1.5},
+        {"exponent": "2"},
+        {"another": 1},
+        "no object",
+        [1, 2],
+        None,
+    ],
+)
+def test_an_entry_with_a_right_checksum_and_wrong_facts_is_not_used(tmp_path: Path, facts: object) -> None:
+    cache = SpectrumCache(folder=tmp_path, limit=2**30)
+    spectrum = Spectrum(eigenvalues=np.linspace(1, 2, 9), path="gram-float64", resolution=0.0, storage_floor=0.0)
+    key = entry_key("content", "gram-float64", "cpu")
+    cache.save(key, spectrum)
+    (path,) = tmp_path.rglob("*.esd")
+    with safe_open(path, "numpy") as file:
+        right = json.loads(file.metadata()["facts"])
+    assert cache.load(key) is not None
+    text = json.dumps(right | facts if isinstance(facts, dict) else facts)
+    checksum = hashlib.sha256(text.encode() + b"\0" + spectrum.eigenvalues.tobytes()).hexdigest()
+    save_arrays({"eigenvalues": spectrum.eigenvalues}, path, metadata={"facts": text, "sha256": checksum})
+    assert cache.load(key) is None
+    assert not path.exists()
+
+
+def test_swapped_entries_are_noticed(llama_dir: Path, own_cache: Path, computed: Callable[[], int]) -> None:
+    whole = esdtool.analyze(llama_dir).to_json()
+    computed()
+    first, second = entries(own_cache)[:2]
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    assert esdtool.analyze(llama_dir).to_json() == whole
+    assert computed() == 2
+
+
+def test_two_processes_use_one_cache(llama_dir: Path, own_cache: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "esdtool", "analyze", str(llama_dir), "-q", "--json"]
+    processes = [subprocess.Popen([*command, str(tmp_path / f"{number}.json")]) for number in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    expected = esdtool.analyze(llama_dir, cache=False).to_json()
+    assert [json.loads((tmp_path / f"{number}.json").read_text()) for number in range(2)] == [json.loads(expected)] * 2
+    assert len(entries(own_cache)) == 14
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(

@@ -14,6 +14,7 @@ from esdtool.spectra.cache import SpectrumCache
 from esdtool.spectra.estimators.fix_finger import fix_finger_fit
 from esdtool.spectra.estimators.hill import hill
 from esdtool.spectra.estimators.ks import ks_fit
+from esdtool.spectra.metrics import spectral_metrics
 from esdtool.spectra.options import FITS, ScoreOptions
 from esdtool.spectra.scoring import ScoreRequest, null_alpha, score_batch, score_matrices
 
@@ -132,6 +133,42 @@ def test_scale_changes_nothing(scale: float, fit: str) -> None:
     assert score_matrices([matrix * scale], options).alpha == pytest.approx(
         score_matrices([matrix], options).alpha, rel=1e-9
     )
+
+
+@pytest.mark.parametrize("fit", [name for name in FITS if name != "powerlaw"])
+@pytest.mark.parametrize("scale", [1e-305, 1e-200, 1e-160, 1e-155, 1e150, 1e153, 1e200, 1e305])
+@pytest.mark.filterwarnings("error")
+def test_the_range_of_float64_changes_nothing(scale: float, fit: str) -> None:
+    matrix = torch.randn(56, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    options = ScoreOptions(fit=(fit,), farms_rows=30, farms_windows=3)
+    plain, scaled = score_matrices([matrix], options), score_matrices([matrix * scale], options)
+    assert scaled.status == "ok"
+    assert scaled.alpha == pytest.approx(plain.alpha, rel=1e-9)
+    found, expected = (
+        spectral_metrics(score.spectrum, (56, 64)) for score in (scaled, plain) if score.spectrum is not None
+    )
+    for name in ("stable_rank", "entropy", "effective_rank", "mp_softrank"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-9)
+    for name in ("matrix_rank", "num_spikes", "num_trace_log"):
+        assert getattr(found, name) == getattr(expected, name)
+    assert found.log_norm == pytest.approx(expected.log_norm + 2 * math.log10(scale), rel=1e-9)
+    assert found.log_spectral_norm == pytest.approx(expected.log_spectral_norm + 2 * math.log10(scale), rel=1e-9)
+    assert found.spectral_norm == pytest.approx(expected.spectral_norm * scale, rel=1e-9)
+    # As numpy has it in a wider format, where the platform has one.
+    largest = np.longdouble(expected.lambda_max) * np.longdouble(scale) ** 2
+    if np.finfo(np.float64).tiny < largest < np.finfo(np.float64).max:
+        assert found.lambda_max == pytest.approx(float(largest), rel=1e-9)
+    else:
+        assert found.lambda_max is None
+    xmin, plain_xmin = scaled.fits[fit].xmin, plain.fits[fit].xmin
+    assert xmin / scaled.spectrum.lambda_max == pytest.approx(plain_xmin / plain.spectrum.lambda_max, rel=1e-9)
+
+
+def test_advice_is_what_is_not_done_already() -> None:
+    for condition in (1e9, 1e13, 1e18):
+        for spectrum in ("auto", "svd", "gram"):
+            status = score_matrices([with_condition(condition)], ScoreOptions(spectrum=spectrum)).status
+            assert ("allow --spectrum" in status) <= (spectrum == "gram"), (condition, spectrum, status)
 
 
 def test_farms_is_hill_on_the_windows() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import threading
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +95,28 @@ def test_extreme_scales_neither_overflow_nor_vanish(scale: float, path: str) -> 
     np.testing.assert_allclose(spectrum.eigenvalues / scale**2, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("exponent", [-1070, -1022, -600, -531, -512, 490, 508, 511, 900, 1018])
+@pytest.mark.parametrize("path", ["gram-float32", "gram-float64", "svd-float64"])
+def test_weights_whose_squares_are_no_float64_keep_their_ratios(exponent: int, path: str) -> None:
+    matrix = torch.randn(40, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    matrix = (matrix * 4).round()  # few digits, which the smallest float64 keep too
+    scaled = torch.from_numpy(np.ldexp(matrix.numpy(), exponent))
+    assert torch.isfinite(scaled).all()
+    spectrum = compute_spectrum([scaled], path)
+    expected = oracle(matrix)
+    tolerance = 1e-4 if path == "gram-float32" else 1e-11
+    np.testing.assert_allclose(spectrum.eigenvalues / spectrum.lambda_max, expected / expected[-1], atol=tolerance)
+    true = math.log2(expected[-1]) + 2 * exponent
+    assert math.log2(spectrum.lambda_max) + spectrum.exponent == pytest.approx(true, abs=2 * tolerance)
+    assert (spectrum.unscaled(spectrum.lambda_max) is not None) == (-1022 <= true < 1024)
+    norm = spectrum.unscaled(math.sqrt(spectrum.lambda_max), power=2)
+    if -1022 <= true / 2 < 1023.9:
+        assert norm == pytest.approx(math.ldexp(math.sqrt(expected[-1]), exponent), rel=2 * tolerance)
+    if spectrum.exponent:
+        with pytest.raises(ValueError, match="scale the matrix"):
+            esdtool.esd(scaled, path=path)
+
+
 def test_pooled_matrices_give_the_union_of_their_spectra() -> None:
     first, second = torch.randn(20, 30), torch.randn(20, 30)
     pooled = compute_spectrum([first, second], "gram-float64").eigenvalues
@@ -135,7 +161,7 @@ def test_a_failing_accelerator_solver_falls_back_to_the_cpu() -> None:
 
 
 def test_tf32_is_off_inside_and_restored_after() -> None:
-    from esdtool.spectra.spectrum import full_precision_matmul
+    from esdtool.spectra.precision import full_precision_matmul
 
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
@@ -146,6 +172,54 @@ def test_tf32_is_off_inside_and_restored_after() -> None:
         assert matmul.fp32_precision == "tf32"
     finally:
         matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize(("name", "loose", "exact"), [("fp32_precision", "tf32", "ieee"), ("allow_tf32", True, False)])
+def test_tf32_stays_off_for_every_thread_inside(
+    monkeypatch: pytest.MonkeyPatch, name: str, loose: object, exact: object
+) -> None:
+    from esdtool.spectra.precision import full_precision_matmul
+
+    matmul = SimpleNamespace(**{name: loose})
+    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
+    second_is_in, first_is_out, seen = threading.Event(), threading.Event(), []
+
+    def second() -> None:
+        with full_precision_matmul(), full_precision_matmul():
+            second_is_in.set()
+            assert first_is_out.wait(10)
+            seen.append(getattr(matmul, name))
+
+    thread = threading.Thread(target=second)
+    with full_precision_matmul():
+        thread.start()
+        assert second_is_in.wait(10)
+    # The one that came first has left, the other is still at work.
+    first_is_out.set()
+    thread.join()
+    assert seen == [exact]
+    assert getattr(matmul, name) == loose
+
+
+def test_tf32_is_never_on_inside_and_never_off_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    from esdtool.spectra.precision import full_precision_matmul
+
+    matmul = SimpleNamespace(fp32_precision="tf32")
+    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
+    seen: set[str] = set()
+
+    def job() -> None:
+        for _ in range(300):
+            with full_precision_matmul():
+                seen.add(matmul.fp32_precision)
+
+    threads = [threading.Thread(target=job) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == {"ieee"}
+    assert matmul.fp32_precision == "tf32"
 
 
 @pytest.mark.parametrize("two_stage", [False, True])

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from esdtool.errors import OutputError
-from esdtool.support.files import atomic_write, atomic_write_text, cache_dir, default_mode
+from esdtool.support.files import atomic_write, atomic_write_text, cache_directory, default_mode
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -69,14 +69,14 @@ def test_modes_are_those_of_an_ordinary_file(tmp_path: Path) -> None:
 
 def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ESDTOOL_CACHE_DIR", str(tmp_path))
-    assert cache_dir() == tmp_path
+    assert cache_directory() == tmp_path
     monkeypatch.delenv("ESDTOOL_CACHE_DIR")
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert cache_dir() == Path("/x/esdtool")
+    assert cache_directory() == Path("/x/esdtool")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/h")
-    assert cache_dir() == Path("/h/.cache/esdtool")
+    assert cache_directory() == Path("/h/.cache/esdtool")
 
 
 def test_the_umask_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

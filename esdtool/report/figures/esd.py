@@ -62,6 +62,7 @@ def draw_esd(axes: Axes, module: ModuleResult, eigenvalues: Vector) -> None:
         axes.plot(grid, np.where(null > 0, null, np.nan), "--", color=BULK, label="Marchenko-Pastur, same shape")
     if found is not None:
         name, fit = found
+        assert fit.xmin is not None
         grid = np.geomspace(fit.xmin, histogram.edges[-1], _CURVE_POINTS)
         axes.plot(grid, tail_density(grid, fit, histogram.total), color=_TAIL, label=fit_label(name, fit))
         axes.axvline(fit.xmin, color=_TAIL, linestyle=":", linewidth=1, label=f"xmin = {fit.xmin:.3g}")
@@ -105,6 +106,7 @@ def save_ks_scan(path: Path, module: ModuleResult, eigenvalues: Vector, *, subje
         found = drawn_fit(module)
         if found is not None and found[1].xmin != xmins[best]:
             name, fit = found
+            assert fit.xmin is not None
             if fit.ks_distance is not None:
                 above.plot(fit.xmin, fit.ks_distance, "s", color=_OTHER, label=f"{name}: {fit.ks_distance:.3f}")
             below.plot(fit.xmin, fit.alpha, "s", color=_OTHER, label=f"{name}: α = {fit.alpha:.3f}")

@@ -103,8 +103,10 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
     >>> nice_ticks(1.31, 1.78)
     [1.2, 1.4, 1.6, 1.8]
+    >>> nice_ticks(2, 2 + 1e-12)
+    [1.5, 2.0, 2.5]
     """
-    if high <= low:
+    if high - low <= 1e-8 * max(1.0, abs(high)):  # equal but for rounding
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))

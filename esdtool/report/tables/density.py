@@ -75,9 +75,10 @@ def tail_density(eigenvalues: Vector, fit: TailResult, total: int) -> Vector:
 
     Args:
         eigenvalues: [k], at or above xmin.
-        fit: the tail.
+        fit: the tail, from `drawn_fit`.
         total: eigenvalues of the module.
     """
+    assert fit.xmin is not None
     scale = fit.num_tail / total * (fit.alpha - 1) / fit.xmin
     density: Vector = scale * (eigenvalues / fit.xmin) ** -fit.alpha
     return density
@@ -88,7 +89,14 @@ def drawn_fit(module: ModuleResult) -> tuple[str, TailResult] | None:
 
     That of `farms` is an eigenvalue of the module's windows, on another scale.
     """
-    return next(((name, fit) for name, fit in module.fits.items() if fit is not None and name != "farms"), None)
+    return next(
+        (
+            (name, fit)
+            for name, fit in module.fits.items()
+            if fit is not None and fit.xmin is not None and name != "farms"
+        ),
+        None,
+    )
 
 
 def null_density(eigenvalues: Vector, module: ModuleResult) -> Vector | None:

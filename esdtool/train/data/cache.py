@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from esdtool.errors import OutputError
-from esdtool.support.files import cache_dir
+from esdtool.support.files import cache_directory
 
 
 def cache_folder(name: str) -> Path:
@@ -18,7 +18,7 @@ def cache_folder(name: str) -> Path:
     Raises:
         OutputError: if it cannot be made.
     """
-    folder = cache_dir() / name
+    folder = cache_directory() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
