@@ -19,7 +19,7 @@ from esdtool.cli.train import train
 
 app = typer.Typer(
     name="esdtool",
-    help="Spectral analysis of language model weights, and module-wise weight decay from it.",
+    help="Analyse the spectra of language model weights and derive a weight decay for each module.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -38,7 +38,7 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Spectral analysis of language model weights, and module-wise weight decay from it."""
+    """Analyse the spectra of language model weights and derive a weight decay for each module."""
 
 
 app.command()(analyze)

@@ -34,8 +34,8 @@ def analyze(
         list[str],
         typer.Argument(
             help="A .safetensors, .bin, .pt, .pth, .gguf, .onnx, .h5 or .keras file, a Hugging Face or "
-            "torch.distributed.checkpoint directory, a PEFT adapter, or a Hub id org/name\\[@revision]. Several are "
-            "the steps of one training run.",
+            "torch.distributed.checkpoint directory, a PEFT adapter, or a Hub id org/name\\[@revision]. Several "
+            "checkpoints are taken as steps of one training run.",
             show_default=False,
             metavar="CHECKPOINT",
         ),
@@ -43,7 +43,8 @@ def analyze(
     base: Annotated[
         str | None,
         typer.Option(
-            help="Analyse the differences from this checkpoint; an adapter is merged into it.", metavar="CHECKPOINT"
+            help="Analyse the differences from this checkpoint. An adapter is merged into it instead.",
+            metavar="CHECKPOINT",
         ),
     ] = None,
     fit: FitOption = None,
@@ -51,12 +52,12 @@ def analyze(
     min_eigs: MinEigsOption = 50,
     spectrum: Annotated[
         SpectrumName,
-        typer.Option(help="Path to the eigenvalues; 'slq' estimates the alpha of large modules without them."),
+        typer.Option(help="How to compute the eigenvalues. 'slq' estimates the alpha of large modules without them."),
     ] = "auto",
     budget: Annotated[
         float | None,
         typer.Option(
-            help="If the exact spectra would take longer than this, estimate the largest modules as 'slq' does.",
+            help="If the exact spectra would take longer than this, estimate the largest modules with 'slq'.",
             metavar="SECONDS",
         ),
     ] = None,
@@ -72,18 +73,18 @@ def analyze(
         str | None, typer.Option("--csv", help="Write one CSV line per module; - for stdout.", metavar="PATH")
     ] = None,
     esd_path: Annotated[
-        str | None, typer.Option("--esd", help="Save every module's eigenvalues (.safetensors).", metavar="PATH")
+        str | None, typer.Option("--esd", help="Write the eigenvalues of every module (.safetensors).", metavar="PATH")
     ] = None,
     html_path: HtmlOption = None,
     plots: Annotated[
         str | None,
-        typer.Option(help="Folder for figures; 'esdtool plot' has more choice.", metavar="DIR"),
+        typer.Option(help="Write figures to this folder. 'esdtool plot' has more options.", metavar="DIR"),
     ] = None,
     table_format: TableFormatOption = "table",
     sparklines: Annotated[
         bool, typer.Option("--sparklines", help="Show each module's ESD in its row, and alpha by layer and role.")
     ] = False,
-    sort: Annotated[SortKey, typer.Option(help="Order of the table; 'order' is the model's own.")] = "order",
+    sort: Annotated[SortKey, typer.Option(help="Order of the table. 'order' is the order in the model.")] = "order",
     top: TopOption = None,
     quiet: QuietOption = False,
     dry_run: Annotated[
@@ -94,23 +95,24 @@ def analyze(
     memory: Annotated[
         str | None,
         typer.Option(
-            help="Memory that the modules in flight may take together, such as 4GB; one that needs more is done alone.",
+            help="Memory limit for the modules in progress, such as 4GB. A larger module is processed alone.",
             metavar="SIZE",
         ),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub checkpoint.")] = None,
     cache: CacheOption = True,
     fix_finger_bound: Annotated[
-        FixFingerBound, typer.Option(help="'legacy' reproduces numbers published with the original code.")
+        FixFingerBound,
+        typer.Option(help="Lower bound of 'fix-finger'. 'legacy' reproduces numbers published with the original code."),
     ] = "linear",
     farms_rows: Annotated[int, typer.Option(help="Rows of a 'farms' window.")] = 100,
-    farms_ratio: Annotated[float, typer.Option(help="Columns over rows of a 'farms' window.")] = 2.0,
-    farms_windows: Annotated[int, typer.Option(help="'farms' windows per dimension.")] = 10,
+    farms_ratio: Annotated[float, typer.Option(help="Columns divided by rows of a 'farms' window.")] = 2.0,
+    farms_windows: Annotated[int, typer.Option(help="Number of 'farms' windows per dimension.")] = 10,
 ) -> None:
     """Compute the spectrum and the power-law alpha of every weight module of a checkpoint.
 
-    A small alpha means a heavy tail. The table shows beside it the alpha that an untrained matrix of the same shape
-    would have. Of several checkpoints it shows alpha by role over the steps.
+    A small alpha means a heavy tail. The table also shows the null: the alpha of an untrained matrix of the same shape.
+    For several checkpoints it shows alpha by role over the steps.
     """
     from esdtool.cli.output import check_folder, check_outputs, note, progress_bar, write_esds, write_text
     from esdtool.errors import NothingToAnalyzeError, OutputError, UsageError

@@ -39,24 +39,26 @@ def assign(
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="Write the assignment here; - for stdout.", metavar="PATH")
     ] = None,
-    weight_decay: Annotated[float, typer.Option(help="Base decay, what uniform weight decay would be.")] = 0.1,
+    weight_decay: Annotated[
+        float, typer.Option(help="Base decay: the value that uniform weight decay would have.")
+    ] = 0.1,
     optimizer: Annotated[
         OptimizerName,
-        typer.Option(help="Sets the published ratios and says how the decay acts: adamw decoupled, adam as L2."),
+        typer.Option(help="Select the published ratios and how the decay acts: decoupled (adamw) or as L2 (adam)."),
     ] = "adamw",
     min_ratio: Annotated[
-        float | None, typer.Option(help="Smallest decay over the base. Default: 0.67.", show_default=False)
+        float | None, typer.Option(help="Smallest decay divided by the base. Default: 0.67.", show_default=False)
     ] = None,
     max_ratio: Annotated[
         float | None,
-        typer.Option(help="Largest decay over the base. Default: 5 (adamw), 3 (adam).", show_default=False),
+        typer.Option(help="Largest decay divided by the base. Default: 5 (adamw), 3 (adam).", show_default=False),
     ] = None,
     assign_by: Annotated[AssignName, typer.Option("--assign", help="Function from scores to decays.")] = "linear",
-    score: Annotated[ScoreName, typer.Option(help="What the decays follow.")] = "alpha",
+    score: Annotated[ScoreName, typer.Option(help="Metric that determines the decays.")] = "alpha",
     fit: Annotated[
         str | None,
         typer.Option(
-            help=f"Estimator of alpha: {', '.join(FITS)}. Default: hill for a checkpoint, an analysis's own first.",
+            help=f"Estimator of alpha: {', '.join(FITS)}. Default: hill, or the first one of an analysis.",
             show_default=False,
             autocompletion=lambda: list(FITS),
         ),
@@ -64,17 +66,17 @@ def assign(
     granularity: Annotated[Granularity, typer.Option(help="One decay per module, per layer or per role.")] = "module",
     include: Annotated[
         list[str] | None,
-        typer.Option(help="Assign only parameters that match this regular expression; repeatable.", metavar="REGEX"),
+        typer.Option(
+            help="Assign decays only to parameters that match this regular expression; repeatable.", metavar="REGEX"
+        ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Leave parameters that match this regular expression to the default; repeatable.", metavar="REGEX"
-        ),
+        typer.Option(help="Do not list parameters that match this regular expression; repeatable.", metavar="REGEX"),
     ] = None,
     unlisted: Annotated[
         Unlisted,
-        typer.Option(help="Norms, biases, embeddings, heads: keep the trainer's choice, no decay, or the base."),
+        typer.Option(help="Decay of norms, biases, embeddings and heads: the trainer's, none, or the base."),
     ] = "keep",
     normalize: Annotated[
         bool,
@@ -82,19 +84,21 @@ def assign(
     ] = False,
     names: Annotated[
         Names,
-        typer.Option(help="Parameter names: the file's, or those of the live transformers model that loads it."),
+        typer.Option(help="Parameter names: those of the file, or of the transformers model that loads it."),
     ] = "file",
     file_format: Annotated[AssignmentFormat, typer.Option("--format", help="Format of --out.")] = "json",
     check: Annotated[
         Path | None,
-        typer.Option(help="Check this assignment against --model instead: names, shapes, coverage.", metavar="WD.JSON"),
+        typer.Option(
+            help="Check this file against --model: names, shapes, coverage. Assigns nothing.", metavar="WD.JSON"
+        ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The checkpoint for --check.", metavar="CKPT")] = None,
+    model: Annotated[str | None, typer.Option(help="Checkpoint for --check.", metavar="CKPT")] = None,
     quiet: QuietOption = False,
     device: DeviceOption = "auto",
     jobs: JobsOption = None,
 ) -> None:
-    """Turn alphas into a module-wise weight-decay assignment: the heavier a module's tail, the weaker its decay."""
+    """Turn alphas into a weight decay for each module: the heavier the tail, the weaker the decay."""
     from esdtool.cli.output import check_outputs, note, write_text
     from esdtool.errors import UsageError
 
@@ -150,7 +154,7 @@ def assign(
 
 
 def _analysis(source: str | None, *, fit: str | None, device: str, jobs: int | None, quiet: bool) -> Analysis:
-    """The analysis of a checkpoint, the one in a file, or the user's latest."""
+    """Return the analysis of a checkpoint, the one in a file, or the latest one of the user."""
     from esdtool.analysis.document import Analysis
     from esdtool.cli.output import note, progress_bar
 
@@ -175,7 +179,7 @@ def _analysis(source: str | None, *, fit: str | None, device: str, jobs: int | N
 
 
 def _with_live_names(assignment: Assignment, analysis: Analysis) -> Assignment:
-    """The assignment under the names of the model that transformers makes of the checkpoint's config.json."""
+    """Rename the parameters as in the model that transformers builds from the checkpoint's config.json."""
     from esdtool.checkpoint import open_checkpoint
     from esdtool.optim.live_names import meta_model, with_live_names
 
@@ -193,7 +197,7 @@ def _rendered(assignment: Assignment, file_format: AssignmentFormat) -> str:
 
 
 def _check(path: Path, model: str, *, quiet: bool) -> None:
-    """Compare a file with a checkpoint; problems are an error after they have been listed."""
+    """Compare a file with a checkpoint, list the problems, and raise an error if there are any."""
     from esdtool.assignment.check import check as check_assignment
     from esdtool.assignment.document import load_assignment
     from esdtool.checkpoint import open_checkpoint

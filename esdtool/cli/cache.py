@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-app = typer.Typer(help="The spectra that are kept on disk, so that nothing is computed twice.", no_args_is_help=True)
+app = typer.Typer(help="Show or clear the cache of spectra on disk.", no_args_is_help=True)
 
 
 @app.command()

@@ -41,8 +41,8 @@ def compare(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="Checkpoints (whatever 'esdtool analyze' takes) and its JSON files, at least two: the others are "
-            "compared with the first. Or run directories of 'esdtool train', and folders that hold such.",
+            help="At least two checkpoints or analysis JSON files; the others are compared with the first. Or run "
+            "directories of 'esdtool train', or folders that contain them.",
             show_default=False,
             metavar="SOURCE...",
         ),
@@ -68,7 +68,7 @@ def compare(
     plots: Annotated[
         str | None,
         typer.Option(
-            help="Folder for figures: alpha by role and differences by layer and role; of runs the loss curves, "
+            help="Write figures to this folder. Checkpoints: alpha by role, differences by layer and role. Runs: loss, "
             "alphas and decays over time.",
             metavar="DIR",
         ),
@@ -76,7 +76,7 @@ def compare(
     against: Annotated[
         str | None,
         typer.Option(
-            help="Of runs: the setting, as the table calls it, that the others are compared with seed by seed. "
+            help="For runs: compare the other settings with this one seed by seed. Use its name in the table. "
             "Default: uniform decay with the same base.",
             metavar="SETTING",
             show_default=False,
@@ -84,10 +84,12 @@ def compare(
     ] = None,
     table_format: Annotated[
         Format,
-        typer.Option("--format", help="Form of the tables: for a terminal, to paste into an issue, or for a program."),
+        typer.Option(
+            "--format", help="Format of the tables: for the terminal, Markdown to paste into an issue, or CSV."
+        ),
     ] = "table",
     sort: Annotated[
-        SortKey, typer.Option(help="Order of the table of modules; 'order' is the first checkpoint's own.")
+        SortKey, typer.Option(help="Order of the table of modules. 'order' is the order in the first checkpoint.")
     ] = "order",
     top: TopOption = None,
     quiet: QuietOption = False,
@@ -97,9 +99,9 @@ def compare(
 ) -> None:
     """Compare checkpoints module by module, or the validation perplexities of training runs.
 
-    Of checkpoints it shows how each alpha differs from that in the first, and whether by more than chance. Runs that
-    differ only in the seed are put together: mean and standard error by policy and base decay, and the difference from
-    uniform decay, seed by seed.
+    For checkpoints, the table shows how each alpha differs from that in the first one, and whether by more than chance.
+    Runs that differ only in the seed are grouped. Their table shows mean and standard error by policy and base decay,
+    and the difference from uniform decay, seed by seed.
     """
     from esdtool.cli.compare_sources import analyses_of, sort_out
     from esdtool.cli.output import check_folder, check_outputs, note, write_text

@@ -18,7 +18,8 @@ TxtDocument = Literal["file", "line", "paragraph"]
 
 def evaluate(
     checkpoint: Annotated[
-        str, typer.Argument(help="Folder or Hub id of a causal language model of transformers.", show_default=False)
+        str,
+        typer.Argument(help="Folder or Hub id of a causal language model that transformers reads.", show_default=False),
     ],
     data: Annotated[
         list[str] | None,
@@ -31,34 +32,41 @@ def evaluate(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of --data: the validation text of a training run, as its config.toml says.", metavar="TOML"
+            help="Instead of --data: use the validation text of the training run with this config.toml.", metavar="TOML"
         ),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Instead of --data: a Hub dataset, as name or name:configuration.")
+        str | None, typer.Option(help="Instead of --data: use a Hub dataset, given as name or name:configuration.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split of --dataset.")] = "validation",
     text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
-    txt_document: Annotated[TxtDocument, typer.Option(help="What one document of a .txt file is.")] = "file",
+    txt_document: Annotated[TxtDocument, typer.Option(help="What counts as one document in a .txt file.")] = "file",
     held_out: Annotated[
         float | None,
-        typer.Option(help="Only the fraction that training with this data.validation_fraction holds out."),
+        typer.Option(help="Use only the fraction that training with this data.validation_fraction holds out."),
     ] = None,
-    packing: Annotated[PackingName, typer.Option(help="Documents joined and cut, or one a row.")] = "dense",
+    packing: Annotated[
+        PackingName, typer.Option(help="Join the documents and cut them into rows, or put one document in each row.")
+    ] = "dense",
     sequence_length: Annotated[int, typer.Option(help="Tokens per row.", min=2)] = 256,
-    tokens: Annotated[int, typer.Option(help="Budget: rows until they hold this many targets.", min=1)] = 1_000_000,
+    tokens: Annotated[
+        int, typer.Option(help="Evaluate rows until they contain this many target tokens.", min=1)
+    ] = 1_000_000,
     micro_size: Annotated[int, typer.Option(help="Rows per forward pass.", min=1)] = 16,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Folder, file or Hub id. Default: the checkpoint's own.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Folder, file or Hub id of the tokenizer. Default: that of the checkpoint.", show_default=False
+        ),
     ] = None,
-    precision: Annotated[PrecisionName, typer.Option(help="Number format.")] = "float32",
+    precision: Annotated[PrecisionName, typer.Option(help="Number format of the computation.")] = "float32",
     device: Annotated[DeviceName, typer.Option(help="Where to compute.")] = "auto",
     json_path: Annotated[
         str | None, typer.Option("--json", help="Write the result as JSON; - for stdout.", metavar="PATH")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but --json.")] = False,
 ) -> None:
-    """Measure loss and perplexity of a checkpoint, with the code that evaluates during training."""
+    """Measure the loss and the perplexity of a checkpoint, as training does."""
     import json
 
     from esdtool.cli.output import check_outputs, write_text

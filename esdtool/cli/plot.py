@@ -32,8 +32,8 @@ def plot(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Checkpoints (whatever 'esdtool analyze' takes), its JSON files, wd.json files of 'esdtool assign' "
-            "and run directories of 'esdtool train', in any mixture. Default: the latest analysis.",
+            help="Checkpoints, analysis JSON files, wd.json files and run directories of 'esdtool train', in any "
+            "combination. Default: the latest analysis.",
             show_default=False,
             metavar="[SOURCE]...",
         ),
@@ -42,7 +42,7 @@ def plot(
     kind: Annotated[
         list[str] | None,
         typer.Option(
-            help="Figure to draw; repeatable. Default: all that the sources have. esd: a module's spectrum with its "
+            help="Figure to draw; repeatable. Default: all that the sources allow. esd: a module's spectrum with its "
             "tail and the untrained null; ks: KS distance against xmin; heat-map: alpha by layer and role; depth: "
             "alpha by depth; roles: mean alpha by role; decay: weight decay by layer and role; alpha-steps, "
             "decay-steps, loss, perplexity: over training; differences: runs against uniform decay, seed by seed.",
@@ -59,7 +59,7 @@ def plot(
     ] = None,
     esd_path: Annotated[
         str | None,
-        typer.Option("--esd", help="Eigenvalues of the one analysis that is read from a file.", metavar="FILE"),
+        typer.Option("--esd", help="Eigenvalues (.safetensors) that belong to an analysis JSON file.", metavar="FILE"),
     ] = None,
     figure_format: Annotated[FigureFormat, typer.Option("--format", help="Format of the figures.")] = "png",
     dpi: Annotated[int, typer.Option(help="Pixels per inch of PNG files.", min=30, max=1200)] = 150,
@@ -69,7 +69,9 @@ def plot(
     fast: FastOption = False,
     device: DeviceOption = "auto",
     jobs: JobsOption = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print neither progress nor the files' names.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print neither progress nor the names of the files.")
+    ] = False,
 ) -> None:
     """Draw spectra, alphas, weight decays and training curves, as PNG, SVG or PDF files."""
     from esdtool.cli.output import check_folder, note

@@ -14,8 +14,8 @@ def schema(
     name: Annotated[
         SchemaName,
         typer.Argument(
-            help="An analysis (`analyze --json`), a trajectory (the same of several checkpoints), a comparison "
-            "of checkpoints (`compare --json`), a weight-decay assignment (`assign --out`), or a training config."
+            help="analysis (`analyze --json`), trajectory (`analyze --json` with several checkpoints), comparison "
+            "(`compare --json`), wd (`assign --out`), or train (a training configuration)."
         ),
     ],
 ) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    path: Annotated[str, typer.Argument(help="TOML file with [sweep] and [[grid]].", metavar="SWEEP.toml")],
+    path: Annotated[str, typer.Argument(help="TOML file with \\[sweep] and \\[\\[grid]].", metavar="SWEEP.toml")],
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -26,14 +26,15 @@ def sweep(
         ),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", help="Runs at a time. Default: what the file says, or 1.", min=1)
+        int | None,
+        typer.Option("--jobs", "-j", help="Number of runs at a time. Default: the value in the file, or 1.", min=1),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and how far they are, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and their progress, and stop.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train with several policies, decays or other settings, and several seeds, and compare.
+    """Train with several policies, decays or other settings and several seeds, and compare the results.
 
-    Finished runs are not repeated, and runs that were stopped go on: give the same command again.
+    Give the same command again to continue: finished runs are not repeated, and stopped runs resume.
     """
     from esdtool.cli.output import note
     from esdtool.train.sweep.plan import plan_sweep

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 def train(
     configs: Annotated[
         list[str],
-        typer.Argument(
-            help="TOML file; of several, keys of later ones replace those of earlier ones.", metavar="CONFIG..."
-        ),
+        typer.Argument(help="TOML file. If there are several, later files override earlier ones.", metavar="CONFIG..."),
     ],
     overrides: Annotated[
         list[str] | None,
@@ -27,15 +25,18 @@ def train(
     resume: Annotated[
         str | None,
         typer.Option(
-            help="'auto': go on from the run's newest whole checkpoint, if there is one; or the path of a checkpoint.",
+            help="'auto' continues from the run's newest complete checkpoint, if any. A path continues from that one.",
             metavar="auto|PATH",
         ),
     ] = None,
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the whole configuration, defaults resolved, and stop.")
+        bool, typer.Option("--print-config", help="Print the complete configuration with all defaults, and stop.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Build everything, print parameters, tokens and memory, and stop.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Build everything, print the numbers of parameters and tokens and the memory, and stop."
+        ),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
