@@ -206,6 +206,34 @@ def _natural(text: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(chunk), "") if chunk.isdecimal() else (1, 0, chunk) for chunk in chunks if chunk)
 
 
+_GENERATIONS = (("_g", "original0"), ("_v", "original1"), ("_orig", "original"))
+"""How torch's two generations of re-parametrised weights call the parts that are trained."""
+
+
+def reparametrised_names(parameter: str) -> list[tuple[str, ...]]:
+    """List what a parameter may be called, or be computed from, where a model re-parametrises its weights.
+
+    >>> reparametrised_names("conv.weight_g")
+    [('conv.parametrizations.weight.original0',)]
+    >>> reparametrised_names("conv.weight")[0]
+    ('conv.weight_g', 'conv.weight_v')
+    """
+    stem, dot, leaf = parameter.rpartition(".")
+    base, _, module = stem.rpartition("parametrizations.")
+    if base.endswith(".") or (not base and stem.startswith("parametrizations.")):
+        return [(f"{base}{module}{ending}",) for ending, part in _GENERATIONS if leaf == part]
+    for ending, part in _GENERATIONS:
+        if leaf.endswith(ending):
+            return [(f"{stem}{dot}parametrizations.{leaf.removesuffix(ending)}.{part}",)]
+    registered = f"{stem}{dot}parametrizations.{leaf}."
+    return [
+        (f"{parameter}_g", f"{parameter}_v"),
+        (f"{registered}original0", f"{registered}original1"),
+        (f"{parameter}_orig",),
+        (f"{registered}original",),
+    ]
+
+
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Name segments that DataParallel, torch.compile, FSDP1 and activation checkpointing insert."""
 

@@ -14,7 +14,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from esdtool.errors import CheckpointError
 from esdtool.modules.skipped import SkipKind
@@ -86,6 +94,13 @@ class LikelihoodTest(Record):
     p_value: float = Field(description="Significance of its sign.")
 
 
+class TrainedResult(Record):
+    """A parameter that a trainer has."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
 class ModuleResult(Record):
     """One weight module: what it is, its tail and its metrics. Numbers are null unless status is 'ok'."""
 
@@ -102,6 +117,11 @@ class ModuleResult(Record):
     )
     dtype: str = Field(description="Storage dtype, or the format of quantised weights.")
     rank: int | None = Field(default=None, description="Largest possible rank of a low-rank update (LoRA).")
+    trained: tuple[TrainedResult, ...] | None = Field(
+        default=None,
+        description="The parameters that a trainer has in the place of a weight that is computed from them (weight "
+        "normalisation, pruning, adapters); empty for an adapter's update. Absent where the parameter is the weight.",
+    )
     num_eigs: int = Field(description="Number of eigenvalues in the ESD.")
 
     alpha: float | None = Field(default=None, description="Tail exponent by the first estimator.")
@@ -146,6 +166,13 @@ class ModuleResult(Record):
     spectrum: str | None = Field(
         default=None, description="Path taken: 'gram-float64', 'gram-float32', 'svd-float64', or 'slq' for an estimate."
     )
+
+    @model_serializer(mode="wrap")
+    def _serialized(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        if fields.get("trained", ...) is None:  # nearly everywhere: the key would only repeat that
+            del fields["trained"]
+        return fields
 
     @property
     def ok(self) -> bool:
@@ -272,7 +299,7 @@ class Analysis(Record):
         rows = []
         for module in self.modules:
             row: dict[str, Any] = module.model_dump(
-                exclude={"alphas", "alpha_ci", "fits", "comparisons", "shape", "parameter_shape"}
+                exclude={"alphas", "alpha_ci", "fits", "comparisons", "shape", "parameter_shape", "trained"}
             )
             row["alpha_ci.low"], row["alpha_ci.high"] = module.alpha_ci or (None, None)
             row["shape"] = dimensions(module.shape)

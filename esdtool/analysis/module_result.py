@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from esdtool.analysis.document import LikelihoodTest, ModuleResult, TailResult
+from esdtool.analysis.document import LikelihoodTest, ModuleResult, TailResult, TrainedResult
 from esdtool.analysis.verdict import Verdict, within_limits
 from esdtool.modules import WeightModule
 from esdtool.spectra.metrics import alpha_weighted, estimated_metrics, log_alpha_norm, spectral_metrics
@@ -35,6 +35,9 @@ def module_result(module: WeightModule, score: MatrixScore, options: ScoreOption
         "parameter_shape": module.parameter_shape,
         "dtype": module.dtype,
         "rank": module.rank,
+        "trained": None
+        if module.trained is None
+        else tuple(TrainedResult(name=item.name, shape=item.shape) for item in module.trained),
         "num_eigs": module.num_eigs,
         "status": score.status,
         "spectrum": None if score.spectrum is None else score.spectrum.path,

@@ -101,8 +101,8 @@ def assign(
         [
             Member(
                 name=module.name,
-                parameter=module.parameter,
-                stored_shape=module.stored_shape,
+                parameter=parameter,
+                stored_shape=shape,
                 size=math.prod(module.shape),
                 ratio=ratio,
                 alpha=_alpha(module, fit, analysis),
@@ -112,6 +112,7 @@ def assign(
                 note=note,
             )
             for module, ratio, value, note in zip(modules, ratios, scores, notes, strict=True)
+            for parameter, shape in _parameters(module)
         ],
         weight_decay,
     )
@@ -212,6 +213,17 @@ def _left_out(analysis: Analysis, scope: Scope[ModuleResult]) -> dict[str, str]:
         if tensor.kind is SkipKind.SEVERAL_MATRICES
     }
     return unsplit | {canonical_name(left.module.parameter): left.reason for left in scope.left_out}
+
+
+def _parameters(module: ModuleResult) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of the parameters that decay a module: its own, or those that its weight is computed from.
+
+    Of a normalised weight g v / |v| the decay of g shrinks the weight just as its own decay would, and that of v keeps
+    the length at which the step of v takes effect. As in any optimizer, both have the module's.
+    """
+    if module.trained is None:
+        return [(module.parameter, module.stored_shape)]
+    return [(parameter.name, parameter.shape) for parameter in module.trained]
 
 
 def _canonical(parameters: Sequence[str]) -> list[str]:

@@ -61,6 +61,7 @@ def check(
     """
     catalogue = list(tensors)
     shapes = {canonical_name(tensor.name): tensor.shape for tensor in catalogue}
+    shapes |= {canonical_name(part.name): part.shape for tensor in catalogue for part in tensor.trained or ()}
     modules = select_modules(catalogue, config=config).modules
     module_names = {canonical_name(module.name) for module in modules}
     matched, unknown, wrong = [], [], []

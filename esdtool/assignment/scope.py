@@ -20,6 +20,13 @@ _SURPRISING_SHARE = 0.1
 """Share of the modules that may lie outside the blocks before leaving them out is worth a warning."""
 
 
+class Named(Protocol):
+    """A parameter of a live model."""
+
+    @property
+    def name(self) -> str: ...
+
+
 class Scorable(Protocol):
     """A weight module, analysed or not."""
 
@@ -31,6 +38,8 @@ class Scorable(Protocol):
     def layer(self) -> int | None: ...
     @property
     def rank(self) -> int | None: ...
+    @property
+    def trained(self) -> Sequence[Named] | None: ...
 
 
 Module = TypeVar("Module", bound=Scorable)
@@ -43,6 +52,7 @@ class Cause(Enum):
     EXCLUDED = auto()
     NOT_INCLUDED = auto()
     LOW_RANK = auto()
+    UPDATE = auto()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +91,9 @@ class Scope(Generic[Module]):
 
 
 def names_of(module: Scorable) -> tuple[str, ...]:
-    """List the names in which a user's expressions are searched: the parameter's and the module's."""
-    return canonical_name(module.parameter), canonical_name(module.name)
+    """List the names in which a user's expressions are searched: the parameter's, the module's, the trained ones."""
+    trained = [canonical_name(parameter.name) for parameter in module.trained or ()]
+    return canonical_name(module.parameter), canonical_name(module.name), *trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +188,8 @@ def _cause(module: Scorable, patterns: Patterns, names: tuple[str, ...], *, insi
             return Cause.EXCLUDED, f"excluded by {patterns.prefix}exclude {pattern.pattern!r}"
     if module.rank is not None:
         return Cause.LOW_RANK, "low-rank update: its factors are the parameters, and share its spectrum"
+    if module.trained is not None and not module.trained:
+        return Cause.UPDATE, "update of an adapter: its factors are the parameters"
     if patterns.include:
         if any(pattern.search(name) for pattern in patterns.include for name in names):
             return None

@@ -58,11 +58,12 @@ def open_checkpoint(location: str | Path, *, revision: str | None = None) -> Che
 
 
 def _logical(stored: Checkpoint) -> Checkpoint:
-    """The weights that a checkpoint stands for, where it stores something else: codes and scales, or factors."""
+    """Return the weights that a checkpoint stands for, where it stores codes and scales, parts, or factors."""
     from esdtool.checkpoint.adapters import adapter_weights
+    from esdtool.checkpoint.parametrized import applied_weights
     from esdtool.checkpoint.quantized.wrapper import dequantized
 
-    return adapter_weights(dequantized(stored))
+    return adapter_weights(applied_weights(dequantized(stored)))
 
 
 def from_state_dict(
@@ -78,4 +79,4 @@ def from_model(model: nn.Module) -> Checkpoint:
     """A live model as a checkpoint; see `esdtool.checkpoint.memory.from_model`."""
     from esdtool.checkpoint.memory import from_model as implementation
 
-    return implementation(model)
+    return _logical(implementation(model))

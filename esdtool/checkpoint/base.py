@@ -45,6 +45,14 @@ DTYPE_BYTES = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainedParameter:
+    """A parameter of a live model."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TensorInfo:
     """One stored tensor, known from a header without reading its data."""
 
@@ -63,9 +71,9 @@ class TensorInfo:
     """Relative root-mean-square rounding error of the stored weights, where it is more than that of `dtype`."""
     rank: int | None = None
     """Largest possible rank of each matrix of a product of factors (LoRA); see `Checkpoint.factors`."""
-    trained: tuple[str, ...] | None = None
-    """Names of the parameters that a trainer has in the place of a tensor that is computed from them (the g and v of
-    weight normalisation). None: the tensor is itself a parameter. Empty: there is none that a decay could be given."""
+    trained: tuple[TrainedParameter, ...] | None = None
+    """The parameters that a trainer has in the place of a tensor that is computed from them (the g and v of weight
+    normalisation). None: the tensor is itself a parameter. Empty: there is none that a decay could be given."""
 
     @property
     def storage(self) -> str:

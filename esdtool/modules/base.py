@@ -11,6 +11,8 @@ from esdtool.modules.skipped import SkippedTensor
 if TYPE_CHECKING:
     import torch
 
+    from esdtool.checkpoint.base import TrainedParameter
+
 CONVOLUTION_SCALE = 0.5
 """Factor of a convolution's eigenvalues (sqrt(0.5) for its weights): the convention of TempBalance and AlphaDecay."""
 
@@ -91,6 +93,8 @@ class WeightModule:
     """Largest possible rank of a low-rank product (LoRA); the eigenvalues beyond it are no part of the ESD."""
     roundoff: float | None = None
     """Relative rounding error of the stored weights, where it is more than that of a floating-point dtype."""
+    trained: tuple[TrainedParameter, ...] | None = None
+    """The parameters that a trainer has in the place of `parameter`; see `TensorInfo.trained`."""
 
     @property
     def stored_shape(self) -> tuple[int, ...]:

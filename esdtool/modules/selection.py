@@ -249,5 +249,6 @@ def _module(part: _Part, verdict: Score, *, layer: int | None) -> WeightModule:
         view=None if piece is None else piece.view,
         parameter_shape=None if piece is None else tensor.shape,
         rank=tensor.rank,
+        trained=tensor.trained,
         roundoff=tensor.roundoff,
     )

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from esdtool.assignment.document import Assignment
+from esdtool.assignment.document import Assignment, Entry
 from esdtool.checkpoint import Checkpoint
 from esdtool.checkpoint.memory import MemoryCheckpoint, from_model
 from esdtool.errors import AssignmentError, CheckpointError
-from esdtool.names import canonical_name
+from esdtool.names import canonical_name, reparametrised_names
 from esdtool.support.words import first_of
 
 
@@ -95,7 +95,7 @@ def resolve(model: LiveModel, assignment: Assignment, *, strict: bool) -> Resolu
                 )
             held = [parameter]
         else:
-            held = _separate_members(name, assignment, model)
+            held = _separate_members(name, assignment, model) or _reparametrised(name, entry, model)
         (matched if held else unmatched).append(name)
         for parameter in held:
             found.setdefault(parameter, []).append(name)
@@ -124,6 +124,16 @@ def _separate_members(name: str, assignment: Assignment, model: LiveModel) -> li
         return []
     held = [model.lookup(f"{module}.weight") for module in members.members]
     return [] if None in held else [parameter for parameter in held if parameter is not None]
+
+
+def _reparametrised(name: str, entry: Entry, model: LiveModel) -> list[nn.Parameter]:
+    """Find the parameters in the place of a weight that the model normalises or masks, or names otherwise."""
+    for names in reparametrised_names(canonical_name(name)):
+        held = [parameter for other in names if (parameter := model.lookup(other)) is not None]
+        # The direction v, or the original, has the shape of the weight.
+        if len(held) == len(names) and (entry.shape is None or entry.shape == tuple(held[-1].shape)):
+            return held
+    return []
 
 
 def unlisted_decay(assignment: Assignment, unlisted: str, ndim: int) -> float | None:

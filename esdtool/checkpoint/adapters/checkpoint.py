@@ -12,7 +12,7 @@ from esdtool.checkpoint.adapters.config import FILE_NAME, AdapterConfig, Scales,
 from esdtool.checkpoint.adapters.kinds import load_kinds
 from esdtool.checkpoint.adapters.names import PEFT_PREFIX, SHARED, Spellings
 from esdtool.checkpoint.adapters.unsupported import refusal_of_tensors, refusal_of_type
-from esdtool.checkpoint.base import Checkpoint, TensorInfo
+from esdtool.checkpoint.base import Checkpoint, TensorInfo, TrainedParameter
 from esdtool.checkpoint.derived import DerivedCheckpoint, DerivedTensor, inherited, listing
 from esdtool.errors import CheckpointError
 
@@ -250,7 +250,7 @@ def _merged_view(found: _Found, bases: Sequence[str]) -> Checkpoint:
                 shape=info.shape,
                 dtype="float32",
                 file=", ".join(dict.fromkeys((info.file, fitting.info.file))),
-                trained=(base,),
+                trained=(TrainedParameter(name=base, shape=info.shape),),
             ),
             stored=(base, *fitting.stored),
             base=base,
