@@ -18,6 +18,7 @@ class Module:
     name: str
     layer: int | None
     rank: int | None = None
+    trained: tuple[()] | None = None
 
     @property
     def parameter(self) -> str:
