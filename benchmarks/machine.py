@@ -8,7 +8,9 @@ import platform
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("esdtool", "torch", "numpy", "scipy", "scipy-openblas32", "weightwatcher")
+from esdtool.spectra.lapack import lapack_for
+
+PACKAGES = ("esdtool", "torch", "numpy", "scipy", "weightwatcher")
 
 
 def describe() -> dict[str, Any]:
@@ -29,6 +31,13 @@ def describe() -> dict[str, Any]:
             name: os.environ.get(name)
             for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE")
         },
+    }
+
+
+def lapack_names() -> dict[str, str]:
+    """The library that solves float64 matrices of a few orders here, and float32 ones."""
+    return {
+        f"{dtype} {order}": lapack_for(order, dtype) for dtype in ("float64", "float32") for order in (256, 1024, 4096)
     }
 
 

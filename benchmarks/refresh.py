@@ -36,7 +36,6 @@ import machine
 import torch
 from threadpoolctl import threadpool_limits
 
-from esdtool.spectra import lapack
 from esdtool.spectra.options import ScoreOptions
 from esdtool.spectra.scoring import score_matrices
 from esdtool.train.config.presets import PRESETS, Preset
@@ -125,7 +124,7 @@ def main() -> None:
     # One thread for torch's BLAS and for every BLAS that numpy and scipy have loaded.
     torch.set_num_threads(1)
     threadpool_limits(limits=1)
-    print(f"spectra on {device}, LAPACK: {lapack.backend()}; training at {options.rate:.3g} flop/s a rank")
+    print(f"spectra on {device}, LAPACK: {machine.lapack_names()}; training at {options.rate:.3g} flop/s a rank")
     print(f"interval of {INTERVAL} steps of {TOKENS:,} tokens, {options.ranks} rank(s)")
     on_one = ("1 thread", "1 thread, fast")
     kinds = [*on_one, "public", *(["2 threads"] if device.type == "cpu" else [])]
@@ -158,7 +157,7 @@ def main() -> None:
         document = {
             "machine": machine.describe(),
             "load before": load,
-            "lapack": lapack.backend(),
+            "lapack": machine.lapack_names(),
             "device": str(device),
             "rate": options.rate,
             "ranks": options.ranks,

@@ -18,7 +18,7 @@ import torch
 from spectra import best_of
 from threadpoolctl import threadpool_limits
 
-from esdtool.spectra import lapack, slq
+from esdtool.spectra import slq
 from esdtool.spectra.options import ScoreOptions
 from esdtool.spectra.scoring import score_matrices
 
@@ -70,7 +70,7 @@ def main() -> None:
     threadpool_limits(limits=1)
     slq.SMALLEST = 512  # to see where it does not pay
     contest(600, 600, trained=False)
-    print(f"one thread, LAPACK: {lapack.backend()}")
+    print(f"one thread, LAPACK: {machine.lapack_names()}")
     rows = []
     for shape in options.shapes:
         for trained in (False, True):
@@ -89,7 +89,7 @@ def main() -> None:
                 flush=True,
             )
     if options.json:
-        document = {"machine": machine.describe(), "lapack": lapack.backend(), "rows": rows}
+        document = {"machine": machine.describe(), "lapack": machine.lapack_names(), "rows": rows}
         options.json.write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -28,7 +28,6 @@ import scipy.linalg
 import torch
 from threadpoolctl import threadpool_limits
 
-from esdtool.spectra import lapack
 from esdtool.spectra.estimators.hill import hill
 from esdtool.spectra.options import ScoreOptions
 from esdtool.spectra.scoring import score_matrices
@@ -94,7 +93,7 @@ def main() -> None:
     contest(64, 64, dtype=torch.float32, with_scipy=options.scipy)
     rates = {"esdtool": product_rate(np.float64), "esdtool --fast": product_rate(np.float32)}
     print(
-        f"one thread, LAPACK: {lapack.backend()}, products at {rates['esdtool'] / 1e9:.0f} and "
+        f"one thread, LAPACK: {machine.lapack_names()}, products at {rates['esdtool'] / 1e9:.0f} and "
         f"{rates['esdtool --fast'] / 1e9:.0f} Gflop/s in float64 and float32"
     )
     rows = []
@@ -114,7 +113,12 @@ def main() -> None:
                 line += f"  {result['fraction of bound']:.0%} of the bound"
             print(line)
     if options.json:
-        document = {"machine": machine.describe(), "lapack": lapack.backend(), "product flop/s": rates, "rows": rows}
+        document = {
+            "machine": machine.describe(),
+            "lapack": machine.lapack_names(),
+            "product flop/s": rates,
+            "rows": rows,
+        }
         options.json.write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -76,14 +76,9 @@ def mp_quantiles(rows: int, columns: int, count: int | None = None) -> Vector:
     # With x = middle - half cos(theta) the density has no singularity, not even at q = 1, where x reaches 0.
     theta = np.linspace(0.0, math.pi, _GRID)
     half, middle = (high - low) / 2, (high + low) / 2
-    x = middle - half * np.cos(theta)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        density = np.sin(theta) ** 2 / x
-    density[0] = 2 / half if low == 0 else 0.0  # the limit of sin^2 / x at x -> 0
-    # Simpson's rule on each pair of cells, through scipy's own cumulative form.
-    from scipy.integrate import cumulative_simpson
-
-    cumulative = cumulative_simpson(density, x=theta, initial=0.0)
+    # The integral of sin^2(theta) / x in closed form, by the substitution t = tan(theta / 2).
+    angle = 2 * np.arctan2(math.sqrt(high) * np.sin(theta / 2), math.sqrt(low) * np.cos(theta / 2))
+    cumulative = middle * theta + half * np.sin(theta) - math.sqrt(low * high) * angle
     cumulative /= cumulative[-1]
     levels = (np.arange(count) + 0.5) / count
     angles = np.interp(levels, cumulative, theta)

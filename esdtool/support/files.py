@@ -144,6 +144,21 @@ def cache_directory() -> Path:
     return Path(os.environ.get("ESDTOOL_CACHE_DIR") or platformdirs.user_cache_dir("esdtool", appauthor=False))
 
 
+def publish_once(target: Path, text: str) -> None:
+    """Write a file that no process has written yet: of several at the same time, the first one's stays.
+
+    Raises:
+        OSError: if it cannot be written, FileExistsError among them.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _new_file(target.parent)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.link(temporary, target)  # unlike a rename, it fails where the target exists
+    finally:
+        temporary.unlink()
+
+
 @contextmanager
 def _replace(target: Path) -> Iterator[Path]:
     """Write a file beside the one that the target's links lead to, and rename it onto that one."""

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import esdtool
-from esdtool.spectra import lapack
 from esdtool.spectra.spectrum import compute_spectrum, storage_floor
 
 SHAPES = [(64, 64), (60, 200), (200, 60), (1, 7), (300, 5000), (2100, 64)]
@@ -220,30 +219,6 @@ def test_tf32_is_never_on_inside_and_never_off_for_good(monkeypatch: pytest.Monk
         thread.join()
     assert seen == {"ieee"}
     assert matmul.fp32_precision == "tf32"
-
-
-@pytest.mark.parametrize("two_stage", [False, True])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("order", [1, 2, 65, 300])
-def test_openblas_routines(order: int, dtype: type, two_stage: bool) -> None:
-    library = lapack.load_openblas()
-    assert library is not None, "scipy-openblas32 is part of the test extra"
-    sample = np.random.default_rng(order).standard_normal((order, order)).astype(dtype)
-    gram = sample @ sample.T
-    found = lapack._syevd(library, gram.copy(), two_stage=two_stage)
-    expected = np.linalg.eigvalsh(gram.astype(np.float64))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=(1e-5 if dtype is np.float32 else 1e-13) * expected[-1])
-    assert found.dtype == dtype
-
-
-def test_both_lapacks_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    sample = np.random.default_rng(0).standard_normal((150, 150))
-    gram = sample @ sample.T
-    found = {}
-    for library in (None, lapack.load_openblas()):
-        monkeypatch.setattr(lapack, "_openblas", lambda library=library: library)
-        found[lapack.backend()] = lapack.symmetric_eigenvalues(gram.copy())
-    np.testing.assert_allclose(found["torch"], found["openblas-2stage"], atol=1e-12 * found["torch"][-1], rtol=0)
 
 
 def test_storage_floor_bounds_what_rounding_does() -> None:

@@ -1,0 +1,176 @@
+"""Symmetric eigenvalues through the OpenBLAS that numpy or scipy has brought along.
+
+numpy's and scipy's wheels carry an OpenBLAS with all of LAPACK, of which they expose a part only: the reduction to
+tridiagonal form in two stages, first to a band, then by chasing bulges, has no wrapper. Its first stage is matrix
+products, so that it wins on large matrices. The routines are called through ctypes, which releases the GIL, after a
+self-test.
+
+The two-stage algorithm is that of Haidar, Ltaief and Dongarra (SC 2011), as LAPACK 3.7 and later have it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import ThreadpoolController
+
+Matrix = npt.NDArray[Any]
+
+_LETTER = {np.dtype(np.float32): "s", np.dtype(np.float64): "d"}
+_TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-13}
+"""Largest error of the self-test, as a share of the largest eigenvalue."""
+
+_SPELLINGS = (
+    ("scipy_", "_64_", ctypes.c_int64),
+    ("scipy_", "_", ctypes.c_int),
+    ("", "_64_", ctypes.c_int64),
+    ("", "_", ctypes.c_int),
+)
+"""Prefix and suffix of a routine's symbol, and the integers it takes: the wheels' builds first, then a system's own."""
+
+_QUERY = -1
+"""A workspace size that asks for the right one."""
+
+
+class OpenBlas:
+    """The routines of one OpenBLAS library.
+
+    Args:
+        library: the loaded library.
+
+    Raises:
+        AttributeError: if it lacks one of the routines.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        self._prefix, self._suffix, self._integer = next(
+            (spelling for spelling in _SPELLINGS if hasattr(library, f"{spelling[0]}dsytrd_sy2sb{spelling[1]}")),
+            _SPELLINGS[-1],
+        )
+        for name in ("sytrd", "sytrd_sy2sb", "sytrd_sb2st", "sterf"):
+            for letter in _LETTER.values():
+                self._routine(letter + name)
+
+    def one_stage(self, matrix: Matrix) -> Matrix:
+        """Compute all eigenvalues by the direct reduction to tridiagonal form (`?sytrd`, `?sterf`).
+
+        Args:
+            matrix: [n, n] float32 or float64, symmetric, C-contiguous; overwritten.
+
+        Returns:
+            [n], ascending, of the same dtype.
+
+        Raises:
+            numpy.linalg.LinAlgError: if the iteration on the tridiagonal form does not converge.
+        """
+        order, letter = matrix.shape[0], _LETTER[matrix.dtype]
+        diagonal, beside, reflectors = (np.empty(order, matrix.dtype) for _ in range(3))
+        call = [b"L", order, matrix, order, diagonal, beside, reflectors]
+        work = np.empty(1, matrix.dtype)
+        self._call(letter + "sytrd", *call, work, _QUERY)
+        work = np.empty(max(int(work[0]), 1), matrix.dtype)
+        self._call(letter + "sytrd", *call, work, work.size)
+        return self._tridiagonal(diagonal, beside)
+
+    def two_stage(self, matrix: Matrix, *, band: int) -> Matrix:
+        """Compute all eigenvalues by way of a band matrix (`?sytrd_sy2sb`, `?sytrd_sb2st`, `?sterf`).
+
+        Args:
+            matrix: [n, n] float32 or float64, symmetric, C-contiguous; overwritten.
+            band: off-diagonals of the band, below n.
+
+        Returns:
+            [n], ascending, of the same dtype.
+
+        Raises:
+            numpy.linalg.LinAlgError: if the iteration on the tridiagonal form does not converge.
+        """
+        order, letter, dtype = matrix.shape[0], _LETTER[matrix.dtype], matrix.dtype
+        banded = np.zeros((order, band + 1), dtype)  # LAPACK's band storage, column by column
+        reflectors = np.empty(max(order - band, 1), dtype)
+        call = [b"L", order, band, matrix, order, banded, band + 1, reflectors]
+        work = np.empty(1, dtype)
+        self._call(letter + "sytrd_sy2sb", *call, work, _QUERY)
+        work = np.empty(max(int(work[0]), 1), dtype)
+        self._call(letter + "sytrd_sy2sb", *call, work, work.size)
+        diagonal, beside = np.empty(order, dtype), np.empty(order, dtype)
+        call = [b"Y", b"N", b"L", order, band, banded, band + 1, diagonal, beside]
+        chased, work = np.empty(1, dtype), np.empty(1, dtype)
+        self._call(letter + "sytrd_sb2st", *call, chased, _QUERY, work, _QUERY)
+        chased, work = (np.empty(max(int(size[0]), 1), dtype) for size in (chased, work))
+        self._call(letter + "sytrd_sb2st", *call, chased, chased.size, work, work.size)
+        return self._tridiagonal(diagonal, beside)
+
+    def passes_self_test(self) -> bool:
+        """Tell whether every routine finds the eigenvalues of a small matrix, in float32 and in float64."""
+        for dtype, tolerance in _TOLERANCE.items():
+            sample = np.cos(np.arange(48 * 48, dtype=dtype)).reshape(48, 48)
+            gram = sample @ sample.T
+            expected = np.linalg.eigvalsh(gram.astype(np.float64))
+            try:
+                found = [self.one_stage(gram.copy()), self.two_stage(gram.copy(), band=8)]
+            except np.linalg.LinAlgError:
+                return False
+            if not all(np.allclose(each, expected, rtol=0, atol=tolerance * expected[-1]) for each in found):
+                return False
+        return True
+
+    def _tridiagonal(self, diagonal: Matrix, beside: Matrix) -> Matrix:
+        """Replace the diagonal of a tridiagonal matrix by its eigenvalues."""
+        self._call(_LETTER[diagonal.dtype] + "sterf", diagonal.size, diagonal, beside)
+        return diagonal
+
+    def _routine(self, name: str) -> Any:
+        return getattr(self._library, f"{self._prefix}{name}{self._suffix}")
+
+    def _call(self, name: str, *arguments: bytes | int | Matrix) -> None:
+        """Call a Fortran routine: everything by reference, the status at the end, then the lengths of the letters."""
+        status = self._integer(0)
+        passed: list[Any] = []
+        for argument in arguments:
+            if isinstance(argument, bytes):
+                passed.append(ctypes.c_char_p(argument))
+            elif isinstance(argument, int):
+                passed.append(ctypes.byref(self._integer(argument)))
+            else:
+                passed.append(argument.ctypes.data_as(ctypes.c_void_p))
+        letters = sum(isinstance(argument, bytes) for argument in arguments)
+        routine = self._routine(name)
+        routine.restype = None
+        routine(*passed, ctypes.byref(status), *[ctypes.c_size_t(1)] * letters)
+        if status.value != 0:
+            raise np.linalg.LinAlgError(f"LAPACK's {name} returned {status.value}")
+
+
+@cache
+def find_openblas() -> OpenBlas | None:
+    """Return the OpenBLAS that numpy uses, or else scipy's, if it has the routines and passes its self-test."""
+    for path in _libraries():
+        try:
+            found = OpenBlas(ctypes.CDLL(path))
+            if found.passes_self_test():
+                return found
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def _libraries() -> Iterator[str]:
+    """List the OpenBLAS libraries of this process: numpy's, which is loaded, and only if it does not do, scipy's."""
+    known = set(_loaded())
+    yield from sorted(known)
+    try:
+        import scipy.linalg  # noqa: F401 - for the library that it loads
+    except ImportError:
+        return
+    yield from sorted(set(_loaded()) - known)
+
+
+def _loaded() -> Iterable[str]:
+    return [info["filepath"] for info in ThreadpoolController().info() if info["internal_api"] == "openblas"]
