@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import esdtool
-from esdtool.analysis import run as engine
+from esdtool.analysis import plan
 from esdtool.analysis.execution import Batch, Limits, MemoryGate, batches_of, carry_out, peak_bytes, working_bytes
 from esdtool.analysis.plan import make_plan
 from esdtool.analysis.ranks import AnalysisRanks
@@ -199,7 +199,7 @@ def test_an_analysis_in_batches_is_the_same(monkeypatch: pytest.MonkeyPatch, lla
         sizes.extend(map(len, found))
         return found
 
-    monkeypatch.setattr(engine, "batches_of", batched)
+    monkeypatch.setattr(plan, "batches_of", batched)
     together = esdtool.analyze(llama_dir, fit=("hill", "ks"), cache=False)
     assert max(sizes) > 2
     assert [module.name for module in together.modules] == [module.name for module in alone.modules]
