@@ -77,13 +77,7 @@ def mp_quantiles(rows: int, columns: int, count: int | None = None) -> Vector:
     theta = np.linspace(0.0, math.pi, _GRID)
     half, middle = (high - low) / 2, (high + low) / 2
     # The integral of sin^2(theta) / x in closed form, by the substitution t = tan(theta / 2).
-<<<<<<< HEAD
     angle = 2 * np.arctan2(math.sqrt(high) * np.sin(theta / 2), math.sqrt(low) * np.cos(theta / 2))
-=======
-    angle = (
-        theta if low == 0 else 2 * np.arctan2(math.sqrt(high) * np.sin(theta / 2), math.sqrt(low) * np.cos(theta / 2))
-    )
->>>>>>> 0cf8f6d (Test the batches where they are planned)
     cumulative = middle * theta + half * np.sin(theta) - math.sqrt(low * high) * angle
     cumulative /= cumulative[-1]
     levels = (np.arange(count) + 0.5) / count
