@@ -32,7 +32,7 @@ import torch
 
 from esdtool.errors import UsageError
 from esdtool.spectra.openblas import find_openblas
-from esdtool.support.files import cache_dir, publish_once
+from esdtool.support.files import cache_directory, publish_once
 
 Matrix = npt.NDArray[Any]
 LapackName = Literal["torch", "openblas"]
@@ -84,7 +84,7 @@ def lapack_for(order: int, dtype: npt.DTypeLike) -> LapackName:
     if asked:
         return _asked(asked)
     sample = next(sample for largest, sample in _SIZES if order <= largest)
-    return _decide(sample, np.dtype(dtype).name, str(cache_dir()))
+    return _decide(sample, np.dtype(dtype).name, str(cache_directory()))
 
 
 def _asked(name: str) -> LapackName:
