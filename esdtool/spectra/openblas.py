@@ -49,10 +49,12 @@ class OpenBlas:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
-        self._prefix, self._suffix, self._integer = next(
+        spelling = next(
             (spelling for spelling in _SPELLINGS if hasattr(library, f"{spelling[0]}dsytrd_sy2sb{spelling[1]}")),
             _SPELLINGS[-1],
         )
+        self._prefix, self._suffix = spelling[:2]
+        self._integer: Any = spelling[2]
         for name in ("sytrd", "sytrd_sy2sb", "sytrd_sb2st", "sterf"):
             for letter in _LETTER.values():
                 self._routine(letter + name)
@@ -110,7 +112,7 @@ class OpenBlas:
     def passes_self_test(self) -> bool:
         """Tell whether every routine finds the eigenvalues of a small matrix, in float32 and in float64."""
         for dtype, tolerance in _TOLERANCE.items():
-            sample = np.cos(np.arange(48 * 48, dtype=dtype)).reshape(48, 48)
+            sample = np.cos(np.arange(48.0 * 48)).reshape(48, 48).astype(dtype)
             gram = sample @ sample.T
             expected = np.linalg.eigvalsh(gram.astype(np.float64))
             try:
