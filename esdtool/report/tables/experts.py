@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from esdtool.analysis.document import ModuleResult
+if TYPE_CHECKING:
+    from esdtool.analysis.document import ModuleResult
 
 _AVERAGED = ("alpha", "alpha_stderr", "mp_alpha", "ks_distance", "stable_rank", "lambda_max")
 """What the tables show of a module."""
