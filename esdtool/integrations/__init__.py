@@ -1,1 +1,1 @@
-"""Thin adapters that put weight decays into other trainers. Each imports its library; nothing imports them."""
+"""Connect weight decays to other trainers. Each module imports the library of its trainer; nothing imports it."""

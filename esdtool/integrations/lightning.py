@@ -1,4 +1,4 @@
-"""AlphaDecay in Lightning (`lightning` or `pytorch_lightning`)."""
+"""Use AlphaDecay in Lightning (`lightning` or `pytorch_lightning`)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ else:
 
 
 class AlphaDecayCallback(Callback):
-    """Steps AlphaDecay before every optimizer step and keeps its state in Lightning's checkpoints.
+    """Step AlphaDecay before every optimizer step and keep its state in the checkpoints of Lightning.
 
-    With a learning-rate scheduler, build the schedule in `configure_optimizers`, before the scheduler, which counts
-    parameter groups:
+    If you use a learning-rate scheduler, build the schedule in `configure_optimizers` before it, because the scheduler
+    counts parameter groups:
 
         def configure_optimizers(self):
             optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3)
@@ -29,20 +29,20 @@ class AlphaDecayCallback(Callback):
 
         trainer = Trainer(callbacks=[AlphaDecayCallback()])
 
-    Without one, `AlphaDecayCallback(weight_decay=0.1, interval=500)` alone is enough.
+    Without a scheduler, `AlphaDecayCallback(weight_decay=0.1, interval=500)` is enough.
 
     Args:
-        options: of `esdtool.AlphaDecay`; none if the module has an attribute `alpha_decay`.
+        options: options of `esdtool.AlphaDecay`. Give none if the module has an attribute `alpha_decay`.
     """
 
     def __init__(self, **options: Any) -> None:
         self.options = options
         self.schedule: AlphaDecay | None = None
-        """The schedule, from the start of `fit`."""
+        """The schedule; None before `fit` starts."""
         self._saved: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find or build the schedule: optimizers exist, and their state has not been restored yet."""
+        """Find or build the schedule. The optimizers exist, but their state has not been restored yet."""
         own = getattr(pl_module, "alpha_decay", None)
         if isinstance(own, AlphaDecay):
             if self.options:
@@ -52,7 +52,7 @@ class AlphaDecayCallback(Callback):
             self.schedule = AlphaDecay(pl_module, trainer.optimizers, **self.options)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After a resume the optimizers have their old decays: restore the schedule's."""
+        """Write the decays of the schedule, because a resume has restored old ones in the optimizers."""
         assert self.schedule is not None
         if self._saved is not None:
             self.schedule.load_state_dict(self._saved)
@@ -61,18 +61,18 @@ class AlphaDecayCallback(Callback):
             self.schedule.apply()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Renew the decays if it is time; once per update, also with several optimizers."""
+        """Step the schedule once per update, also with several optimizers."""
         assert self.schedule is not None
         if optimizer is trainer.optimizers[0]:
             self.schedule.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """For Lightning's checkpoint. Called on every rank."""
+        """Return the state for the checkpoint. Lightning calls this on every rank."""
         if self.schedule is None:
             return {}
         self.schedule.settle()
         return self.schedule.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lightning calls this before there are optimizers: kept until training starts."""
+        """Keep the state until training starts, because Lightning calls this before there are optimizers."""
         self._saved = state_dict or None

@@ -1,8 +1,8 @@
-"""AlphaDecay and wd.json in the Hugging Face Trainer.
+"""Use AlphaDecay and wd.json in the Hugging Face Trainer.
 
-The Trainer builds its learning-rate scheduler right after the optimizer, and the scheduler counts parameter
-groups: the decays must be in the optimizer before. `use_alpha_decay` and `use_assignment` therefore hook
-`create_optimizer`; the callback does the rest.
+The Trainer builds its learning-rate scheduler right after the optimizer, and the scheduler counts parameter groups, so
+the groups must be split before. `use_alpha_decay` and `use_assignment` therefore hook `create_optimizer`. The callback
+does the rest.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 
 class AlphaDecayCallback(TrainerCallback, ExportableState):
-    """Steps a live schedule and keeps its state in the Trainer's checkpoints. Made by `use_alpha_decay`."""
+    """Step a live schedule and keep its state in the Trainer's checkpoints. `use_alpha_decay` creates it."""
 
     def __init__(self, **options: Any) -> None:
         self.options = options
         self.schedule: AlphaDecay | None = None
-        """The schedule, from the moment the Trainer has built its optimizer."""
+        """The schedule; None until the Trainer has built its optimizer."""
         self._optimizer: Any = None
         self._held: list[torch.Tensor] = []
 
     def attach(self, model: torch.nn.Module, optimizer: Any) -> None:
-        """Build the schedule on an optimizer, or start it again on the one it has.
+        """Build the schedule on an optimizer, or restart it if it has this optimizer already.
 
-        The Trainer keeps its optimizer for a second `train()` and for a new try with a smaller batch: a schedule built
-        again would take the decays in force for base decays.
+        The Trainer keeps its optimizer for a second `train()` and for another attempt with a smaller batch. A second
+        schedule would take the current decays for base decays.
         """
         if self.schedule is None or optimizer is not self._optimizer:
             self.schedule = AlphaDecay(model, optimizer, **self.options)
@@ -50,7 +50,7 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Restore the schedule after a resume: the Trainer has loaded the optimizer's old decays by now."""
+        """Restore the schedule after a resume, because the Trainer has restored old decays in the optimizer."""
         self._follow(kwargs["model"], _inner(kwargs["optimizer"]))
         schedule = self._schedule()
         # The Trainer declares a list of callbacks here and keeps a mapping of their states.
@@ -64,23 +64,23 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Renew the decays if it is time, after clipping and before the update."""
+        """Step the schedule after clipping and before the update."""
         self._schedule().step()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Before a checkpoint, which one rank writes alone, gather a refresh that is under way."""
+        """Finish a refresh in progress before a checkpoint, which only one rank writes."""
         if control.should_save:
             self._schedule().settle()
 
     on_epoch_end = on_step_end
 
     def state(self) -> dict[str, Any]:
-        """What the Trainer writes to trainer_state.json: no options, which JSON may not be able to hold."""
+        """Return the state for trainer_state.json, without the options, which JSON may be unable to represent."""
         saved = None if self.schedule is None else self.schedule.state_dict()
         return {"args": {}, "attributes": {"saved": saved}}
 
     def _follow(self, model: torch.nn.Module, optimizer: Any) -> None:
-        """Move the schedule to the parameters that the optimizer has now: FSDP2 shards after the optimizer is built.
+        """Move the schedule to the current parameters of the optimizer: FSDP2 shards after the optimizer is built.
 
         Raises:
             AssignmentError: if the optimizer's parameters are no longer the model's.
@@ -108,21 +108,21 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
 
 
 class AssignmentCallback(TrainerCallback):
-    """Writes a static assignment again after a resume, which restores old decays. Made by `use_assignment`."""
+    """Write a static assignment again after a resume, which restores old decays. `use_assignment` creates it."""
 
     def __init__(self, assignment: Assignment, options: dict[str, Any]) -> None:
         self._assignment, self._options = assignment, options
         self._decays: list[float] = []
 
     def attach(self, model: torch.nn.Module, optimizer: Any) -> None:
-        """Apply the assignment to an optimizer, whose groups may still be split."""
+        """Apply the assignment to an optimizer whose groups may still be split."""
         apply(optimizer, self._assignment, model, **self._options)
         self._decays = _decays(optimizer)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Apply the assignment to the optimizer as it is now.
+        """Apply the assignment to the current optimizer.
 
         Raises:
             AssignmentError: if the optimizer's parameters are no longer the model's and its groups have other decays.
@@ -136,16 +136,16 @@ class AssignmentCallback(TrainerCallback):
 
 
 def use_alpha_decay(trainer: Trainer, **options: Any) -> AlphaDecayCallback:
-    """Let a Trainer train with AlphaDecay; call it before `trainer.train()`.
+    """Make a Trainer use AlphaDecay. Call this before `trainer.train()`.
 
         trainer = Trainer(model=model, args=arguments, train_dataset=data)
         use_alpha_decay(trainer, weight_decay=0.1, interval=500)
         trainer.train()
 
     Args:
-        trainer: whose optimizer has not been created yet.
-        options: of `esdtool.AlphaDecay`. By default `weight_decay` is None: each group's own
-            (`TrainingArguments.weight_decay`) is its base, so that what the Trainer does not decay stays so.
+        trainer: a Trainer that has not created its optimizer yet.
+        options: options of `esdtool.AlphaDecay`. By default `weight_decay` is None: the base is the decay of each group
+            (`TrainingArguments.weight_decay`), so parameters that the Trainer does not decay stay without decay.
 
     Returns:
         The callback; its `schedule` holds the alphas and decays.
@@ -170,12 +170,12 @@ def use_alpha_decay(trainer: Trainer, **options: Any) -> AlphaDecayCallback:
 
 
 def use_assignment(trainer: Trainer, assignment: Assignment | str | Path, **options: Any) -> None:
-    """Let a Trainer use a wd.json; call it before `trainer.train()`.
+    """Make a Trainer use a wd.json. Call this before `trainer.train()`.
 
     Args:
-        trainer: whose optimizer has not been created yet.
-        assignment: a file, or what `load_assignment` returned.
-        options: `base`, `unlisted`, `strict` of `esdtool.apply`.
+        trainer: a Trainer that has not created its optimizer yet.
+        assignment: the path of a file, or the result of `load_assignment`.
+        options: the options `base`, `unlisted` and `strict` of `esdtool.apply`.
 
     Raises:
         AssignmentError: if the file does not fit, the optimizer exists already, or DeepSpeed builds its own.
@@ -207,14 +207,14 @@ def _hook(trainer: Trainer, attach: Callable[[Any], Any]) -> None:
 
 
 def _model(trainer: Trainer) -> torch.nn.Module:
-    """The model, which a Trainer with `model_init` has from the start of training."""
+    """Return the model. A Trainer with `model_init` has none before training starts."""
     if trainer.model is None:
         raise AssignmentError("the Trainer has no model yet")
     return trainer.model
 
 
 def _inner(optimizer: Any) -> Any:
-    """The torch optimizer in accelerate's wrapper."""
+    """Return the torch optimizer inside the wrapper of accelerate."""
     return getattr(optimizer, "optimizer", optimizer)
 
 

@@ -1,1 +1,1 @@
-"""JSON Schemas shipped with the package, generated from the pydantic models (`python -m esdtool.schemas`)."""
+"""Hold the JSON Schemas, which `python -m esdtool.schemas` generates from the pydantic models."""

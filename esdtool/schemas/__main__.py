@@ -1,4 +1,4 @@
-"""Write the shipped JSON Schemas anew from the code: `python -m esdtool.schemas`."""
+"""Generate the JSON Schemas of this package from the code: `python -m esdtool.schemas`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from esdtool.train.config.files import json_schema
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """Each schema by its name."""
+    """Return each schema by its name."""
     return {
         "analysis": Analysis.model_json_schema(mode="serialization"),
         "trajectory": Trajectory.model_json_schema(mode="serialization"),
@@ -25,7 +25,7 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 
 def rendered(schema: dict[str, Any]) -> str:
-    """The text of the shipped file."""
+    """Return the text of a schema file."""
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2) + "\n"
 
 

@@ -1,9 +1,9 @@
-"""De-quantisation: checkpoints that store codes and scales as checkpoints of the weights for which they stand.
+"""De-quantise checkpoints that store codes and scales, so that they read as checkpoints of weights.
 
 One file for each group of formats, with a `find_*` function that recognises a tensor of codes from the catalogue, and
-a class that reads it. `scales` tells which scale belongs to which weight, `bits` unpacks, `roundoff` estimates the
-rounding error. To teach esdtool a new format, add a file of that kind and name its function in
-`wrapper`, where `dequantized` is.
+a class that reads it. `scales` determines which scale belongs to which weight, `bits` unpacks codes, and `roundoff`
+estimates the rounding error. To add a format, add a file of that kind and name its function in `wrapper`, where
+`dequantized` is.
 """
 
 from __future__ import annotations

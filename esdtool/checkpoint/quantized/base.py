@@ -1,4 +1,4 @@
-"""What the formats have in common: one weight in several stored tensors, and the search for its parts."""
+"""Share code between the formats: one weight is stored in several tensors, and its parts must be found."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FLOAT8 = frozenset({"float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"})
 INTEGERS = frozenset({"int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"})
 FLOATS = frozenset({"float32", "bfloat16", "float16", "float64"})
-"""Dtypes of scales that are numbers."""
+"""Dtypes of scales that are stored as numbers."""
 WORDS = frozenset({"int32"})
 """Dtype of packed codes."""
 POWERS = frozenset({"uint8", "float8_e8m0fnu"})
@@ -25,21 +25,21 @@ POWERS = frozenset({"uint8", "float8_e8m0fnu"})
 
 
 class UnconvertibleError(Exception):
-    """Codes of which it cannot be told what weights they stand for. The message says why; it names no remedy."""
+    """The weights that some codes represent cannot be determined. The message says why, but names no remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedTensor(ABC):
-    """A weight that is stored as codes and their companions."""
+    """A weight that is stored as codes, with companions such as scales."""
 
     info: TensorInfo
-    """The weight's entry in the catalogue: logical name and shape, float32."""
+    """Entry of the weight in the catalogue: logical name and shape, dtype float32."""
     codes: str
-    """Name of the stored tensor in whose place it is listed."""
+    """Name of the stored tensor that the weight replaces in the catalogue."""
 
     @abstractmethod
     def read_rows(self, source: Checkpoint, start: int, stop: int) -> torch.Tensor:
-        """Positions `start` to `stop` of the weight's first dimension, float32; 0 <= start <= stop <= shape[0].
+        """Read the positions `start` to `stop` of the first dimension, in float32; 0 <= start <= stop <= shape[0].
 
         Raises:
             CheckpointError: if the data cannot be read, or contradicts the catalogue.
@@ -47,23 +47,27 @@ class QuantizedTensor(ABC):
 
 
 class Stored:
-    """A checkpoint as it is stored, and the search for a tensor's companions."""
+    """A checkpoint as it is stored; finds the companions of a tensor."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.source = checkpoint
         self.settings: Settings = read_settings(checkpoint.config)
 
     def find(self, name: str) -> TensorInfo | None:
-        """The tensor of that name, wherever wrappers have put their segments."""
+        """Find a tensor by name, ignoring the segments that wrappers insert."""
         tensors = self.source.tensors
         return tensors.get(name) or self._by_canonical_name.get(canonical_name(name))
 
     def first(self, *names: str) -> TensorInfo | None:
-        """The first of several that is there."""
+        """Find the first of several names that exists."""
         return next((info for name in names if (info := self.find(name)) is not None), None)
 
     def need(self, name: str) -> TensorInfo:
-        """The same for a companion without which nothing can be done."""
+        """Find a companion that is required.
+
+        Raises:
+            UnconvertibleError: if it does not exist.
+        """
         info = self.find(name)
         if info is None:
             raise UnconvertibleError(f"{name.rpartition('.')[2]!r} is not there")
@@ -77,7 +81,7 @@ class Stored:
 def logical(
     codes: TensorInfo, *, shape: tuple[int, ...], quantization: str, roundoff: float, name: str | None = None
 ) -> TensorInfo:
-    """Catalogue entry of a weight that is stored as `codes`."""
+    """Build the catalogue entry of a weight that is stored as `codes`."""
     return TensorInfo(
         name=codes.name if name is None else name,
         shape=shape,
@@ -89,7 +93,7 @@ def logical(
 
 
 def shown(shape: tuple[int, ...]) -> str:
-    """A shape for a message.
+    """Format a shape for a message.
 
     >>> shown((2, 3))
     '[2, 3]'
@@ -98,7 +102,7 @@ def shown(shape: tuple[int, ...]) -> str:
 
 
 def expect(info: TensorInfo, shape: tuple[int, ...], dtypes: frozenset[str] | None = None) -> None:
-    """Check a companion's shape, and its dtype where one is prescribed.
+    """Check the shape of a companion, and its dtype if `dtypes` prescribes one.
 
     Raises:
         UnconvertibleError: if it does not fit.

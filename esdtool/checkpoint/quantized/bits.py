@@ -1,4 +1,4 @@
-"""Unpacking: several codes in one stored integer, and small numbers by their bits."""
+"""Unpack several codes from one stored integer, and small floats from their bits."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     import torch
 
 WORD = 32
-"""Bits of the integers that GPTQ, AWQ and compressed-tensors pack codes into."""
+"""Bits of the integers into which GPTQ, AWQ and compressed-tensors pack codes."""
 
 
 def packed_length(count: int, bits: int) -> int:
-    """Words that `count` codes take.
+    """Return the number of words that `count` codes need.
 
     >>> packed_length(33, 3)
     4
@@ -21,10 +21,10 @@ def packed_length(count: int, bits: int) -> int:
 
 
 def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes that are packed without gaps, the first in the lowest bits.
+    """Unpack codes that are packed without gaps, the first in the lowest bits.
 
-    Words are taken as one stream of bits, so that codes of 3 bits may straddle two words: code i has the bits
-    `bits * i` to `bits * (i + 1)`.
+    The words form one stream of bits, so a code of 3 bits may straddle two words: code i has the bits `bits * i` to
+    `bits * (i + 1)`.
 
     Args:
         words: [..., n] int32; n is a multiple of `bits`, or `bits` divides 32.
@@ -51,7 +51,7 @@ def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack_float4(packed: torch.Tensor) -> torch.Tensor:
-    """Two numbers of E2M1 in a byte, the first in the low bits: [..., n] uint8 or int8 -> [..., 2 n] float32.
+    """Unpack two E2M1 numbers per byte, the first from the low bits: [..., n] uint8 or int8 -> [..., 2 n] float32.
 
     E2M1 has a sign, two bits of exponent and one of mantissa: 0, 0.5, 1, 1.5, 2, 3, 4, 6 (OCP Microscaling Formats
     Specification 1.0, 5.3.3).
@@ -65,7 +65,7 @@ def unpack_float4(packed: torch.Tensor) -> torch.Tensor:
 
 
 def scale_values(scales: torch.Tensor) -> torch.Tensor:
-    """Scales in float32. Of bytes, b means 2^(b - 127), and 255 no number (E8M0; same specification, 5.4.1)."""
+    """Convert scales to float32. A byte b means 2^(b - 127), and 255 means NaN (E8M0; same specification, 5.4.1)."""
     import torch
 
     if scales.dtype != torch.uint8:

@@ -1,9 +1,9 @@
-"""bitsandbytes' 4-bit weights, `nf4` and `fp4` (QLoRA, Dettmers et al. 2023, arXiv 2305.14314).
+"""Read the 4-bit weights of bitsandbytes, `nf4` and `fp4` (QLoRA, Dettmers et al. 2023, arXiv 2305.14314).
 
-`weight` holds two codes in a byte, the first in the high bits, in the weight's order, usually as uint8 [n, 1]; with
-`bnb_4bit_quant_storage` the bytes are under another dtype. Beside it: `weight.quant_map` (what each code means),
-`weight.absmax` (the largest absolute value of each block), and `weight.quant_state.bitsandbytes__nf4`, the bytes of a
-JSON object with the shape and the size of a block. Under double quantisation `absmax` holds codes in turn:
+`weight` holds two codes per byte, the first in the high bits, in the order of the weight. It is usually uint8 [n, 1];
+with `bnb_4bit_quant_storage` the bytes have another dtype. Its companions are `weight.quant_map` (the meaning of each
+code), `weight.absmax` (the largest absolute value of each block), and `weight.quant_state.bitsandbytes__nf4`, the
+bytes of a JSON object with the shape and the size of a block. With double quantisation `absmax` itself holds codes:
 absmax = nested_quant_map[code] * nested_absmax[block of blocks] + nested_offset.
 """
 
@@ -29,7 +29,7 @@ _STORAGE = frozenset({"uint8", "int8", "float16", "bfloat16", "float32", "float6
 
 @dataclass(frozen=True, kw_only=True)
 class Nested:
-    """Where the codes of the blocks' largest values get their meaning."""
+    """The second quantisation of double quantisation: how the codes in `absmax` become numbers."""
 
     absmax: str
     meanings: str
@@ -39,17 +39,17 @@ class Nested:
 
 @dataclass(frozen=True, kw_only=True)
 class NormalFloatTensor(QuantizedTensor):
-    """w = quant_map[code] * absmax[block], in float32."""
+    """A weight w = quant_map[code] * absmax[block], in float32."""
 
     absmax: str
     meanings: str
-    """[16] float32."""
+    """Name of the meanings of the codes, [16] float32."""
     block: int
-    """Weights that share an `absmax`."""
+    """Number of weights that share an `absmax`."""
     nested: Nested | None
 
     def read_rows(self, source: Checkpoint, start: int, stop: int) -> torch.Tensor:
-        """The whole is read: blocks do not end where rows end."""
+        """Read the whole weight, because blocks do not end at the ends of rows."""
         import torch
 
         packed = source.read(self.codes).contiguous().flatten().view(torch.uint8)
@@ -78,7 +78,9 @@ class NormalFloatTensor(QuantizedTensor):
 
 
 def find_normal_float(codes: TensorInfo, stored: Stored) -> QuantizedTensor | None:
-    """A weight of bitsandbytes in 4 bits; None for all else. Reads the small JSON object, which alone has the shape.
+    """Recognise a 4-bit weight of bitsandbytes, or return None.
+
+    This reads the small JSON object, because nothing else contains the shape.
 
     Raises:
         UnconvertibleError: if a part is missing or does not fit.
@@ -133,7 +135,7 @@ def _facts(data: list[int]) -> Mapping[str, Any]:
     except ValueError:
         facts = None
     if not isinstance(facts, dict):
-        raise UnconvertibleError("its quant_state is no JSON object")
+        raise UnconvertibleError("its quant_state is not a JSON object")
     return facts
 
 

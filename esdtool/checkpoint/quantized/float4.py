@@ -1,4 +1,4 @@
-"""4-bit floats (E2M1) with scales for 16 or 32 inputs: MXFP4 and NVFP4.
+"""Read 4-bit floats (E2M1) with scales for 16 or 32 inputs: MXFP4 and NVFP4.
 
 - Stacked experts of gpt-oss: `*_blocks` uint8 [experts, out, groups, 16] and `*_scales` uint8 [experts, out, groups].
   The weight is [experts, in, out], as transformers has it in the live model.
@@ -40,21 +40,21 @@ _FP8 = frozenset({"float8_e4m3fn"})
 
 @dataclass(frozen=True, kw_only=True)
 class Float4Tensor(QuantizedTensor):
-    """w = code * scale, times or over a scale of the whole tensor."""
+    """A weight w = code * scale, multiplied or divided by a scale of the whole tensor."""
 
     scale: str
-    """[..., groups]: one for each group of inputs."""
+    """Name of the scales, [..., groups]: one for each group of inputs."""
     group: int
-    """Inputs that share one: 16 or 32."""
+    """Number of inputs that share a scale: 16 or 32."""
     whole: str | None = None
-    """One scale for all."""
+    """Name of the scale of the whole tensor."""
     divide: bool = False
-    """Whether the scale of the whole is divided by."""
+    """Whether to divide by the scale of the whole tensor."""
     transposed: bool = False
     """Whether the weight's last two dimensions are exchanged."""
 
     def read_rows(self, source: Checkpoint, start: int, stop: int) -> torch.Tensor:
-        """Rows or experts; of all parts only theirs are read."""
+        """Read rows or experts; nothing else is read from any part."""
         codes = source.read_rows(self.codes, start, stop)
         scales = scale_values(source.read_rows(self.scale, start, stop))
         if self.whole is not None:
@@ -66,7 +66,7 @@ class Float4Tensor(QuantizedTensor):
 
 
 def find_float4(codes: TensorInfo, stored: Stored) -> QuantizedTensor | None:
-    """A weight in 4-bit floats; None for all else.
+    """Recognise a weight in 4-bit floats, or return None.
 
     Raises:
         UnconvertibleError: if a part is missing or does not fit.
@@ -126,7 +126,7 @@ def _blocks(codes: TensorInfo, stored: Stored) -> QuantizedTensor:
 def _pairs(
     codes: TensorInfo, scale: TensorInfo, whole: TensorInfo | None, *, name: str, divide: bool
 ) -> QuantizedTensor:
-    """Codes [..., out, in / 2]."""
+    """Build a weight from codes [..., out, in / 2]."""
     group, dtypes = (32, POWERS) if whole is None else (16, _FP8)
     *leading, width = codes.shape
     if len(codes.shape) not in (2, 3) or width * 2 % group or 0 in codes.shape:

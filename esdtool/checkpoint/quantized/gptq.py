@@ -1,14 +1,14 @@
-"""GPTQ and AWQ: integers packed into `qweight`, with `scales` and packed `qzeros` for groups of inputs.
+"""Read GPTQ and AWQ: integers packed into `qweight`, with `scales` and packed `qzeros` for groups of inputs.
 
-GPTQ (Frantar et al. 2022, arXiv 2210.17323; the files are AutoGPTQ's and GPTQModel's): `qweight` int32
+GPTQ (Frantar et al. 2022, arXiv 2210.17323; files of AutoGPTQ and GPTQModel): `qweight` int32
 [in * bits / 32, out], `qzeros` int32 [groups, out * bits / 32], `scales` [groups, out], `g_idx` [in], the group of each
 input. w[o, i] = scales[g, o] * (code - zero[g, o]) with g = g_idx[i]. Files of the format `gptq` store zero - 1, those
 of `gptq_v2` the zero itself.
 
 AWQ (Lin et al. 2023, arXiv 2306.00978; AutoAWQ's GEMM layout): `qweight` int32 [in, out / 8], `qzeros` int32
-[groups, out / 8], `scales` [groups, out], 4 bits. In a word, the outputs 0 to 7 lie in the order 0 2 4 6 1 3 5 7.
+[groups, out / 8], `scales` [groups, out], 4 bits. Within a word the outputs have the order 0 2 4 6 1 3 5 7.
 
-Which of the two a file is, and how many bits a code has, follows from the shapes.
+The shapes determine the format of a file and the number of bits of a code.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _INTEGERS = frozenset({"int32", "int64"})
 _GPTQ_BITS = (2, 3, 4, 8)
 _AWQ_BITS = 4
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where in a word the outputs 0, 1, ... are."""
+"""Positions of the outputs 0, 1, ... in a word."""
 
 _ZERO_STORED_LESS_ONE = {
     None: True,  # the name of the format came with version 2
@@ -52,19 +52,19 @@ _AWQ_LAYOUTS = frozenset({None, "gemm", "auto_awq", "auto_round:awq", "auto_roun
 
 @dataclass(frozen=True, kw_only=True)
 class GptqTensor(QuantizedTensor):
-    """w = scale * (code - zero) by the group of the input, in float32."""
+    """A GPTQ weight w = scale * (code - zero), with scale and zero of the group of the input, in float32."""
 
     bits: int
     scales: str
     zeros: str
     groups: str | None
-    """Name of the group of each input; None: groups of `group_size` inputs in their order."""
+    """Name of the group of each input. None means groups of `group_size` consecutive inputs."""
     group_size: int
     less_one: bool
     """Whether zeros are stored minus one."""
 
     def read_rows(self, source: Checkpoint, start: int, stop: int) -> torch.Tensor:
-        """The whole is read: outputs are the last dimension of the stored codes."""
+        """Read the whole weight, because outputs are the last dimension of the stored codes."""
         import torch
 
         inputs = self.info.shape[1]
@@ -77,7 +77,7 @@ class GptqTensor(QuantizedTensor):
         return weight.mul_(scales[:, group])
 
     def _zeros(self, words: torch.Tensor) -> torch.Tensor:
-        """[groups, out] float32."""
+        """Unpack the zero points: [groups, out] float32."""
         import torch
 
         codes = unpack_words(words, self.bits).to(torch.float32)
@@ -102,14 +102,14 @@ class GptqTensor(QuantizedTensor):
 
 @dataclass(frozen=True, kw_only=True)
 class AwqTensor(QuantizedTensor):
-    """w = scale * (code - zero) by the group of the input, in float32."""
+    """An AWQ weight w = scale * (code - zero), with scale and zero of the group of the input, in float32."""
 
     scales: str
     zeros: str
     group_size: int
 
     def read_rows(self, source: Checkpoint, start: int, stop: int) -> torch.Tensor:
-        """The whole is read: outputs are the last dimension of the stored codes."""
+        """Read the whole weight, because outputs are the last dimension of the stored codes."""
         import torch
 
         weight: torch.Tensor = self._unpacked(source.read(self.codes), start, stop).to(torch.float32)
@@ -119,7 +119,7 @@ class AwqTensor(QuantizedTensor):
 
     @staticmethod
     def _unpacked(words: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """[n, out / 8] int32 -> [n, stop - start] uint8."""
+        """Unpack and reorder codes: [n, out / 8] int32 -> [n, stop - start] uint8."""
         first = start // len(_AWQ_PLACES)
         words = words[:, first : -(-stop // len(_AWQ_PLACES))]
         codes = unpack_words(words, _AWQ_BITS).unflatten(-1, (-1, len(_AWQ_PLACES)))
@@ -129,10 +129,10 @@ class AwqTensor(QuantizedTensor):
 
 
 def find_gptq(codes: TensorInfo, stored: Stored) -> QuantizedTensor | None:
-    """A weight of GPTQ or AWQ; None for all else.
+    """Recognise a weight of GPTQ or AWQ, or return None.
 
     Raises:
-        UnconvertibleError: if a part is missing or does not fit, or the layout is another.
+        UnconvertibleError: if a part is missing or does not fit, or the layout is unknown.
     """
     module, _, leaf = codes.name.rpartition(".")
     if leaf != "qweight" or codes.dtype == "int8":  # one code a byte is not packed
@@ -183,7 +183,7 @@ def _gptq(codes: TensorInfo, scales: TensorInfo, zeros: TensorInfo, stored: Stor
 
 
 def _group_size(inputs: int, groups: int, stored: Stored) -> int:
-    """Size of groups that follow one another; the last may be smaller, if the configuration says so."""
+    """Return the size of consecutive groups; the last may be smaller if the configuration says so."""
     for size in stored.settings.group_sizes:
         if -(-inputs // size) == groups:
             return size

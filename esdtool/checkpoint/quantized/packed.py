@@ -1,9 +1,10 @@
-"""compressed-tensors' `pack-quantized`: integers of 2, 4 or 8 bits in `weight_packed` int32 [out, in * bits / 32].
+"""Read the format `pack-quantized` of compressed-tensors: integers of 2, 4 or 8 bits, packed into words.
 
-Codes are stored plus 2^(bits - 1), the first in the lowest bits. Beside them: `weight_scale`, a single one, [out, 1] or
-[out, groups]; `weight_shape` [2]; for asymmetric ranges `weight_zero_point`, packed along the outputs
-[out * bits / 32, groups]; where groups are no neighbours `weight_g_idx` [in]. w = (code - zero) * scale.
-(compressed-tensors packs codes of 3 bits and other odd widths in two ways, depending on its version: not read.)
+`weight_packed` int32 [out, in * bits / 32] stores codes plus 2^(bits - 1), the first in the lowest bits. Its companions
+are `weight_scale`, a scalar, [out, 1] or [out, groups]; `weight_shape` [2]; for asymmetric ranges `weight_zero_point`,
+packed along the outputs [out * bits / 32, groups]; and `weight_g_idx` [in] if the inputs of a group are not
+consecutive. The weight is (code - zero) * scale. Codes of 3 bits and other odd widths are not read, because
+compressed-tensors packs them in two ways, depending on its version.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ _BITS = (2, 4, 8)
 
 @dataclass(frozen=True, kw_only=True)
 class PackedTensor(QuantizedTensor):
-    """w = (code - zero) * scale, in float32."""
+    """A weight w = (code - zero) * scale, in float32."""
 
     bits: int
     scale: str
     grid: ScaleGrid
     zero: str | None
     shape: str | None
-    """Name of the stored shape, which is compared with what the catalogue was taken to mean."""
+    """Name of the stored shape, which is checked against the shape in the catalogue."""
     groups: str | None
-    """Name of the group of each input."""
+    """Name of the tensor with the group of each input."""
 
     def read_rows(self, source: Checkpoint, start: int, stop: int) -> torch.Tensor:
-        """Of the codes, only the rows asked for are read."""
+        """Read only the requested rows of the codes."""
         import torch
 
         self._check_shape(source)
@@ -64,7 +65,7 @@ class PackedTensor(QuantizedTensor):
         return weight.mul_(scales)
 
     def _spread(self, source: Checkpoint, values: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """One value for each weight, to be broadcast."""
+        """Expand scales or zero points so that they broadcast over the weights."""
         if self.groups is not None:
             group = source.read(self.groups).long()
             if int(group.min()) >= 0:  # -1: not in use
@@ -88,9 +89,9 @@ class PackedTensor(QuantizedTensor):
 
 
 def find_packed(codes: TensorInfo, stored: Stored) -> QuantizedTensor | None:
-    """A weight in packed integers; None for all else.
+    """Recognise a weight in packed integers, or return None.
 
-    `weight_shape` is read only where the shapes of codes and scales leave the weight's open.
+    `weight_shape` is read only if the shapes of codes and scales do not determine that of the weight.
 
     Raises:
         UnconvertibleError: if a part is missing or does not fit, or the number of bits is unknown.
@@ -135,7 +136,10 @@ def find_packed(codes: TensorInfo, stored: Stored) -> QuantizedTensor | None:
 
 
 def _bits_and_inputs(codes: TensorInfo, scale: TensorInfo, shape: TensorInfo | None, stored: Stored) -> tuple[int, int]:
-    """(bits of a code, inputs). A model may have tens of thousands of such tensors: what can be told is not read."""
+    """Return the bits of a code and the number of inputs, reading `weight_shape` only if nothing else tells.
+
+    A model may have tens of thousands of such tensors.
+    """
     rows, words = codes.shape
     declared = stored.settings.bits
     if len(declared) == 1 and len(scale.shape) == 2 and scale.shape[1] > 1:

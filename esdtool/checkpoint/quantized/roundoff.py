@@ -1,14 +1,14 @@
-"""Relative rounding error of each format, from first principles.
+"""Estimate the relative rounding error of each format from first principles.
 
-Assumptions: weights are Gaussian, and each group of n weights is scaled such that its largest is the largest code. The
-largest of n has the median m(n) = Phi^-1((1 + 2^(-1/n)) / 2) in units of the standard deviation. So the codes are the
-levels +- m(n) times what the format can represent, every weight goes to the nearest, and the error is
+Assume that weights are Gaussian, and that each group of n weights is scaled so that its largest becomes the largest
+code. The largest of n has the median m(n) = Phi^-1((1 + 2^(-1/n)) / 2) in units of the standard deviation. So the codes
+are the levels of the format, scaled to +- m(n). Every weight is rounded to the nearest level, and the error is
 
     sqrt((1 - 1/n) E[(w - nearest(w))^2])    over a standard Gaussian cut off at m(n),
 
 summed over 4096 quantiles; the largest weight itself has no error. For n = 128 and 4-bit integers it is 0.11. Methods
-that choose codes for the outputs' sake (GPTQ, AWQ) have a larger error in the weights; so have weights with heavier
-tails. Where scales are powers of two, no weight is exact, and E[w^2] of the cut-off Gaussian is divided by instead.
+that optimise the outputs (GPTQ, AWQ) have a larger error in the weights, and so have weights with heavier tails. If
+scales are powers of two, no weight is exact, and the error is divided by E[w^2] of the truncated Gaussian instead.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import numpy as np
 
 _QUANTILES = 4096
 _PHASES = 8
-"""Ratios of the largest weight to its power-of-two scale that are averaged over."""
+"""Number of ratios of the largest weight to its power-of-two scale over which the error is averaged."""
 
 Levels = tuple[float, ...]
 
 
 def integer_roundoff(bits: int, group: int) -> float:
-    """Of integers of so many bits, one scale for `group` weights.
+    """Return the error of integers of `bits` bits with one scale for `group` weights.
 
     >>> round(integer_roundoff(4, 128), 3)
     0.107
@@ -36,16 +36,16 @@ def integer_roundoff(bits: int, group: int) -> float:
 
 
 def float_roundoff(dtype: str, group: int) -> float:
-    """Of an 8-bit floating-point dtype, scaled such that the largest of `group` weights is the largest number."""
+    """Return the error of an 8-bit float, scaled so that the largest of `group` weights is the largest number."""
     return _relative_error(_small_floats(*_FLOAT8[dtype]), group)
 
 
 def microscaling_roundoff(dtype: str, group: int) -> float:
-    """Of `float4_e2m1` or an 8-bit float with power-of-two scales (MXFP4, MXFP8).
+    """Return the error of `float4_e2m1` or an 8-bit float with power-of-two scales (MXFP4, MXFP8).
 
     The scale is 2^(floor(log2 largest) - e), e being the largest code's exponent (OCP Microscaling Formats
-    Specification 1.0, 6.3): the largest weight becomes a number between 2^e and 2^(e + 1), all of them as likely on
-    a logarithmic scale; what exceeds the largest code is cut off.
+    Specification 1.0, 6.3): the largest weight becomes a number between 2^e and 2^(e + 1), uniformly distributed on
+    a logarithmic scale; values above the largest code are clipped.
     """
     levels = E2M1_LEVELS if dtype == "float4_e2m1" else _small_floats(*_FLOAT8[dtype])
     binade = 2.0 ** math.floor(math.log2(levels[-1]))
@@ -54,23 +54,23 @@ def microscaling_roundoff(dtype: str, group: int) -> float:
 
 
 def nvfp4_roundoff(group: int = 16) -> float:
-    """Of 4-bit floats with a scale, itself fp8, for every 16 weights."""
+    """Return the error of 4-bit floats with one fp8 scale for `group` weights."""
     return _relative_error(E2M1_LEVELS, group)
 
 
 def nf4_roundoff(group: int) -> float:
-    """Of bitsandbytes' `nf4`."""
+    """Return the error of `nf4` of bitsandbytes."""
     return _relative_error(_normal_levels(), group)
 
 
 def bnb_fp4_roundoff(group: int) -> float:
-    """Of bitsandbytes' `fp4`, whose subnormal is 1/192 of the largest number."""
+    """Return the error of `fp4` of bitsandbytes, whose subnormal is 1/192 of the largest number."""
     return _relative_error(_signed((0.0, 0.0625, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)), group)
 
 
 @functools.lru_cache(maxsize=1024)
 def _relative_error(levels: Levels, group: int, peak: float | None = None) -> float:
-    """The error for codes `levels`, ascending, where the largest of `group` weights becomes `peak`."""
+    """Compute the error for ascending codes `levels`, if the largest of `group` weights becomes `peak`."""
     normal = NormalDist()
     largest = normal.inv_cdf((1 + 0.5 ** (1 / max(group, 2))) / 2)
     weights = _gaussian()
@@ -112,7 +112,7 @@ def _small_floats(mantissa: int, lowest: int, largest: float) -> Levels:
 
 
 def _signed(positive: Levels) -> Levels:
-    """Both signs, ascending; `positive` begins with 0."""
+    """Return the levels with both signs, ascending; `positive` begins with 0."""
     return (*(-value for value in reversed(positive[1:])), *positive)
 
 
@@ -121,7 +121,7 @@ E2M1_LEVELS: Levels = _signed((0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0))
 
 @functools.lru_cache(maxsize=1)
 def _normal_levels() -> Levels:
-    """NF4: quantiles of the normal distribution, 7 below and 8 above 0 (Dettmers et al. 2023, arXiv 2305.14314)."""
+    """Return the levels of NF4: normal quantiles, 7 below and 8 above 0 (Dettmers et al. 2023, arXiv 2305.14314)."""
     top = 0.9677083  # midway between 1 - 1/30 and 1 - 1/32, as the paper has it
 
     def quantiles(count: int) -> list[float]:

@@ -1,6 +1,6 @@
-"""Codes that are numbers of their own, to be multiplied by scales: fp8 and int8 in all their dialects.
+"""Read codes that are numbers themselves and are multiplied by scales: the variants of fp8 and int8.
 
-- fp8 with a scale for each block, `weight_scale_inv` (DeepSeek-V3, arXiv 2412.19437; in spite of the name it is
+- fp8 with a scale for each block, `weight_scale_inv` (DeepSeek-V3, arXiv 2412.19437; despite its name it is
   multiplied), for each row or for the whole (`weight_scale`: compressed-tensors `float-quantized`, FBGEMM, ModelOpt;
   `scale_weight`), or for each 32 inputs with bytes as exponents (MXFP8).
 - int8 with `SCB` of bitsandbytes: the largest absolute value of each row, which the code 127 stands for (LLM.int8(),
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import torch
 
 _FLOAT8_SCALES = ("scale", "qscale_weight")
-"""Further names of fp8 weights' scales: DeepSeek's own files, Mistral's. Of integers, `scale` may mean anything."""
+"""Further names of the scales of fp8 weights, used by DeepSeek and Mistral. For integers `scale` is ambiguous."""
 
 _CODES = ".qweight"
 
@@ -44,18 +44,18 @@ _STACK_SCALES = ("_scale_inv", "_weight_scale_inv", "_scale", "_weight_scale")
 
 @dataclass(frozen=True, kw_only=True)
 class ScaledTensor(QuantizedTensor):
-    """w = (code - zero) * scale * factor, in float32."""
+    """A weight w = (code - zero) * scale * factor, in float32."""
 
     scale: TensorInfo
     grid: ScaleGrid
     zero: str | None = None
-    """Zero points, one for each scale."""
+    """Name of the zero points, one for each scale."""
     factor: float = 1.0
     layout: str | None = None
-    """A scalar that must be 0: bitsandbytes' codes in the order of rows and columns."""
+    """Name of a scalar of bitsandbytes that must be 0: the codes are in the order of rows and columns."""
 
     def read_rows(self, source: Checkpoint, start: int, stop: int) -> torch.Tensor:
-        """Rows or experts; of stacked experts' scales only theirs are read."""
+        """Read rows or experts; for stacked experts, only their own scales are read."""
         import torch
 
         if self.layout is not None and source.read(self.layout).flatten()[0].item() != 0:
@@ -78,7 +78,7 @@ class ScaledTensor(QuantizedTensor):
 
 
 def find_float8(codes: TensorInfo, stored: Stored) -> QuantizedTensor | None:
-    """An fp8 weight with scales; None for all else, fp8 weights without scales included.
+    """Recognise an fp8 weight with scales, or return None, also for fp8 weights without scales.
 
     Raises:
         UnconvertibleError: if the scales do not fit.
@@ -108,7 +108,7 @@ def find_float8(codes: TensorInfo, stored: Stored) -> QuantizedTensor | None:
 
 
 def find_int8(codes: TensorInfo, stored: Stored) -> QuantizedTensor | None:
-    """An int8 weight with scales; None for all else.
+    """Recognise an int8 weight with scales, or return None.
 
     Raises:
         UnconvertibleError: if there are no scales, or they do not fit, or the order of the codes is unknown.
@@ -143,7 +143,7 @@ def find_int8(codes: TensorInfo, stored: Stored) -> QuantizedTensor | None:
 
 
 def _codes_and_scale(codes: TensorInfo, stored: Stored) -> QuantizedTensor | None:
-    """`X.qweight`, one code a byte, with `X.scale` of its rows, as small tools write them for a tensor `X`."""
+    """Recognise `X.qweight`, one code per byte, with `X.scale` of its rows, as small tools write a tensor `X`."""
     name = codes.name.removesuffix(_CODES)
     scale = stored.find(f"{name}.scale")
     if scale is None:
@@ -160,7 +160,7 @@ def _codes_and_scale(codes: TensorInfo, stored: Stored) -> QuantizedTensor | Non
 
 
 def find_scale(codes: TensorInfo, stored: Stored, further: tuple[str, ...] = ()) -> TensorInfo | None:
-    """The scales of a weight, or of stacked experts, by the usual names."""
+    """Find the scales of a weight, or of stacked experts, by the usual names."""
     if _is_weight(codes.name):
         return stored.first(*(_base(codes.name) + suffix for suffix in (*WEIGHT_SCALES, *further)))
     return stored.first(*(codes.name + suffix for suffix in _STACK_SCALES))
@@ -182,7 +182,7 @@ def _bitsandbytes(codes: TensorInfo, absmax: TensorInfo, stored: Stored) -> Quan
 
 
 def _zero(codes: TensorInfo, scale: TensorInfo, stored: Stored) -> str | None:
-    """Name of the zero points, which have the shape of the scales."""
+    """Find the name of the zero points, which have the shape of the scales."""
     zero = stored.find(_base(codes.name) + "weight_zero_point")
     if zero is None:
         return None

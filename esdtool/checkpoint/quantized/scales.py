@@ -1,4 +1,4 @@
-"""Which elements of a weight share a scale: one for all, one for each row, or one for each block."""
+"""Determine which elements of a weight share a scale: all of them, a row, or a block."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ if TYPE_CHECKING:
     import torch
 
 WEIGHT_SCALES = ("weight_scale_inv", "weight_scale", "weight.scale", "weight_scales", "scale_weight", "weight._scale")
-"""Suffixes of the tensors without which the values of `weight` are codes, not weights."""
+"""Suffixes of the tensors that turn the values of `weight` from codes into weights."""
 
 USUAL_BLOCK = 128
-"""The block of DeepSeek-V3 (arXiv 2412.19437) and of nearly all fp8 checkpoints after it."""
+"""Block size of DeepSeek-V3 (arXiv 2412.19437) and of nearly all later fp8 checkpoints."""
 
 _STANDARD = (16, 32, 64, 128, 256, 512)
-"""Sizes of a block that are considered where the configuration names none."""
+"""Block sizes to consider if the configuration names none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleGrid:
-    """How scales spread over a weight with the same number of dimensions."""
+    """A grid of scales over a weight with the same number of dimensions."""
 
     shape: tuple[int, ...]
-    """Shape of the scales with a 1 where one is for all positions."""
+    """Shape of the scales, with a 1 in each dimension where one scale covers all positions."""
     block: tuple[int, ...]
-    """Positions of each dimension that share a scale; the last block may be cut off."""
+    """Number of positions in each dimension that share a scale; the last block may be cut off."""
 
     @property
     def group(self) -> int:
-        """Elements that share a scale."""
+        """Number of elements that share a scale."""
         return math.prod(self.block)
 
     def spread(self, scales: torch.Tensor, size: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
-        """The scales of positions `start` to `stop` of a weight of shape `size`, to be broadcast over them."""
+        """Expand the scales so that they broadcast over positions `start` to `stop` of a weight of shape `size`."""
         spread = scales.reshape(self.shape)
         for axis, (count, block, length) in enumerate(zip(self.shape, self.block, size, strict=True)):
             first, last = (start, stop) if axis == 0 else (0, length)
@@ -55,7 +55,7 @@ class ScaleGrid:
 def fit_scales(
     weight: tuple[int, ...], scales: tuple[int, ...], blocks: Sequence[Block] = (), *, last_axis: bool = False
 ) -> ScaleGrid:
-    """Which elements of `weight` the scales are for.
+    """Determine which elements of `weight` share a scale.
 
     >>> fit_scales((256, 300), (2, 3)).block
     (128, 128)
@@ -64,8 +64,8 @@ def fit_scales(
         weight: [out, in], [experts, out, in] or the kernel of a convolution [out, in, ...].
         scales: a single one; [out] or [out, 1]; [blocks of rows, blocks of columns]; for stacked experts the same with
             a first dimension for them.
-        blocks: the shapes of a block that the configuration names. A shape that fits the scales goes first;
-            otherwise a standard size is looked for that gives the right number of blocks.
+        blocks: the shapes of a block that the configuration names. The first one that fits the scales is taken.
+            If none fits, a standard size that gives the right number of blocks is taken.
         last_axis: stacked weights are [experts, in, out] (FBGEMM's), and have a scale for each output.
 
     Raises:
@@ -117,7 +117,7 @@ def _grid(weight: tuple[int, ...], scales: tuple[int, ...], blocks: Sequence[Blo
 
 
 def _block(size: int, count: int, weight: tuple[int, ...], scales: tuple[int, ...]) -> int:
-    """Size of the blocks of which `count` cover `size` positions."""
+    """Return the size of the blocks of which `count` cover `size` positions."""
     if count in (1, size):
         return size // count
     candidates = {block for block in _STANDARD if -(-size // block) == count}

@@ -1,4 +1,4 @@
-"""What a model's configuration says of its quantisation."""
+"""Read what the configuration of a model says about its quantisation."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ _KEYS = ("quantization_config", "compression_config")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The parts of a `quantization_config` that shapes and dtypes leave open."""
+    """The parts of a `quantization_config` that shapes and dtypes do not determine."""
 
     method: str | None = None
     """`quant_method` in lower case, e.g. `gptq`, `compressed-tensors`."""
     layout: str | None = None
-    """How the codes are laid out, in the method's own words: `checkpoint_format` of GPTQ, `version` of AWQ,
+    """Layout of the codes as the method names it: `checkpoint_format` of GPTQ, `version` of AWQ,
     `packing_format` of AutoRound."""
     bits: frozenset[int] = frozenset()
-    """Every width that is named; several in a model of mixed precision."""
+    """Every width that the configuration names; several for mixed precision."""
     group_sizes: tuple[int, ...] = ()
-    """Every size that is named of a group of inputs with one scale."""
+    """Every size that the configuration names for a group of inputs with one scale."""
     blocks: tuple[Block, ...] = ()
-    """Every shape that is named of a block with one scale."""
+    """Every shape that the configuration names for a block with one scale."""
 
     @property
     def named(self) -> str:
-        """The method for a message."""
+        """Name of the method, for messages."""
         return self.method or "unknown method"
 
 
 def read_settings(config: Mapping[str, Any]) -> Settings:
-    """The settings in a `config.json`, of the model or of a part of it (`text_config`, ...).
+    """Read the settings of a `config.json`, from the model or from a part of it (`text_config`, ...).
 
     >>> read_settings({"text_config": {"quantization_config": {"quant_method": "GPTQ", "bits": 3}}}).bits
     frozenset({3})
@@ -73,7 +73,7 @@ def _settings_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _schemes(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The `weights` of the groups of modules that compressed-tensors and ModelOpt distinguish."""
+    """Yield the `weights` of each group of modules that compressed-tensors and ModelOpt distinguish."""
     groups = settings.get("config_groups")
     for group in groups.values() if isinstance(groups, Mapping) else ():
         weights = group.get("weights") if isinstance(group, Mapping) else None
@@ -90,7 +90,7 @@ def _positive(value: object) -> int | None:
 
 
 def _block(value: object) -> Block | None:
-    """A block's shape from a pair, or from a text such as `128x128`."""
+    """Read the shape of a block from a pair, or from a text such as `128x128`."""
     parts: object = value.split("x") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or len(parts) != 2:
         return None

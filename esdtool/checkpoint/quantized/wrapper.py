@@ -1,4 +1,4 @@
-"""A checkpoint of codes as a checkpoint of weights."""
+"""Present a checkpoint of codes as a checkpoint of weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FORMATS: tuple[Callable[[TensorInfo, Stored], QuantizedTensor | None], ...] = (
     find_float8,
     find_int8,
 )
-"""In order of precedence: int8 may hold 4-bit floats, or bytes of bitsandbytes."""
+"""Formats in order of precedence, because int8 may hold 4-bit floats or bytes of bitsandbytes."""
 
 _UNREAD = {
     "W_q": "HQQ",
@@ -43,25 +43,25 @@ _UNREAD = {
     "B": "Marlin",
     "qweight": "GPTQ or AWQ",
 }
-"""Names of the codes of methods that are not read."""
+"""Names of the codes of methods that esdtool does not read."""
 
 
 @dataclass(kw_only=True)
 class DequantizedCheckpoint(Checkpoint):
-    """The weights for which the codes stand, and everything else as it is stored."""
+    """A checkpoint with weights in place of their codes, and everything else as it is stored."""
 
     inner: Checkpoint = field(repr=False)
     weights: Mapping[str, QuantizedTensor] = field(repr=False)
-    """By logical name."""
+    """Weights by their logical names."""
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor; a weight that is stored as codes de-quantised, float32."""
+        """Read one tensor; a weight that is stored as codes is de-quantised to float32."""
         info = self.info(name)
         weight = self.weights.get(name)
         return self.inner.read(name) if weight is None else weight.read_rows(self.inner, 0, info.shape[0])
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """As `read`; most formats leave the other rows' codes on disk."""
+        """Read some rows of a tensor; most formats read only the codes of these rows."""
         info = self.info(name)
         weight = self.weights.get(name)
         if weight is None:
@@ -70,24 +70,24 @@ class DequantizedCheckpoint(Checkpoint):
         return weight.read_rows(self.inner, first, max(first, last))
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Those of the stored tensors."""
+        """Return the factors of a stored tensor; a de-quantised weight has none."""
         return None if name in self.weights else self.inner.factors(name)
 
 
 def dequantized(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with weights in the place of codes; itself if it holds no codes.
+    """Replace codes by weights in a checkpoint; return it unchanged if it holds no codes.
 
-    Known are fp8 and int8 with scales, MXFP4 and NVFP4, bitsandbytes' int8, nf4 and fp4, GPTQ, AWQ and
-    compressed-tensors' packed integers. Each tensor of codes is replaced by the weight for which it stands, named
+    Known formats are fp8 and int8 with scales, MXFP4 and NVFP4, int8, nf4 and fp4 of bitsandbytes, GPTQ, AWQ and the
+    packed integers of compressed-tensors. Each tensor of codes is replaced by the weight that it represents, named
     `<module>.weight` (stacked MXFP4: `...gate_up_proj`), of shape [out, in], read as float32, with
     `TensorInfo.quantization` and `TensorInfo.roundoff`. Scales and other companions stay in the catalogue.
 
-    What cannot be told for certain stays as it is stored: codes of unknown methods, or without their companions, or
-    with companions that do not fit. A note names the first such tensor. A floating-point tensor among them loses its
-    dtype's plain name, lest its codes be taken for weights.
+    Codes that cannot be converted with certainty stay as they are stored: codes of unknown methods, or with companions
+    that are missing or do not fit. A note names the first such tensor. The dtype of a floating-point tensor among them
+    is marked as codes, so that nothing takes it for a weight.
 
-    Nothing but the catalogue is looked at, except for the few bytes that hold the shape of a weight of bitsandbytes, or
-    sometimes of compressed-tensors.
+    Only the catalogue is read, except for the few bytes that hold the shape of a weight of bitsandbytes, or sometimes
+    of compressed-tensors.
     """
     stored = Stored(checkpoint)
     tensors: dict[str, TensorInfo] = {}
@@ -125,7 +125,7 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
 
 def _recognised(info: TensorInfo, stored: Stored) -> QuantizedTensor | None:
     if info.quantization is not None or info.file.lower().endswith(FOREIGN_SUFFIXES):
-        return None  # its own reader has done what can be done, and said what not
+        return None  # the reader of its container has already converted it, or said why not
     for find in _FORMATS:
         weight = find(info, stored)
         if weight is not None:
@@ -147,9 +147,9 @@ def _without_scales(
     refused: Mapping[str, str],
     stored: Stored,
 ) -> dict[str, str]:
-    """fp8 weights that lack a scale where others have one, or where the configuration speaks of a quantisation.
+    """Find fp8 weights without a scale, if others have one or the configuration names a quantisation.
 
-    An fp8 checkpoint without any scales is taken at its word: weights cast to fp8.
+    An fp8 checkpoint without any scales holds weights that were cast to fp8.
     """
     if stored.settings.method is None and not any(
         (weight.info.quantization or "").startswith("float8") for weight in weights.values()
@@ -163,7 +163,7 @@ def _without_scales(
 
 
 def _marked(info: TensorInfo, stored: Stored) -> TensorInfo:
-    """A refused tensor such that nobody takes it for a weight, by its dtype or by a scale of a usual name beside it."""
+    """Mark a refused tensor as codes in its dtype, unless a scale with a usual name already shows it."""
     base = info.name.removesuffix("weight")
     told = info.name.endswith("weight") and stored.first(*(base + suffix for suffix in WEIGHT_SCALES)) is not None
     return info if "float" not in info.dtype or told else replace(info, dtype=f"{info.dtype} codes")
