@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,8 +32,8 @@ def keep_within(plan: Plan, seconds: float) -> tuple[Plan, str | None]:
     Raises:
         UsageError: if the budget is not positive, or alpha is by another fit than `hill`.
     """
-    if seconds <= 0:
-        raise UsageError(f"the budget must be positive, not {seconds:g} seconds")
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise UsageError(f"the budget must be a positive number of seconds, not {seconds:g}")
     plan.options.check_estimable("--budget")
     if plan.options.spectrum == "slq":
         return plan, None  # what can be estimated is

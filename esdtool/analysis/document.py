@@ -150,6 +150,9 @@ class ModuleResult(Record):
     spectral_norm: float | None = Field(default=None, description="sqrt(lambda_max).")
     stable_rank: float | None = Field(default=None, description="sum lambda / lambda_max.")
     entropy: float | None = Field(default=None, description="Spectral entropy over ln(num_eigs), in [0, 1].")
+    entropy_smoothed: float | None = Field(
+        default=None, description="Spectral entropy as the public code of AlphaDecay defines it."
+    )
     effective_rank: float | None = Field(default=None, description="exp of the unnormalised spectral entropy.")
     matrix_rank: int | None = Field(default=None, description="Eigenvalues above numpy's float32 rank tolerance.")
     log_norm: float | None = Field(default=None, description="log10 sum lambda.")

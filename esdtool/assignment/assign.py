@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
-from typing import get_args
+from dataclasses import dataclass
 
 from esdtool._version import __version__
 from esdtool.analysis.document import Analysis, ModuleResult
+from esdtool.assignment.assign_options import AssignOptions
 from esdtool.assignment.document import Assignment, Default, Method, Source
 from esdtool.assignment.fused import Member, merge_members
 from esdtool.assignment.options import AssignName, Granularity, OptimizerName, ScoreName, Unlisted
 from esdtool.assignment.rule import DecayRule
 from esdtool.assignment.scope import BASE_DECAY, Patterns, Scope, choose, names_of
+from esdtool.assignment.scores import checked_score, score_value
 from esdtool.errors import NothingToAnalyzeError, UsageError
 from esdtool.modules import SkipKind
 from esdtool.names import canonical_name
+
+_LOG = logging.getLogger(__name__)
 
 
 def assign(
     analysis: Analysis,
     *,
-    weight_decay: float = 0.1,
-    optimizer: OptimizerName = "adamw",
-    min_ratio: float | None = None,
-    max_ratio: float | None = None,
-    assign: AssignName = "linear",
-    score: ScoreName = "alpha",
-    fit: str | None = None,
-    granularity: Granularity = "module",
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    unlisted: Unlisted = "keep",
-    normalize: bool = False,
+    weight_decay: float = AssignOptions.weight_decay,
+    optimizer: OptimizerName = DecayRule.optimizer,
+    min_ratio: float | None = DecayRule.min_ratio,
+    max_ratio: float | None = DecayRule.max_ratio,
+    assign: AssignName = DecayRule.assign,
+    score: ScoreName = AssignOptions.score,
+    fit: str | None = AssignOptions.fit,
+    granularity: Granularity = DecayRule.granularity,
+    include: Sequence[str] = AssignOptions.include,
+    exclude: Sequence[str] = AssignOptions.exclude,
+    unlisted: Unlisted = AssignOptions.unlisted,
+    normalize: bool = DecayRule.normalize,
 ) -> Assignment:
-    """A module-wise weight-decay assignment from an analysis.
+    """Make a module-wise weight-decay assignment from an analysis.
 
-    Assigned are the modules of the numbered blocks (attention and MLP), or every module of the analysis if the
-    model has no numbered blocks. The others, and those that `include` and `exclude` leave out, are named under
+    Assigned are the modules of the model's blocks (attention and MLP), or every module of the analysis if the
+    model has no blocks. The others, and those that `include` and `exclude` leave out, are named under
     `left_out` and fall under the file's default; minimum and maximum are taken over the assigned modules alone.
     A module that could not be scored gets the base decay, and its entry's `note` says why. A parameter that holds
     several modules has the mean of their ratios, weighted by their numbers of parameters; `members` names them.
@@ -49,7 +54,7 @@ def assign(
         min_ratio: smallest decay over the base, of `linear`; default published (0.67).
         max_ratio: largest decay over the base, of `linear`; default published (5 for adamw, 3 for adam).
         assign: formula, see `decay_ratios`.
-        score: what the decays follow: alpha, or a metric of the analysis.
+        score: what the decays follow: alpha, or another number of `esdtool.assignment.scores`.
         fit: estimator of alpha; default the analysis's first. It must be one that the analysis was made with.
         granularity: one decay per `module`, `layer` or `role`.
         include: regular expressions searched in the names of parameters and modules; if given, exactly the matching
@@ -58,45 +63,73 @@ def assign(
         unlisted: what the file says of all other parameters: `keep` the trainer's choice, `no-decay` or `base`.
         normalize: rescale so that the parameter-weighted mean decay of the assigned modules equals the base.
 
+    The logger warns if more than a tenth of the modules lie outside the blocks and get no decay of their own.
+
     Raises:
         UsageError: if an option has no such value, a pattern matches nothing, or the fit is not in the analysis.
         NothingToAnalyzeError: if no module is left that was scored.
     """
-    check_options(weight_decay=weight_decay, score=score, unlisted=unlisted)
-    rule = DecayRule(
-        assign=assign,
-        min_ratio=min_ratio,
-        max_ratio=max_ratio,
-        optimizer=optimizer,
-        granularity=granularity,
-        normalize=normalize,
+    options = AssignOptions(
+        weight_decay=weight_decay,
+        rule=DecayRule(
+            assign=assign,
+            min_ratio=min_ratio,
+            max_ratio=max_ratio,
+            optimizer=optimizer,
+            granularity=granularity,
+            normalize=normalize,
+        ),
+        score=score,
+        fit=fit,
+        include=tuple(include),
+        exclude=tuple(exclude),
+        unlisted=unlisted,
     )
-    if analysis.source.base is not None:
+    found = assign_in_scope(analysis, options)
+    if found.scope.is_surprising:
+        _LOG.warning("%s: %s", analysis.source.checkpoint, found.scope.remark)
+    return found.assignment
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScopedAssignment:
+    """An assignment, and which modules it leaves out."""
+
+    assignment: Assignment
+    scope: Scope[ModuleResult]
+
+
+def assign_in_scope(analysis: Analysis, options: AssignOptions) -> ScopedAssignment:
+    """Make an assignment, and tell which modules it leaves out.
+
+    Raises:
+        UsageError: if a pattern matches nothing, the fit is not in the analysis, the analysis is of differences, or a
+            decay would be infinite.
+        NothingToAnalyzeError: if no module is left that was scored.
+    """
+    source = analysis.source
+    if source.base is not None:
         raise UsageError(
-            f"{analysis.source.checkpoint}: the analysis is of differences from {analysis.source.base}; weight decays "
+            f"{source.checkpoint}: the analysis is of differences from {source.base}; weight decays "
             "follow the spectra of weights: analyse without --base"
         )
-    fit = _fit_in(analysis, fit)
-    scope = _scope(analysis, include, exclude)
+    fit = _fit_in(analysis, options.fit)
+    scope = _scope(analysis, options)
     modules, left_out = scope.assigned, _left_out(analysis, scope)
-    scores, notes = [], []
-    for module in modules:
-        value, note = _score_of(module, score, _alpha(module, fit, analysis))
-        scores.append(value)
-        notes.append(note)
-    if all(value is None for value in scores):
-        where = analysis.source.checkpoint
-        name, why = (modules[0].name, notes[0]) if modules else next(iter(left_out.items()), ("", ""))
-        detail = f": {name}: {why}" if name else ""
-        what = "no module was scored" if modules else "no module is left"
-        raise NothingToAnalyzeError(f"{where}: {what}, so there is nothing to assign{detail}")
+    alphas = [_alpha(module, fit, analysis) for module in modules]
+    scores = [_score_of(module, options.score, alpha) for module, alpha in zip(modules, alphas, strict=True)]
+    if all(value is None for value, _ in scores):
+        raise NothingToAnalyzeError(_nothing(analysis, scope, scores, left_out))
 
+    rule, base = options.rule, options.weight_decay
     ratios = rule.ratios(
-        scores,
+        [value for value, _ in scores],
         layers=[module.layer for module in modules],
         roles=[module.role for module in modules],
         sizes=[math.prod(module.shape) for module in modules],
     )
+    if not math.isfinite(base * max(ratios)):
+        raise UsageError(f"weight-decay {base:g} times the ratio {max(ratios):g} is more than a number can hold")
     parameters = merge_members(
         [
             Member(
@@ -105,62 +138,44 @@ def assign(
                 stored_shape=shape,
                 size=math.prod(module.shape),
                 ratio=ratio,
-                alpha=_alpha(module, fit, analysis),
-                score=None if score == "alpha" else value,
+                alpha=alpha,
+                score=None if options.score == "alpha" else value,
                 role=module.role,
                 layer=module.layer,
-                note=note,
+                status=status,
             )
-            for module, ratio, value, note in zip(modules, ratios, scores, notes, strict=True)
+            for module, ratio, alpha, (value, status) in zip(modules, ratios, alphas, scores, strict=True)
             for parameter, shape in _parameters(module)
         ],
-        weight_decay,
+        base,
     )
     found = dict(zip(_canonical(list(parameters)), parameters.values(), strict=True))
-    left_out = {name: reason for name, reason in left_out.items() if name not in found}
-    low, high = rule.ratios_range if assign == "linear" else (None, None)
-    return Assignment(
+    low, high = rule.ratios_range if rule.assign == "linear" else (None, None)
+    assignment = Assignment(
         created_by=f"esdtool {__version__}",
-        source=Source(
-            checkpoint=analysis.source.checkpoint,
-            revision=analysis.source.revision,
-            model_type=analysis.source.model_type,
-        ),
-        base_weight_decay=weight_decay,
-        optimizer="l2" if optimizer == "adam" else "decoupled",
+        source=Source(checkpoint=source.checkpoint, revision=source.revision, model_type=source.model_type),
+        base_weight_decay=base,
+        optimizer="l2" if rule.optimizer == "adam" else "decoupled",
         method=Method(
-            name="uniform" if assign == "uniform" else "alphadecay",
-            score=score,
+            name="uniform" if rule.assign == "uniform" else "alphadecay",
+            score=options.score,
             fit=fit,
-            assign=assign,
+            assign=rule.assign,
             min_ratio=low,
             max_ratio=high,
-            granularity=granularity,
-            normalize=normalize,
+            granularity=rule.granularity,
+            normalize=rule.normalize,
         ),
-        default=Default.of(unlisted, weight_decay),
+        default=Default.of(options.unlisted, base),
         parameters={name: entry for name, (entry, _) in found.items()},
         members={name: members for name, (_, members) in found.items() if members is not None},
-        left_out=left_out,
+        left_out={name: reason for name, reason in left_out.items() if name not in found},
     )
-
-
-def check_options(*, weight_decay: float, score: str, unlisted: str) -> None:
-    """Refuse what no analysis could be assigned with, before one is made; `DecayRule` checks the rest.
-
-    Raises:
-        UsageError: with the option's name.
-    """
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise UsageError(f"weight-decay must be finite and not negative, not {weight_decay}")
-    if score not in get_args(ScoreName):
-        raise UsageError(f"unknown score {score!r}; choose from {', '.join(get_args(ScoreName))}")
-    if unlisted not in get_args(Unlisted):
-        raise UsageError(f"unknown choice for unlisted parameters {unlisted!r}; choose from keep, no-decay, base")
+    return ScopedAssignment(assignment=assignment, scope=scope)
 
 
 def _fit_in(analysis: Analysis, fit: str | None) -> str:
-    """The estimator to use.
+    """Choose the estimator to use.
 
     Raises:
         UsageError: if the analysis was made without it.
@@ -180,25 +195,33 @@ def _alpha(module: ModuleResult, fit: str, analysis: Analysis) -> float | None:
     return module.alpha if fit == analysis.settings.fit[0] else module.alphas.get(fit)
 
 
-def _score_of(module: ModuleResult, score: ScoreName, alpha: float | None) -> tuple[float | None, str | None]:
-    """(score, None), or (None, why there is none)."""
+def _score_of(module: ModuleResult, score: ScoreName, alpha: float | None) -> tuple[float | None, str]:
+    """Score a module: (score, `ok`), or (None, why there is none)."""
     if not module.ok:
-        return None, f"{BASE_DECAY}: {module.status}"
-    value: float | None
-    if score == "alpha":
-        value = alpha
-    elif score == "alpha_weighted":
-        exponent = module.log_spectral_norm
-        value = None if alpha is None or exponent is None else alpha * exponent
-    else:
-        value = getattr(module, score)
-    return value, None if value is not None else f"{BASE_DECAY}: no {score} by this estimator"
+        return None, module.status
+    return checked_score(score, score_value(score, alpha, module), is_estimated=module.spectrum == "slq")
 
 
-def _scope(analysis: Analysis, include: Sequence[str], exclude: Sequence[str]) -> Scope[ModuleResult]:
+def _nothing(
+    analysis: Analysis,
+    scope: Scope[ModuleResult],
+    scores: Sequence[tuple[float | None, str]],
+    left_out: dict[str, str],
+) -> str:
+    """Say why there is nothing to assign, with the first module as an example."""
+    what, detail = "no module is left", ""
+    if scope.assigned:
+        what, detail = "no module was scored", f": {scope.assigned[0].name}: {BASE_DECAY}: {scores[0][1]}"
+    elif left_out:
+        name, reason = next(iter(left_out.items()))
+        detail = f": {name}: {reason}"
+    return f"{analysis.source.checkpoint}: {what}, so there is nothing to assign{detail}"
+
+
+def _scope(analysis: Analysis, options: AssignOptions) -> Scope[ModuleResult]:
     patterns = Patterns.checked(
-        include,
-        exclude,
+        options.include,
+        options.exclude,
         (name for module in analysis.modules for name in names_of(module)),
         others=(canonical_name(tensor.name) for tensor in analysis.skipped),
     )
@@ -227,6 +250,6 @@ def _parameters(module: ModuleResult) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _canonical(parameters: Sequence[str]) -> list[str]:
-    """The names without the segments of wrappers, unless that would make two of them equal."""
+    """Take the segments of wrappers out of the names, unless that would make two of them equal."""
     names = [canonical_name(parameter) for parameter in parameters]
     return names if len(set(names)) == len(names) else list(parameters)

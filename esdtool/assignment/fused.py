@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from esdtool.assignment.document import Entry, Members
+from esdtool.assignment.scope import BASE_DECAY
 
 AGGREGATE: Final = "parameter-weighted mean"
 """How the values of several modules become that of the parameter that holds them. It is the mean that keeps the
@@ -32,11 +33,12 @@ class Member:
     score: float | None
     role: str
     layer: int | None
-    note: str | None
+    status: str = "ok"
+    """`ok`, or why the module could not be scored and has ratio 1."""
 
 
 def merge_members(members: Sequence[Member], base: float) -> dict[str, tuple[Entry, Members | None]]:
-    """The entries of a wd.json from the ratios of modules.
+    """Make the entries of a wd.json from the ratios of modules.
 
     Args:
         members: every module, those of one parameter in any order.
@@ -55,12 +57,12 @@ def merge_members(members: Sequence[Member], base: float) -> dict[str, tuple[Ent
 
 
 def members_of(names: Sequence[str]) -> Members | None:
-    """What the file says of a parameter's modules; None if it is only one."""
+    """List a parameter's modules for the file; None if it is only one."""
     return None if len(names) == 1 else Members.of(AGGREGATE, tuple(names))
 
 
 def joined_roles(roles: Iterable[str]) -> str:
-    """The role of a parameter with several modules.
+    """Join the roles of a parameter's modules into one.
 
     >>> joined_roles(["gate_proj", "up_proj", "gate_proj", "up_proj"])
     'gate_proj+up_proj'
@@ -69,7 +71,7 @@ def joined_roles(roles: Iterable[str]) -> str:
 
 
 def weighted_mean(values: Sequence[float | None], sizes: Sequence[int]) -> float | None:
-    """Mean of the values that are there, weighted by size; None if there are none.
+    """Take the mean of the values that are there, weighted by size; None if there are none.
 
     >>> weighted_mean([1.0, None, 4.0], [2, 5, 1])
     2.0
@@ -84,12 +86,12 @@ def weighted_mean(values: Sequence[float | None], sizes: Sequence[int]) -> float
 
 
 def mean_entry(entries: Sequence[Entry], sizes: Sequence[int], *, shape: tuple[int, ...] | None) -> Entry:
-    """One entry for a parameter from several: means weighted by size, the distinct roles and notes joined.
+    """Make one entry for a parameter from several: means weighted by size, the distinct roles and notes joined.
 
     Args:
         entries: at least one.
-        sizes: weights that each stands for.
-        shape: of the parameter.
+        sizes: the number of weights that each stands for.
+        shape: the parameter's shape.
     """
     decay = weighted_mean([entry.weight_decay for entry in entries], sizes)
     assert decay is not None
@@ -106,7 +108,6 @@ def mean_entry(entries: Sequence[Entry], sizes: Sequence[int], *, shape: tuple[i
 
 
 def _entry(group: Sequence[Member], base: float) -> Entry:
-    alone = len(group) == 1
     entries = [
         Entry(
             weight_decay=base * member.ratio,
@@ -116,13 +117,64 @@ def _entry(group: Sequence[Member], base: float) -> Entry:
             role=member.role,
             layer=member.layer,
             shape=member.stored_shape,
-            note=member.note if alone or member.note is None else f"{member.name}: {member.note}",
         )
         for member in group
     ]
-    if alone:
-        return entries[0]
-    mean = mean_entry(entries, [member.size for member in group], shape=group[0].stored_shape)
-    assert mean.ratio is not None
-    # Rounded as everywhere else: base times ratio.
-    return mean.model_copy(update={"weight_decay": base * mean.ratio})
+    entry = entries[0]
+    if len(group) > 1:
+        entry = mean_entry(entries, [member.size for member in group], shape=group[0].stored_shape)
+        assert entry.ratio is not None
+        # Rounded as everywhere else: base times ratio.
+        entry = entry.model_copy(update={"weight_decay": base * entry.ratio})
+    note = unscored_note(
+        joined_status({member.name: member.status for member in group}),
+        is_mean=any(member.status == "ok" for member in group),
+        weight_decay=entry.weight_decay,
+        base=base,
+    )
+    return entry.model_copy(update={"note": note})
+
+
+def joined_status(statuses: Mapping[str, str]) -> str:
+    """Say why modules of a parameter are not scored.
+
+    >>> joined_status({"q": "ok", "v": "all elements are zero"})
+    'v: all elements are zero'
+
+    Args:
+        statuses: `ok`, or why there is no score, of each module by name.
+
+    Returns:
+        `ok` if all are scored; the reason alone if it is that of every module, else by module.
+    """
+    unscored = {name: status for name, status in statuses.items() if status != "ok"}
+    if not unscored:
+        return "ok"
+    reasons = set(unscored.values())
+    if len(unscored) == len(statuses) and len(reasons) == 1:
+        return reasons.pop()
+    return "; ".join(f"{name}: {status}" for name, status in unscored.items())
+
+
+def unscored_note(status: str, *, is_mean: bool, weight_decay: float, base: float) -> str | None:
+    """Write the note of a parameter that does not follow the scores of all of its modules.
+
+    >>> unscored_note("v: all elements are zero", is_mean=True, weight_decay=0.0835, base=0.1)
+    'decay 0.0835 (base 0.1) is a mean in which what is not scored counts as the base: v: all elements are zero'
+
+    Args:
+        status: see `joined_status`.
+        is_mean: whether other modules of the parameter are scored.
+        weight_decay: the parameter's decay.
+        base: the base decay.
+
+    Returns:
+        The note; None if all modules are scored.
+    """
+    if status == "ok":
+        return None
+    if not is_mean:
+        return f"{BASE_DECAY}: {status}"
+    return (
+        f"decay {weight_decay:.4g} (base {base:g}) is a mean in which what is not scored counts as the base: {status}"
+    )

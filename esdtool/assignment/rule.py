@@ -14,7 +14,14 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final, get_args
 
-from esdtool.assignment.options import AssignName, Control, Granularity, OptimizerName
+from esdtool.assignment.options import (
+    LARGEST_SCORE,
+    AssignName,
+    Control,
+    Granularity,
+    OptimizerName,
+    check_choice,
+)
 from esdtool.errors import UsageError
 
 PUBLISHED_RATIOS: Final[dict[str, tuple[float, float]]] = {"adamw": (0.67, 5.0), "adam": (0.67, 3.0)}
@@ -31,11 +38,11 @@ def decay_ratios(
     scores: Sequence[float],
     *,
     assign: AssignName = "linear",
-    min_ratio: float = 0.67,
-    max_ratio: float = 5.0,
+    min_ratio: float = PUBLISHED_RATIOS["adamw"][0],
+    max_ratio: float = PUBLISHED_RATIOS["adamw"][1],
     layers: Sequence[int | None] | None = None,
 ) -> list[float]:
-    """Decay over base decay of each module, from the modules' scores (alpha: small = heavy tail = weak decay).
+    """Compute decay over base decay of each module from the modules' scores (alpha: small = heavy tail = weak decay).
 
     With scores a_1 .. a_n, and s1, s2 the two ratios:
 
@@ -64,11 +71,11 @@ def decay_ratios(
     Raises:
         UsageError: for an unknown formula, s1 > s2, or scores outside the formula's domain: `sqrt` takes
             scores >= 0, `log2` scores >= 1, of which one must be greater than the bound.
-        ValueError: if a score is not finite or `layers` does not fit.
+        ValueError: if a score is not finite or beyond 1e100, or `layers` does not fit.
     """
     for score in scores:
-        if not math.isfinite(score):
-            raise ValueError(f"scores must be finite, not {score}")
+        if not abs(score) <= LARGEST_SCORE:
+            raise ValueError(f"scores must be finite and at most {LARGEST_SCORE:g} in size, not {score}")
     if assign == "uniform":
         return [1.0] * len(scores)
     if assign == "linear":
@@ -100,13 +107,14 @@ class DecayRule:
     granularity: Granularity = "module"
     """`module`: each its own (the method); `layer`, `role`: each takes the mean score of its layer or role."""
     normalize: bool = False
-    """Scale the ratios so that their mean, weighted by number of parameters, is 1."""
+    """Scale the ratios, those of a control included, so that their mean, weighted by number of parameters, is 1."""
     control: Control = "none"
     """A fair control of an experiment, made from the method's own ratios. `mean`: each module takes their mean,
     weighted by number of parameters (as much decay in total, no balance); `shuffled`: the same ratios dealt to the
-    modules at random; `reversed`: the same ratios in the opposite order, the strongest to the heaviest tail."""
+    modules at random; `reversed`: the same ratios in the opposite order, the strongest to the heaviest tail. Layers or
+    roles that share a ratio exchange it as a whole."""
     control_seed: int = 0
-    """Of `shuffled`: which permutation. The same at every refresh."""
+    """Which permutation `shuffled` takes; it is the same at every refresh."""
 
     def __post_init__(self) -> None:
         """Refuse unknown names and contradictions.
@@ -114,14 +122,10 @@ class DecayRule:
         Raises:
             UsageError: with the option's name and its valid values.
         """
-        for option, value, valid in (
-            ("assignment", self.assign, get_args(AssignName)),
-            ("optimizer", self.optimizer, get_args(OptimizerName)),
-            ("granularity", self.granularity, get_args(Granularity)),
-            ("control", self.control, get_args(Control)),
-        ):
-            if value not in valid:
-                raise UsageError(f"unknown {option} {value!r}; choose from {', '.join(valid)}")
+        check_choice("assignment", self.assign, AssignName)
+        check_choice("optimizer", self.optimizer, OptimizerName)
+        check_choice("granularity", self.granularity, Granularity)
+        check_choice("control", self.control, Control)
         if self.assign != "linear" and (self.min_ratio is not None or self.max_ratio is not None):
             raise UsageError(f"min-ratio and max-ratio belong to the linear assignment, not to {self.assign!r}")
         if self.assign == "sigmoid" and self.granularity == "layer":
@@ -131,7 +135,7 @@ class DecayRule:
 
     @property
     def ratios_range(self) -> tuple[float, float]:
-        """(s1, s2) in force."""
+        """The two ratios in force, (s1, s2)."""
         low, high = PUBLISHED_RATIOS[self.optimizer]
         return low if self.min_ratio is None else self.min_ratio, high if self.max_ratio is None else self.max_ratio
 
@@ -143,7 +147,7 @@ class DecayRule:
         roles: Sequence[str],
         sizes: Sequence[int],
     ) -> list[float]:
-        """The ratio of each module.
+        """Compute the ratio of each module.
 
         >>> DecayRule(max_ratio=3.0).ratios([2.0, None, 4.0], layers=[0, 0, 1], roles=["q", "k", "q"], sizes=[1, 1, 1])
         [0.67, 1.0, 3.0]
@@ -161,40 +165,44 @@ class DecayRule:
             UsageError: as `decay_ratios`, or if `normalize` meets ratios that are all 0.
         """
         scored = [index for index, score in enumerate(scores) if score is not None]
-        values = [score for score in scores if score is not None]
         groups: list[Hashable] = list(scored)
         if self.granularity == "layer":
             groups = [("outside", index) if layers[index] is None else layers[index] for index in scored]
         elif self.granularity == "role":
             groups = [roles[index] for index in scored]
+        values = _group_means([score for score in scores if score is not None], groups)
         low, high = self.ratios_range
-        found = decay_ratios(
-            _group_means(values, groups),
-            assign=self.assign,
-            min_ratio=low,
-            max_ratio=high,
-            layers=[layers[index] for index in scored],
-        )
+        own_layers = [layers[index] for index in scored]
+        found = decay_ratios(values, assign=self.assign, min_ratio=low, max_ratio=high, layers=own_layers)
+        own_sizes = [sizes[index] for index in scored]
+        if self.assign == "sigmoid":  # which gives a role another ratio in each layer
+            groups = list(zip(groups, own_layers, strict=True))
+        found = self._controlled(found, values, groups, own_sizes)
         if self.normalize:
-            found = _normalized(found, [sizes[index] for index in scored])
-        found = self._controlled(found, values, [sizes[index] for index in scored])
+            found = _normalized(found, own_sizes)
         ratios = [1.0] * len(scores)
         for index, ratio in zip(scored, found, strict=True):
             ratios[index] = ratio
         return ratios
 
-    def _controlled(self, ratios: list[float], scores: Sequence[float], sizes: Sequence[int]) -> list[float]:
+    def _controlled(
+        self, ratios: list[float], scores: Sequence[float], groups: Sequence[Hashable], sizes: Sequence[int]
+    ) -> list[float]:
+        """Exchange the ratios as the control says; the modules of one group have one score and one ratio."""
         if not ratios or self.control == "none":
             return ratios
         if self.control == "mean":
             return [_mean_ratio(ratios, sizes)] * len(ratios)
+        ratio_of = dict(zip(groups, ratios, strict=True))
         if self.control == "shuffled":
-            dealt = list(ratios)
+            dealt = list(ratio_of.values())
             random.Random(self.control_seed).shuffle(dealt)
-            return dealt
-        order = sorted(range(len(scores)), key=lambda index: scores[index])
-        opposite = dict(zip(order, (ratios[index] for index in reversed(order)), strict=True))
-        return [opposite[index] for index in range(len(ratios))]
+            exchanged = dict(zip(ratio_of, dealt, strict=True))
+        else:
+            score_of = dict(zip(groups, scores, strict=True))
+            order = sorted(score_of, key=lambda group: score_of[group])
+            exchanged = dict(zip(order, (ratio_of[group] for group in reversed(order)), strict=True))
+        return [exchanged[group] for group in groups]
 
 
 def _check_ratios(low: float, high: float) -> None:

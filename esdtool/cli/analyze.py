@@ -23,8 +23,9 @@ from esdtool.cli.options import (
     SplitFusedOption,
     TableFormatOption,
     TopOption,
+    finite,
 )
-from esdtool.spectra.options import FixFingerBound, SpectrumName
+from esdtool.spectra.options import FixFingerBound, ScoreOptions, SpectrumName
 
 SortKey = Literal["order", "name", "role", "layer", "alpha", "ks", "stable-rank", "lambda-max"]
 
@@ -48,20 +49,21 @@ def analyze(
         ),
     ] = None,
     fit: FitOption = None,
-    k_fraction: KFractionOption = 0.5,
-    min_eigs: MinEigsOption = 50,
+    k_fraction: KFractionOption = ScoreOptions.k_fraction,
+    min_eigs: MinEigsOption = ScoreOptions.min_eigs,
     spectrum: Annotated[
         SpectrumName,
         typer.Option(help="How to compute the eigenvalues. 'slq' estimates the alpha of large modules without them."),
-    ] = "auto",
+    ] = ScoreOptions.spectrum,
     budget: Annotated[
         float | None,
         typer.Option(
             help="If the exact spectra would take longer than this, estimate the largest modules with 'slq'.",
             metavar="SECONDS",
+            callback=finite,
         ),
     ] = None,
-    fast: FastOption = False,
+    fast: FastOption = ScoreOptions.fast,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     split_fused: SplitFusedOption = True,
@@ -104,10 +106,14 @@ def analyze(
     fix_finger_bound: Annotated[
         FixFingerBound,
         typer.Option(help="Lower bound of 'fix-finger'. 'legacy' reproduces numbers published with the original code."),
-    ] = "linear",
-    farms_rows: Annotated[int, typer.Option(help="Rows of a 'farms' window.")] = 100,
-    farms_ratio: Annotated[float, typer.Option(help="Columns divided by rows of a 'farms' window.")] = 2.0,
-    farms_windows: Annotated[int, typer.Option(help="Number of 'farms' windows per dimension.")] = 10,
+    ] = ScoreOptions.fix_finger_bound,
+    farms_rows: Annotated[int, typer.Option(help="Rows of a 'farms' window.")] = ScoreOptions.farms_rows,
+    farms_ratio: Annotated[
+        float, typer.Option(help="Columns divided by rows of a 'farms' window.", callback=finite)
+    ] = ScoreOptions.farms_ratio,
+    farms_windows: Annotated[
+        int, typer.Option(help="Number of 'farms' windows per dimension.")
+    ] = ScoreOptions.farms_windows,
 ) -> None:
     """Compute the spectrum and the power-law alpha of every weight module of a checkpoint.
 
@@ -116,10 +122,9 @@ def analyze(
     """
     from esdtool.cli.output import check_folder, check_outputs, note, progress_bar, write_esds, write_text
     from esdtool.errors import NothingToAnalyzeError, OutputError, UsageError
-    from esdtool.spectra.options import ScoreOptions
 
     options = ScoreOptions(
-        fit=tuple(fit or ["hill"]),
+        fit=tuple(fit or ScoreOptions.fit),
         k_fraction=k_fraction,
         min_eigs=min_eigs,
         spectrum=spectrum,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esdtool.assignment.assign_options import AssignOptions
 from esdtool.assignment.options import (
     AssignmentFormat,
     AssignName,
@@ -16,11 +17,8 @@ from esdtool.assignment.options import (
     ScoreName,
     Unlisted,
 )
-from esdtool.cli.options import (
-    DeviceOption,
-    JobsOption,
-    QuietOption,
-)
+from esdtool.assignment.rule import DecayRule
+from esdtool.cli.options import DeviceOption, JobsOption, QuietOption, finite
 from esdtool.spectra.options import FITS
 
 if TYPE_CHECKING:
@@ -40,21 +38,28 @@ def assign(
         str | None, typer.Option("--out", "-o", help="Write the assignment here; - for stdout.", metavar="PATH")
     ] = None,
     weight_decay: Annotated[
-        float, typer.Option(help="Base decay: the value that uniform weight decay would have.")
-    ] = 0.1,
+        float, typer.Option(help="Base decay: the value that uniform weight decay would have.", callback=finite)
+    ] = AssignOptions.weight_decay,
     optimizer: Annotated[
         OptimizerName,
         typer.Option(help="Select the published ratios and how the decay acts: decoupled (adamw) or as L2 (adam)."),
-    ] = "adamw",
+    ] = DecayRule.optimizer,
     min_ratio: Annotated[
-        float | None, typer.Option(help="Smallest decay divided by the base. Default: 0.67.", show_default=False)
+        float | None,
+        typer.Option(help="Smallest decay divided by the base. Default: 0.67.", show_default=False, callback=finite),
     ] = None,
     max_ratio: Annotated[
         float | None,
-        typer.Option(help="Largest decay divided by the base. Default: 5 (adamw), 3 (adam).", show_default=False),
+        typer.Option(
+            help="Largest decay divided by the base. Default: 5 (adamw), 3 (adam).",
+            show_default=False,
+            callback=finite,
+        ),
     ] = None,
-    assign_by: Annotated[AssignName, typer.Option("--assign", help="Function from scores to decays.")] = "linear",
-    score: Annotated[ScoreName, typer.Option(help="Metric that determines the decays.")] = "alpha",
+    assign_by: Annotated[
+        AssignName, typer.Option("--assign", help="Function from scores to decays.")
+    ] = DecayRule.assign,
+    score: Annotated[ScoreName, typer.Option(help="Metric that determines the decays.")] = AssignOptions.score,
     fit: Annotated[
         str | None,
         typer.Option(
@@ -63,7 +68,9 @@ def assign(
             autocompletion=lambda: list(FITS),
         ),
     ] = None,
-    granularity: Annotated[Granularity, typer.Option(help="One decay per module, per layer or per role.")] = "module",
+    granularity: Annotated[
+        Granularity, typer.Option(help="One decay per module, per layer or per role.")
+    ] = DecayRule.granularity,
     include: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,11 +84,11 @@ def assign(
     unlisted: Annotated[
         Unlisted,
         typer.Option(help="Decay of norms, biases, embeddings and heads: the trainer's, none, or the base."),
-    ] = "keep",
+    ] = AssignOptions.unlisted,
     normalize: Annotated[
         bool,
         typer.Option("--normalize", help="Rescale so that the parameter-weighted mean decay equals the base."),
-    ] = False,
+    ] = DecayRule.normalize,
     names: Annotated[
         Names,
         typer.Option(help="Parameter names: those of the file, or of the transformers model that loads it."),
@@ -111,36 +118,31 @@ def assign(
         return
     stdout_is_data = check_outputs(out)
 
-    from esdtool.assignment.assign import assign as assign_decays
-    from esdtool.assignment.assign import check_options
-    from esdtool.assignment.rule import DecayRule
-
-    # Refuse contradictions before the spectra, which may take hours.
-    check_options(weight_decay=weight_decay, score=score, unlisted=unlisted)
-    DecayRule(
-        assign=assign_by,
-        min_ratio=min_ratio,
-        max_ratio=max_ratio,
-        optimizer=optimizer,
-        granularity=granularity,
-        normalize=normalize,
-    )
-    analysis = _analysis(source, fit=fit, device=device, jobs=jobs, quiet=quiet)
-    assignment = assign_decays(
-        analysis,
+    # Contradictions are refused before the spectra, which may take hours.
+    options = AssignOptions(
         weight_decay=weight_decay,
-        optimizer=optimizer,
-        min_ratio=min_ratio,
-        max_ratio=max_ratio,
-        assign=assign_by,
+        rule=DecayRule(
+            assign=assign_by,
+            min_ratio=min_ratio,
+            max_ratio=max_ratio,
+            optimizer=optimizer,
+            granularity=granularity,
+            normalize=normalize,
+        ),
         score=score,
         fit=fit,
-        granularity=granularity,
-        include=include or (),
-        exclude=exclude or (),
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
         unlisted=unlisted,
-        normalize=normalize,
     )
+
+    from esdtool.assignment.assign import assign_in_scope
+
+    analysis = _analysis(source, fit=fit, device=device, jobs=jobs, quiet=quiet)
+    found = assign_in_scope(analysis, options)
+    assignment, scope = found.assignment, found.scope
+    if scope.remark is not None:
+        note(f"warning: {scope.remark}" if scope.is_surprising else scope.remark, quiet=quiet)
     if names == "live":
         assignment = _with_live_names(assignment, analysis)
     if out is not None:
@@ -171,7 +173,7 @@ def _analysis(source: str | None, *, fit: str | None, device: str, jobs: int | N
     from esdtool.analysis.run import run
     from esdtool.spectra.options import ScoreOptions
 
-    plan = make_plan(source, ScoreOptions(fit=(fit or "hill",)), device=device, jobs=jobs)
+    plan = make_plan(source, ScoreOptions(fit=ScoreOptions.fit if fit is None else (fit,)), device=device, jobs=jobs)
     for remark in plan.checkpoint.notes:
         note(remark, quiet=quiet)
     with progress_bar(plan.cost, quiet=quiet) as advance:

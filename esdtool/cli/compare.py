@@ -23,6 +23,7 @@ from esdtool.cli.options import (
     SplitFusedOption,
     TopOption,
 )
+from esdtool.spectra.options import ScoreOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,8 +49,8 @@ def compare(
         ),
     ],
     fit: FitOption = None,
-    k_fraction: KFractionOption = 0.5,
-    min_eigs: MinEigsOption = 50,
+    k_fraction: KFractionOption = ScoreOptions.k_fraction,
+    min_eigs: MinEigsOption = ScoreOptions.min_eigs,
     fast: FastOption = False,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
@@ -105,9 +106,8 @@ def compare(
     """
     from esdtool.cli.compare_sources import analyses_of, sort_out
     from esdtool.cli.output import check_folder, check_outputs, note, write_text
-    from esdtool.spectra.options import ScoreOptions
 
-    options = ScoreOptions(fit=tuple(fit or ["hill"]), k_fraction=k_fraction, min_eigs=min_eigs, fast=fast)
+    options = ScoreOptions(fit=tuple(fit or ScoreOptions.fit), k_fraction=k_fraction, min_eigs=min_eigs, fast=fast)
     shown = not check_outputs(json_path, csv_path, html_path) and not quiet
     check_folder(plots)
     found = sort_out(sources)

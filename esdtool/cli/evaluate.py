@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from esdtool.cli.options import finite
+
 if TYPE_CHECKING:
     from esdtool.train.config.sections import DataSettings
 
@@ -43,7 +45,9 @@ def evaluate(
     txt_document: Annotated[TxtDocument, typer.Option(help="What counts as one document in a .txt file.")] = "file",
     held_out: Annotated[
         float | None,
-        typer.Option(help="Use only the fraction that training with this data.validation_fraction holds out."),
+        typer.Option(
+            help="Use only the fraction that training with this data.validation_fraction holds out.", callback=finite
+        ),
     ] = None,
     packing: Annotated[
         PackingName, typer.Option(help="Join the documents and cut them into rows, or put one document in each row.")

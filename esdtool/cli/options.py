@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import typer
 
 from esdtool.report.tables.experts import Experts
 from esdtool.spectra.options import FITS
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse NaN and infinity, which Python reads as numbers, as the value of an option.
+
+    Raises:
+        typer.BadParameter: for either of them.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"must be finite, not {value}.")
+    return value
+
 
 TableFormat = Literal["table", "markdown"]
 
@@ -19,7 +32,9 @@ FitOption = Annotated[
         autocompletion=lambda: list(FITS),
     ),
 ]
-KFractionOption = Annotated[float, typer.Option(help="Fraction of the eigenvalues in the tail of 'hill'.")]
+KFractionOption = Annotated[
+    float, typer.Option(help="Fraction of the eigenvalues in the tail of 'hill'.", callback=finite)
+]
 MinEigsOption = Annotated[int, typer.Option(help="Do not score modules with fewer eigenvalues than this.")]
 FastOption = Annotated[
     bool, typer.Option("--fast", help="Use float32 where its error bound permits it. Alphas stay within 1e-4.")

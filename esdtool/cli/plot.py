@@ -16,6 +16,7 @@ from esdtool.cli.options import (
     KFractionOption,
     MinEigsOption,
 )
+from esdtool.spectra.options import ScoreOptions
 
 if TYPE_CHECKING:
     from esdtool.analysis.document import Analysis
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from esdtool.comparison.runs import Run
     from esdtool.comparison.trajectory import Trajectory
     from esdtool.report.figures import Material
-    from esdtool.spectra.options import ScoreOptions
 
 FigureFormat = Literal["png", "svg", "pdf"]
 
@@ -64,8 +64,8 @@ def plot(
     figure_format: Annotated[FigureFormat, typer.Option("--format", help="Format of the figures.")] = "png",
     dpi: Annotated[int, typer.Option(help="Pixels per inch of PNG files.", min=30, max=1200)] = 150,
     fit: FitOption = None,
-    k_fraction: KFractionOption = 0.5,
-    min_eigs: MinEigsOption = 50,
+    k_fraction: KFractionOption = ScoreOptions.k_fraction,
+    min_eigs: MinEigsOption = ScoreOptions.min_eigs,
     fast: FastOption = False,
     device: DeviceOption = "auto",
     jobs: JobsOption = None,
@@ -77,12 +77,11 @@ def plot(
     from esdtool.cli.output import check_folder, note
     from esdtool.errors import UsageError
     from esdtool.report.figures import KINDS
-    from esdtool.spectra.options import ScoreOptions
 
     for wanted in kind or ():
         if wanted not in KINDS:
             raise UsageError(f"--kind {wanted}: no such figure; there are {', '.join(KINDS)}")
-    options = ScoreOptions(fit=tuple(fit or ["hill"]), k_fraction=k_fraction, min_eigs=min_eigs, fast=fast)
+    options = ScoreOptions(fit=tuple(fit or ScoreOptions.fit), k_fraction=k_fraction, min_eigs=min_eigs, fast=fast)
     check_folder(out)
     found = _sort_out(sources or [])
     if esd_path is not None and len(found.analyses) != 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,19 +11,22 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from esdtool.assignment.assign_options import AssignOptions
 from esdtool.assignment.document import Assignment
-from esdtool.assignment.options import AssignName, Control, Granularity, Unlisted
+from esdtool.assignment.options import AssignName, Control, Granularity, LiveScoreName, Unlisted, check_unlisted
 from esdtool.assignment.rule import DecayRule
-from esdtool.assignment.scope import BASE_DECAY
 from esdtool.errors import AssignmentError, UsageError
 from esdtool.modules import WeightModule
 from esdtool.optim import groups
-from esdtool.optim.live_decays import live_assignment, live_decays
-from esdtool.optim.live_scores import Compute, LiveScore, LiveScoreName, Measure, Ranks, live_scores
+from esdtool.optim.live_decays import live_assignment, live_decays, live_note
+from esdtool.optim.live_scores import LiveScore, Measure, Operands
 from esdtool.optim.managed import manage
 from esdtool.optim.parameters import live_model
 from esdtool.optim.pending import PendingScores
+from esdtool.optim.shared_scores import Compute, LiveRanks, live_scores
 from esdtool.spectra.options import ScoreOptions
+
+_LOG = logging.getLogger(__name__)
 
 _STATE_VERSION = 1
 
@@ -80,12 +85,13 @@ class AlphaDecay:
         assign: formula from scores to decays.
         score: what the decays follow. `gradient_norm` takes `.grad` as it is when `step` is called, after unscaling
             and clipping, and has base decays until the first refresh; with `assign="sigmoid"` it is AdaDecay
-            (arXiv 1907.08931) module by module.
+            (arXiv 1907.08931) module by module. `gradient_over_weight_norm` divides it by the norm of the weights,
+            `gradient_norm_over_lambda_max` by the largest eigenvalue of W^T W, as the public code does.
         granularity: one decay per `module` (the method), `layer` or `role`.
-        normalize: rescale so that the parameter-weighted mean decay over base is 1.
+        normalize: rescale, after the control, so that the parameter-weighted mean decay over base is 1.
         control: for experiments, `mean`, `shuffled` or `reversed` use of the method's own decays; see
             `esdtool.assignment.rule.DecayRule`.
-        control_seed: of `shuffled`, which permutation.
+        control_seed: which permutation `shuffled` takes.
         include: regular expressions on parameter names; if given, exactly the matching matrices are assigned.
         exclude: regular expressions on parameter names to leave out.
         unlisted: decay of all other parameters of the model: `keep` what the optimizer says, `no-decay` or `base`.
@@ -96,6 +102,9 @@ class AlphaDecay:
         compute: `all-ranks` spreads the modules over the ranks, `first-rank` leaves them to rank 0, `each-rank` makes
             every process work alone (for processes that train different models).
         process_group: the ranks that share the model; default all.
+
+    The logger says how many weight modules their names leave out, as a warning where more than a tenth of them lie
+    outside the blocks.
 
     Raises:
         UsageError: for an option without such a value or a pattern that matches nothing.
@@ -108,22 +117,22 @@ class AlphaDecay:
         self,
         model: nn.Module,
         optimizer: Optimizer | Sequence[Optimizer],
-        weight_decay: float | Sequence[float | None] | None = 0.1,
+        weight_decay: float | Sequence[float | None] | None = AssignOptions.weight_decay,
         interval: int = 500,
         *,
         delay: int = 0,
-        min_ratio: float | None = None,
-        max_ratio: float | None = None,
-        fit: str | ScoreOptions = "hill",
-        assign: AssignName = "linear",
-        score: LiveScoreName = "alpha",
-        granularity: Granularity = "module",
-        normalize: bool = False,
-        control: Control = "none",
-        control_seed: int = 0,
-        include: Sequence[str] = (),
-        exclude: Sequence[str] = (),
-        unlisted: Unlisted = "keep",
+        min_ratio: float | None = DecayRule.min_ratio,
+        max_ratio: float | None = DecayRule.max_ratio,
+        fit: str | ScoreOptions = ScoreOptions.fit[0],
+        assign: AssignName = DecayRule.assign,
+        score: LiveScoreName = AssignOptions.score,
+        granularity: Granularity = DecayRule.granularity,
+        normalize: bool = DecayRule.normalize,
+        control: Control = DecayRule.control,
+        control_seed: int = DecayRule.control_seed,
+        include: Sequence[str] = AssignOptions.include,
+        exclude: Sequence[str] = AssignOptions.exclude,
+        unlisted: Unlisted = AssignOptions.unlisted,
         initial: bool = True,
         split: bool = True,
         device: torch.device | str | None = None,
@@ -137,8 +146,7 @@ class AlphaDecay:
             raise UsageError(f"delay must be a whole number of updates, less than interval {interval}, not {delay!r}")
         if jobs is not None and jobs < 1:
             raise UsageError(f"jobs must be at least 1, not {jobs}")
-        if unlisted not in ("keep", "no-decay", "base"):
-            raise UsageError(f"unknown choice for unlisted parameters {unlisted!r}; choose from keep, no-decay, base")
+        check_unlisted(unlisted)
         self.interval = interval
         self.delay = delay
         self.update_step = 0
@@ -149,7 +157,7 @@ class AlphaDecay:
             device=None if device is None else torch.device(device),
         )
         self._jobs = jobs
-        self._ranks = Ranks(compute, process_group)
+        self._ranks = LiveRanks(compute, process_group)
         self._unlisted: Unlisted = unlisted
         self._managed = manage(
             live_model(model),
@@ -161,6 +169,10 @@ class AlphaDecay:
         )
         self.skipped: Mapping[str, str] = self._managed.skipped
         """Matrices that are not assigned although they could be scored, each with the reason."""
+        remark = self._managed.scope.remark
+        if remark is not None:
+            level = logging.WARNING if self._managed.scope.is_surprising else logging.INFO
+            _LOG.log(level, "AlphaDecay: %s", remark)
         self._modules: Mapping[str, tuple[WeightModule, ...]] = self._managed.modules
         self._bases: Mapping[str, float] = self._managed.bases
         self._ranks.check_same(list(self._modules))
@@ -231,16 +243,19 @@ class AlphaDecay:
             self._pending.drop()
         self._pending = self._late = None
 
-    def _measured(self) -> tuple[list[tuple[WeightModule, ...]], list[torch.Tensor | None]]:
-        """The modules of each parameter, and what is measured of it."""
-        weights = [self._managed.parameter(name) for name in self._modules]
-        reads_gradients = self._measure.reads_gradients
-        return list(self._modules.values()), [each.grad if reads_gradients else each.detach() for each in weights]
+    def _measured(self) -> tuple[list[tuple[WeightModule, ...]], list[Operands]]:
+        """List the modules of each parameter, and what is measured of it."""
+        operands = [self._measure.operands(self._managed.parameter(name)) for name in self._modules]
+        return list(self._modules.values()), operands
 
     def _follow(self, found: Sequence[Sequence[LiveScore]]) -> None:
         """Put the decays of these scores in force."""
         self._drop()
-        self._scores, self._ratios = live_decays(self._rule, self._modules, found)
+        scores, ratios = live_decays(self._rule, self._modules, found)
+        for name, ratio in ratios.items():
+            if not math.isfinite(self._bases[name] * ratio):
+                raise UsageError(f"{name}: weight_decay {self._bases[name]:g} times {ratio:g} is not a finite number")
+        self._scores, self._ratios = scores, ratios
         self.apply()
 
     def apply(self) -> None:
@@ -268,8 +283,13 @@ class AlphaDecay:
 
     @property
     def last_notes(self) -> dict[str, str]:
-        """Why a parameter has the base decay instead of one from its score; empty if all were scored."""
-        return {name: f"{BASE_DECAY}: {score.status}" for name, score in self._scores.items() if score.status != "ok"}
+        """Why parameters do not follow the scores of all of their modules; empty if all were scored."""
+        decays = self.last_decays
+        notes = {
+            name: live_note(score, weight_decay=decays[name], base=self._bases[name])
+            for name, score in self._scores.items()
+        }
+        return {name: note for name, note in notes.items() if note is not None}
 
     def assignment(self) -> Assignment:
         """The decays in force as a wd.json. Where bases differ, `base_weight_decay` is the first module's."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from esdtool._version import __version__
 from esdtool.assignment.document import Assignment, Default, Entry, Method, Source
-from esdtool.assignment.fused import joined_roles, members_of, weighted_mean
+from esdtool.assignment.fused import joined_roles, joined_status, members_of, unscored_note, weighted_mean
 from esdtool.assignment.options import Unlisted
 from esdtool.assignment.rule import DecayRule
 from esdtool.modules import WeightModule
@@ -17,7 +17,7 @@ from esdtool.optim.live_scores import LiveScore, Measure
 def live_decays(
     rule: DecayRule, modules: Mapping[str, Sequence[WeightModule]], found: Sequence[Sequence[LiveScore]]
 ) -> tuple[dict[str, LiveScore], dict[str, float]]:
-    """Score and ratio of each parameter.
+    """Compute the score and the ratio of each parameter.
 
     Args:
         rule: from scores to ratios, which it makes for modules.
@@ -44,6 +44,12 @@ def live_decays(
     return scores_by_name, {name: ratio for name, (_, ratio) in of_parameters.items()}
 
 
+def live_note(score: LiveScore, *, weight_decay: float, base: float) -> str | None:
+    """Say why a parameter does not follow the scores of all of its modules; None if it does."""
+    # A parameter of which some modules are scored has the mean of their scores.
+    return unscored_note(score.status, is_mean=score.value is not None, weight_decay=weight_decay, base=base)
+
+
 def live_assignment(
     modules: Mapping[str, Sequence[WeightModule]],
     scores: Mapping[str, LiveScore],
@@ -57,7 +63,7 @@ def live_assignment(
     notes: Mapping[str, str],
     left_out: Mapping[str, str],
 ) -> Assignment:
-    """The decays as a wd.json; all mappings are by parameter. `base_weight_decay` is the first parameter's."""
+    """Write the decays as a wd.json; all mappings are by parameter. `base_weight_decay` is the first parameter's."""
     low, high = rule.ratios_range if rule.assign == "linear" else (None, None)
     base = next(iter(bases.values()))
     return Assignment(
@@ -102,16 +108,13 @@ def live_assignment(
 def _of_parameter(
     modules: Sequence[WeightModule], scores: Sequence[LiveScore], ratios: Sequence[float], sizes: Sequence[int]
 ) -> tuple[LiveScore, float]:
-    """(score, ratio) of a parameter from those of its modules."""
+    """Join the scores and ratios of a parameter's modules: (score, ratio)."""
     if len(modules) == 1:
         return scores[0], ratios[0]
     ratio = weighted_mean(ratios, sizes)
     assert ratio is not None
-    problems = [
-        f"{module.name}: {score.status}" for module, score in zip(modules, scores, strict=True) if score.status != "ok"
-    ]
     score = LiveScore(
-        status="; ".join(problems) or "ok",
+        status=joined_status({module.name: score.status for module, score in zip(modules, scores, strict=True)}),
         alpha=weighted_mean([score.alpha for score in scores], sizes),
         value=weighted_mean([score.value for score in scores], sizes),
     )

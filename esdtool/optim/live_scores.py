@@ -1,34 +1,30 @@
-"""The scores of a live model's modules: on one process or spread over the ranks of a job.
-
-Every module has one owner, who computes its spectrum; the scores are gathered, so that all ranks
-hold the same numbers. Sharded weights (DTensor) are gathered one after the other, in the same
-order on every rank, and only their owner keeps them.
-"""
+"""What decays follow during training, computed for one module of a live model."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Final, cast, get_args
 
 import torch
-import torch.distributed as dist
 
-from esdtool.assignment.options import ScoreName
-from esdtool.errors import AssignmentError, UsageError
+from esdtool.assignment.options import GradientScoreName, LiveScoreName, ScoreName
+from esdtool.assignment.scores import checked_score, score_value
+from esdtool.errors import UsageError
 from esdtool.modules import WeightModule
-from esdtool.modules.base import cost
-from esdtool.spectra.metrics import spectral_metrics
+from esdtool.spectra.metrics import SpectralMetrics, estimated_metrics, spectral_metrics
 from esdtool.spectra.options import ScoreOptions
-from esdtool.spectra.scoring import score_matrices
-from esdtool.support.balance import balance, dearest_first
-from esdtool.support.threads import single_blas_workers
+from esdtool.spectra.scoring import ALL_ZERO, score_matrices
 
-LiveScoreName = Literal[ScoreName, "gradient_norm"]
-Compute = Literal["all-ranks", "first-rank", "each-rank"]
+SCORES: Final[tuple[str, ...]] = (*get_args(ScoreName), *get_args(GradientScoreName))
+"""Everything that decays can follow during training."""
+
+Operands = tuple[torch.Tensor, ...]
+"""What is measured of one parameter: the weight, its gradient, or both in this order."""
+
+NO_GRADIENT: Operands = ()
+"""The operands of a parameter without a gradient where one is needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,201 +54,76 @@ class Measure:
         Raises:
             UsageError: with the valid names.
         """
-        valid = (*get_args(ScoreName), "gradient_norm")
-        if self.score not in valid:
-            raise UsageError(f"unknown score {self.score!r}; choose from {', '.join(valid)}")
+        if self.score not in SCORES:
+            raise UsageError(f"unknown score {self.score!r}; choose from {', '.join(SCORES)}")
 
     @property
     def reads_gradients(self) -> bool:
-        """Whether the tensor to measure is the gradient instead of the weight."""
-        return self.score == "gradient_norm"
+        """Whether the score needs gradients, which are not there before the first update."""
+        return self.score in get_args(GradientScoreName)
 
-    def __call__(self, module: WeightModule, tensor: torch.Tensor) -> LiveScore:
-        """The score of a module from its parameter (or the gradient), shape `module.stored_shape`."""
-        matrices = module.matrices(tensor)
+    def operands(self, parameter: torch.nn.Parameter) -> Operands:
+        """List what is measured of a parameter as it is now, plain or sharded tensors."""
+        if not self.reads_gradients:
+            return (parameter.detach(),)
+        if parameter.grad is None:
+            return NO_GRADIENT
+        return (parameter.grad,) if self.score == "gradient_norm" else (parameter.detach(), parameter.grad)
+
+    def __call__(self, module: WeightModule, operands: Operands) -> LiveScore:
+        """Score a module from its whole parameter, each operand of shape `module.stored_shape`."""
+        if not operands:
+            return LiveScore(status="no gradient")
         if self.reads_gradients:
-            precision = torch.float32 if tensor.device.type == "mps" else torch.float64
-            norm = math.hypot(*(float(torch.linalg.vector_norm(matrix, dtype=precision)) for matrix in matrices))
-            if norm != norm or norm == float("inf"):
-                return LiveScore(status="the gradient contains NaN or infinity")
-            return LiveScore(status="ok", value=norm)
-        found = score_matrices(matrices, self.options, device=self.device, scale=module.eigenvalue_scale)
-        if found.alpha is None or found.spectrum is None:
+            return self._of_gradient(module, operands)
+        found = score_matrices(
+            module.matrices(operands[0]), self.options, device=self.device, scale=module.eigenvalue_scale
+        )
+        if found.alpha is None:
             return LiveScore(status=found.status)
         if self.score == "alpha":
-            return LiveScore(status="ok", alpha=found.alpha, value=found.alpha)
-        metrics = spectral_metrics(found.spectrum, module.matrix_shape, num_matrices=module.num_matrices)
-        value = (
-            found.alpha * metrics.log_spectral_norm if self.score == "alpha_weighted" else getattr(metrics, self.score)
-        )
-        if value is None:
-            return LiveScore(status=f"{self.score} is outside the range of float64")
-        return LiveScore(status="ok", alpha=found.alpha, value=value)
+            value: float | None = found.alpha
+        else:
+            metrics: SpectralMetrics
+            if found.estimate is not None:
+                metrics = estimated_metrics(found.estimate, module.matrix_shape)
+            else:
+                assert found.spectrum is not None
+                metrics = spectral_metrics(found.spectrum, module.matrix_shape, num_matrices=module.num_matrices)
+            value = score_value(cast(ScoreName, self.score), found.alpha, metrics)
+        value, status = checked_score(self.score, value, is_estimated=found.estimate is not None)
+        return LiveScore(status=status, alpha=found.alpha, value=value)
+
+    def _of_gradient(self, module: WeightModule, operands: Operands) -> LiveScore:
+        """Score a module by its gradient, alone or over its weight."""
+        gradient = _norm(module.matrices(operands[-1]))
+        if not math.isfinite(gradient):
+            return LiveScore(status="the gradient contains NaN or infinity")
+        if self.score == "gradient_norm":
+            return LiveScore(status="ok", value=gradient)
+        matrices = module.matrices(operands[0])
+        if self.score == "gradient_over_weight_norm":
+            weight = _norm(matrices)
+        else:
+            weight = max(_largest_eigenvalue(matrix) for matrix in matrices) * module.eigenvalue_scale
+        if not math.isfinite(weight):
+            return LiveScore(status="not finite: contains NaN or infinity")
+        if weight == 0:
+            return LiveScore(status=ALL_ZERO)
+        value, status = checked_score(self.score, gradient / weight)
+        return LiveScore(status=status, value=value)
 
 
-class Ranks:
-    """The processes that share the work; one without torch.distributed.
-
-    Args:
-        compute: `all-ranks`: spread the modules; `first-rank`: all on rank 0 of the group; `each-rank`: every process
-            on its own, without communication (for processes that train different models).
-        group: process group; None for the default one.
-    """
-
-    def __init__(self, compute: Compute, group: Any = None) -> None:
-        if compute not in get_args(Compute):
-            raise UsageError(f"unknown compute {compute!r}; choose from {', '.join(get_args(Compute))}")
-        together = compute != "each-rank" and dist.is_available() and dist.is_initialized()
-        self._group = group
-        self._spread = compute == "all-ranks"
-        self.size = dist.get_world_size(group) if together else 1
-        self.rank = dist.get_rank(group) if together else 0
-
-    def gather(self, value: Any) -> list[Any]:
-        """The value of every rank, in the order of ranks. A collective."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self._group)
-        return values
-
-    def owners(self, costs: Sequence[float]) -> list[int]:
-        """The rank that owns each module, the same on every rank."""
-        return balance(costs, self.size) if self._spread else [0] * len(costs)
-
-    def check_same(self, names: Sequence[str]) -> None:
-        """Refuse a job whose ranks hold different modules (pipeline stages): they would wait for each other forever.
-
-        Raises:
-            AssignmentError: on every rank.
-        """
-        if any(other != list(names) for other in self.gather(list(names))):
-            raise AssignmentError(
-                "the ranks hold different weight modules: pass process_group with the ranks that hold the same model "
-                'part, or compute="each-rank" for independent models'
-            )
+def _norm(matrices: Sequence[torch.Tensor]) -> float:
+    """Compute the 2-norm of all elements of some matrices together."""
+    precision = torch.float32 if matrices[0].device.type == "mps" else torch.float64
+    return math.hypot(*(float(torch.linalg.vector_norm(matrix, dtype=precision)) for matrix in matrices))
 
 
-def live_scores(
-    parameters: Sequence[Sequence[WeightModule]],
-    tensors: Sequence[torch.Tensor | None],
-    measure: Measure,
-    *,
-    ranks: Ranks,
-    jobs: int | None = None,
-) -> list[list[LiveScore]]:
-    """The score of every module. A collective where `ranks` has several.
-
-    Args:
-        parameters: the modules that each parameter holds, the same on every rank, in the same order.
-        tensors: the parameters (or their gradients, None where there is none), plain or DTensor.
-        measure: what to compute.
-        ranks: who shares the work.
-        jobs: modules at a time, on the CPU; default torch's number of threads. The results do not depend on it.
-
-    Returns:
-        One score a module, parameter by parameter; identical on every rank.
-
-    Raises:
-        RuntimeError: on every rank, if the computation failed on one.
-    """
-    queues = work_queues(parameters, ranks)
-    mine: dict[int, list[LiveScore]] = {}
-    failure: str | None = None
-    on_cpu = all(computes_on_cpu(tensor, measure) for tensor in tensors)
-    workers = (jobs or torch.get_num_threads()) if on_cpu else None
-    with torch.no_grad(), _workers(workers) as run:
-        for wave in waves(queues, tensors, rank=ranks.rank, size=workers or 1):
-            if failure is not None:
-                continue  # keep taking part in the collectives
-            try:
-                found = run(lambda item: scores_of(measure, parameters[item[0]], item[1]), wave)
-                mine |= {index: score for (index, _), score in zip(wave, found, strict=True)}
-            except Exception as error:
-                if ranks.size == 1:
-                    raise
-                failure = describe(error)
-    return gather_scores(mine, failure, ranks=ranks, count=len(parameters))
-
-
-def work_queues(parameters: Sequence[Sequence[WeightModule]], ranks: Ranks) -> list[list[int]]:
-    """The parameters that each rank owns, dearest first; the same on every rank."""
-    costs = [sum(map(cost, modules)) for modules in parameters]
-    owners = ranks.owners(costs)
-    return [[index for index in dearest_first(costs) if owners[index] == rank] for rank in range(ranks.size)]
-
-
-def gather_scores(
-    mine: Mapping[int, list[LiveScore]], failure: str | None, *, ranks: Ranks, count: int
-) -> list[list[LiveScore]]:
-    """The scores of all parameters from those of each rank. A collective.
-
-    Raises:
-        RuntimeError: on every rank, if `failure` is given on one.
-    """
-    gathered: dict[int, list[LiveScore]] = {}
-    for rank, (scores, problem) in enumerate(ranks.gather((mine, failure))):
-        if problem is not None:
-            raise RuntimeError(f"the spectra failed on rank {rank}: {problem}")
-        gathered |= scores
-    return [gathered[index] for index in range(count)]
-
-
-def describe(error: BaseException) -> str:
-    """An error for the other ranks."""
-    return f"{type(error).__name__}: {error}"
-
-
-def computes_on_cpu(tensor: torch.Tensor | None, measure: Measure) -> bool:
-    """Whether the spectrum of this tensor is computed on the CPU."""
-    return tensor is None or (measure.device or tensor.device).type == "cpu"
-
-
-def scores_of(measure: Measure, modules: Sequence[WeightModule], tensor: torch.Tensor | None) -> list[LiveScore]:
-    """The scores of the modules of one whole parameter."""
-    if tensor is None:
-        return [LiveScore(status="no gradient")] * len(modules)
-    return [measure(module, tensor) for module in modules]
-
-
-def waves(
-    queues: Sequence[Sequence[int]], tensors: Sequence[torch.Tensor | None], *, rank: int, size: int
-) -> Iterator[list[tuple[int, torch.Tensor | None]]]:
-    """This rank's (index, whole tensor), `size` at a time; all of them at once where nothing is sharded."""
-    if not any(is_sharded(tensor) for tensor in tensors):
-        yield [(index, tensors[index]) for index in queues[rank]]
-        return
-    wave: list[tuple[int, torch.Tensor | None]] = []
-    # Round by round, one parameter of every owner: while one round is being computed no rank runs ahead.
-    for turn in itertools.zip_longest(*queues):
-        for owner, index in enumerate(turn):
-            if index is None:
-                continue
-            tensor = tensors[index]
-            whole = tensor.full_tensor() if tensor is not None and is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-            if owner == rank:
-                wave.append((index, whole))
-            del whole
-        if len(wave) >= size:
-            yield wave
-            wave = []
-    yield wave
-
-
-def is_sharded(tensor: torch.Tensor | None) -> bool:
-    """Whether ranks hold parts of it (DTensor)."""
-    return hasattr(tensor, "full_tensor")
-
-
-Item = tuple[int, torch.Tensor | None]
-Run = Callable[[Callable[[Item], list[LiveScore]], Sequence[Item]], list[list[LiveScore]]]
-
-
-@contextmanager
-def _workers(count: int | None) -> Iterator[Run]:
-    """A map over `count` threads; None: no threads, for an accelerator."""
-    if count is None:
-        yield lambda function, items: [function(item) for item in items]
-        return
-    with single_blas_workers(count) as pool:
-        yield lambda function, items: list(pool.map(function, items))
+def _largest_eigenvalue(matrix: torch.Tensor) -> float:
+    """Compute the largest eigenvalue of W^T W; NaN or infinity where the matrix contains some."""
+    precision = torch.float32 if matrix.device.type == "mps" else torch.float64
+    values = matrix.to(precision)
+    peak = float(values.abs().max())
+    # LAPACK refuses what is not finite.
+    return float(torch.linalg.matrix_norm(values, ord=2)) ** 2 if math.isfinite(peak) else peak

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 from torch.optim import Optimizer
 
-from esdtool.assignment.options import OptimizerName, Unlisted
-from esdtool.assignment.scope import Patterns, choose, names_of
+from esdtool.assignment.options import OptimizerName, Unlisted, check_base
+from esdtool.assignment.scope import Patterns, Scope, choose, names_of
 from esdtool.errors import AssignmentError, NothingToAnalyzeError, UsageError
 from esdtool.modules import SkipKind, WeightModule, select_modules
 from esdtool.optim import groups
@@ -29,6 +28,8 @@ class Managed:
     """Matrices that are left out although they could be scored, or hold several in one; each with the reason."""
     bases: Mapping[str, float]
     """Base decay of each parameter in `modules`."""
+    scope: Scope[WeightModule]
+    """The modules that could be assigned by their names, and those that could not."""
     unlisted: Mapping[nn.Parameter, float]
     """Decay of the other optimized parameters of the model; empty if they keep their optimizer's."""
 
@@ -98,7 +99,15 @@ def manage(
     exclude: Sequence[str],
     unlisted: Unlisted,
 ) -> Managed:
-    """Choose the modules of a live model; arguments as `AlphaDecay`. Nothing is changed yet.
+    """Choose the modules of a live model. Nothing is changed yet.
+
+    Args:
+        live: the model.
+        optimizers: those that train it.
+        weight_decay: base decay. None takes each parameter group's own; a sequence holds one per optimizer.
+        include: regular expressions on names; if given, exactly the matching matrices are assigned.
+        exclude: regular expressions on names to leave out.
+        unlisted: decay of all other parameters of the model.
 
     Raises:
         UsageError: for a pattern that matches nothing or a base decay that is none.
@@ -108,7 +117,7 @@ def manage(
     held = groups.optimized(optimizers)
     if not any(parameter in held for parameter in live.names):
         raise AssignmentError(groups.FOREIGN)
-    modules, skipped = _choose(live, held, tuple(include), tuple(exclude))
+    modules, skipped, scope = _choose(live, held, tuple(include), tuple(exclude))
     bases = _bases(optimizers, weight_decay)
     mine = {live.parameters[name] for name in modules}
     others = [parameter for parameter in held if parameter in live.names and parameter not in mine]
@@ -117,6 +126,7 @@ def manage(
         optimizers=optimizers,
         modules=modules,
         skipped=skipped,
+        scope=scope,
         bases={name: bases[live.parameters[name]] for name in modules},
         unlisted={}
         if unlisted == "keep"
@@ -126,8 +136,8 @@ def manage(
 
 def _choose(
     live: LiveModel, held: Mapping[nn.Parameter, object], include: Sequence[str], exclude: Sequence[str]
-) -> tuple[dict[str, tuple[WeightModule, ...]], dict[str, str]]:
-    """(modules by parameter name, the others with the reason)."""
+) -> tuple[dict[str, tuple[WeightModule, ...]], dict[str, str], Scope[WeightModule]]:
+    """Choose the modules by parameter name, and tell the reason for the others, and what names alone decided."""
     checkpoint = live.checkpoint
     # With `include` also what is not scored otherwise, such as embeddings.
     selection = select_modules(checkpoint.tensors.values(), config=checkpoint.config, include=include)
@@ -162,13 +172,13 @@ def _choose(
         raise NothingToAnalyzeError(
             "the model has no weight matrix that AlphaDecay could assign" + (f" ({reasons})" if reasons else "")
         )
-    return chosen, skipped
+    return chosen, skipped, scope
 
 
 def _bases(
     optimizers: Sequence[Optimizer], weight_decay: float | Sequence[float | None] | None
 ) -> dict[nn.Parameter, float]:
-    """The base decay of every optimized parameter."""
+    """Find the base decay of every optimized parameter."""
     given = list(weight_decay) if isinstance(weight_decay, Sequence) else [weight_decay] * len(optimizers)
     if len(given) != len(optimizers):
         raise UsageError(f"{len(given)} base weight decays for {len(optimizers)} optimizers")
@@ -176,7 +186,6 @@ def _bases(
     for optimizer, base in zip(optimizers, given, strict=True):
         for group in optimizer.param_groups:
             value = group.get("weight_decay", 0.0) if base is None else base
-            if not (math.isfinite(value) and value >= 0):
-                raise UsageError(f"weight_decay must be finite and not negative, not {value}")
+            check_base(value, "weight_decay")
             bases |= dict.fromkeys(group["params"], float(value))
     return bases

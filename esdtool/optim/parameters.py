@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from esdtool.assignment.document import Assignment, Entry
+from esdtool.assignment.options import check_unlisted
 from esdtool.checkpoint import Checkpoint
 from esdtool.checkpoint.memory import MemoryCheckpoint, from_model
 from esdtool.errors import AssignmentError, CheckpointError
@@ -137,20 +138,17 @@ def _reparametrised(name: str, entry: Entry, model: LiveModel) -> list[nn.Parame
 
 
 def unlisted_decay(assignment: Assignment, unlisted: str, ndim: int) -> float | None:
-    """The decay of a parameter that the assignment does not list; None leaves it to the optimizer.
+    """Return the decay of a parameter that the assignment does not list; None leaves it to the optimizer.
 
     `keep` follows the file's `default`, which may itself say to keep the trainer's choice.
 
     Raises:
         AssignmentError: for an unknown choice.
     """
+    check_unlisted(unlisted, error=AssignmentError)
     if unlisted == "keep":
         return assignment.default.decay(ndim)
-    if unlisted == "no-decay":
-        return 0.0
-    if unlisted == "base":
-        return assignment.base_weight_decay
-    raise AssignmentError(f"unknown choice for unlisted parameters {unlisted!r}; choose from keep, no-decay, base")
+    return 0.0 if unlisted == "no-decay" else assignment.base_weight_decay
 
 
 def warn_unmatched(resolution: Resolution) -> None:

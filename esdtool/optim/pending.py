@@ -9,10 +9,9 @@ from functools import partial
 import torch
 
 from esdtool.modules import WeightModule
-from esdtool.optim.live_scores import (
-    LiveScore,
-    Measure,
-    Ranks,
+from esdtool.optim.live_scores import LiveScore, Measure, Operands
+from esdtool.optim.shared_scores import (
+    LiveRanks,
     computes_on_cpu,
     describe,
     gather_scores,
@@ -25,45 +24,50 @@ from esdtool.support.threads import Beside
 
 
 class PendingScores:
-    """What `live_scores` would return for the tensors as they are now, later. A collective where `ranks` has several.
+    """What `live_scores` would return for the operands as they are now, later. A collective where `ranks` has several.
 
     The caller takes the snapshot: this rank's own parameters are copied (sharded ones gathered) before it goes on.
     Threads do the rest, on CUDA in a stream of their own. All communication is in the caller's thread.
 
-    Args: as of `live_scores`, but `jobs` is 1 by default where the spectra are computed on the CPU that trains.
+    Args:
+        parameters: the modules that each parameter holds, the same on every rank, in the same order.
+        operands: what `Measure.operands` lists of each parameter.
+        measure: what to compute.
+        ranks: who shares the work.
+        jobs: modules at a time, on the CPU; default 1 where that CPU trains, else torch's number of threads.
     """
 
     def __init__(
         self,
         parameters: Sequence[Sequence[WeightModule]],
-        tensors: Sequence[torch.Tensor | None],
+        operands: Sequence[Operands],
         measure: Measure,
         *,
-        ranks: Ranks,
+        ranks: LiveRanks,
         jobs: int | None = None,
     ) -> None:
         self._count, self._ranks = len(parameters), ranks
         self._mine: dict[int, list[LiveScore]] = {}
         self._scores: list[list[LiveScore]] | None = None
-        trains_on_cpu = all(tensor is None or tensor.device.type == "cpu" for tensor in tensors)
+        trains_on_cpu = all(operand.device.type == "cpu" for each in operands for operand in each)
         workers = 1
-        if all(computes_on_cpu(tensor, measure) for tensor in tensors):
+        if all(computes_on_cpu(each, measure) for each in operands):
             workers = jobs or (1 if trains_on_cpu else torch.get_num_threads())
         elif measure.options.fast:
             # float32 products on CUDA need a setting of the whole process, which the training must not see.
             measure = replace(measure, options=replace(measure.options, fast=False))
         with torch.no_grad():
             mine = [
-                (index, _copy(tensor, tensors[index], measure))
-                for wave in waves(work_queues(parameters, ranks), tensors, rank=ranks.rank, size=self._count)
-                for index, tensor in wave
+                (index, tuple(_copy(whole, own, measure) for whole, own in zip(each, operands[index], strict=True)))
+                for wave in waves(work_queues(parameters, ranks), operands, rank=ranks.rank, size=self._count)
+                for index, each in wave
             ]
 
-        def score(index: int, tensor: torch.Tensor | None, stream: torch.cuda.Stream | None) -> None:
+        def score(index: int, copies: Operands, stream: torch.cuda.Stream | None) -> None:
             with torch.no_grad(), torch.cuda.stream(stream):
-                self._mine[index] = scores_of(measure, parameters[index], tensor)
+                self._mine[index] = scores_of(measure, parameters[index], copies)
 
-        self._beside = Beside([partial(score, index, tensor, _side_stream(tensor)) for index, tensor in mine], workers)
+        self._beside = Beside([partial(score, index, copies, _side_stream(copies)) for index, copies in mine], workers)
 
     def settle(self) -> list[list[LiveScore]]:
         """Wait for the scores and gather those of all ranks. A collective, the first time.
@@ -83,27 +87,26 @@ class PendingScores:
         return self._scores
 
     def drop(self) -> None:
-        """Forget about it."""
+        """Compute nothing further, and forget the scores."""
         self._beside.drop()
 
 
-def _copy(whole: torch.Tensor | None, parameter: torch.Tensor | None, measure: Measure) -> torch.Tensor | None:
-    """`whole` where its spectrum will be computed, in memory that updates of the parameter do not change."""
-    if whole is None or parameter is None:
-        return None
+def _copy(whole: torch.Tensor, operand: torch.Tensor, measure: Measure) -> torch.Tensor:
+    """Bring `whole` to where its score will be computed, into memory that updates of the operand do not change."""
     device = measure.device or whole.device
     # Gathered from several ranks it is new; from a single one it is the parameter itself.
-    local = parameter.to_local() if is_sharded(parameter) else parameter  # type: ignore[attr-defined]
+    local = operand.to_local() if is_sharded(operand) else operand  # type: ignore[attr-defined]
     if device != whole.device or whole.untyped_storage().data_ptr() != local.untyped_storage().data_ptr():
         return whole.to(device)
     return whole.clone()
 
 
-def _side_stream(tensor: torch.Tensor | None) -> torch.cuda.Stream | None:
-    """A stream that begins when the copy is there; None on other devices."""
-    if tensor is None or tensor.device.type != "cuda":
+def _side_stream(copies: Operands) -> torch.cuda.Stream | None:
+    """Make a stream that begins when the copies are there; None on other devices."""
+    if not copies or copies[0].device.type != "cuda":
         return None
-    stream = torch.cuda.Stream(tensor.device)
-    stream.wait_stream(torch.cuda.current_stream(tensor.device))
-    tensor.record_stream(stream)
+    stream = torch.cuda.Stream(copies[0].device)
+    stream.wait_stream(torch.cuda.current_stream(copies[0].device))
+    for copy in copies:
+        copy.record_stream(stream)
     return stream

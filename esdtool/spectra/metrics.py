@@ -17,6 +17,9 @@ Vector = npt.NDArray[np.float64]
 _EPS32 = float(np.finfo(np.float32).eps)
 _LOG10_2 = math.log10(2)
 
+_SMOOTHING = 6e-5
+"""What the public code of AlphaDecay adds to each share of its entropy, and its bound for singular values."""
+
 _REPORTED_ERROR = 1e-3
 """Largest relative error of a float32 eigenvalue that is reported."""
 
@@ -40,6 +43,9 @@ class SpectralMetrics:
     """sum lambda / lambda_max."""
     entropy: float | None
     """-sum p ln p / ln n with p = lambda / sum lambda: 0 for rank one, 1 for a flat spectrum."""
+    entropy_smoothed: float | None
+    """-sum p ln p / ln(r + e) with p = lambda / sum lambda + e, e = 6e-5, and r the number of singular values above e:
+    the entropy of the public code of AlphaDecay. It depends on the scale of the weights where e does not."""
     effective_rank: float | None
     """exp(-sum p ln p) (Roy and Vetterli 2007)."""
     matrix_rank: int | None
@@ -86,6 +92,7 @@ def spectral_metrics(spectrum: Spectrum, shape: tuple[int, int], *, num_matrices
         spectral_norm=spectrum.unscaled(math.sqrt(largest), power=2),
         stable_rank=total / largest,
         entropy=entropy / math.log(eigenvalues.size) if eigenvalues.size > 1 else 0.0,
+        entropy_smoothed=_smoothed_entropy(eigenvalues, total, exponent=spectrum.exponent),
         effective_rank=math.exp(entropy),
         matrix_rank=int((eigenvalues > rank_tolerance).sum()) if floor_resolved else None,
         log_norm=math.log10(total) + spectrum.exponent * _LOG10_2,
@@ -116,6 +123,7 @@ def estimated_metrics(estimate: SlqEstimate, shape: tuple[int, int]) -> Spectral
         spectral_norm=math.sqrt(largest),
         stable_rank=total / largest,
         entropy=None,
+        entropy_smoothed=None,
         effective_rank=None,
         matrix_rank=None,
         log_norm=math.log10(total),
@@ -125,6 +133,16 @@ def estimated_metrics(estimate: SlqEstimate, shape: tuple[int, int]) -> Spectral
         mp_softrank=edge / largest,
         num_trace_log=None,
     )
+
+
+def _smoothed_entropy(eigenvalues: Vector, total: float, *, exponent: int) -> float | None:
+    """Compute the entropy of the public code of AlphaDecay; None where its rank is 0."""
+    # By logarithms, since float64 may have no number of the eigenvalues' true size.
+    rank = int((np.log2(eigenvalues[eigenvalues > 0]) + exponent > 2 * math.log2(_SMOOTHING)).sum())
+    if rank == 0:
+        return None
+    share = eigenvalues / total + _SMOOTHING
+    return float(-(share * np.log(share)).sum()) / math.log(rank + _SMOOTHING)
 
 
 def _resolved(spectrum: Spectrum, eigenvalue: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -79,7 +80,7 @@ class ScoreOptions:
             raise UsageError(f"k-fraction must be in (0, 1], not {self.k_fraction}")
         if self.min_eigs < 2:
             raise UsageError(f"min-eigs must be at least 2, not {self.min_eigs}")
-        if self.farms_rows < 2 or self.farms_windows < 1 or self.farms_ratio < 1:
+        if self.farms_rows < 2 or self.farms_windows < 1 or not 1 <= self.farms_ratio < math.inf:
             raise UsageError("FARMS needs rows >= 2, windows >= 1 and ratio >= 1")
         if self.fast and self.spectrum == "svd":
             raise UsageError("--fast is the float32 Gram path and contradicts --spectrum svd")

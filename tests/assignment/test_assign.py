@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from esdtool.analysis.document import Analysis, ModuleResult, Settings, SkippedResult, Source, Summary
 from esdtool.analysis.run import analyze
@@ -19,6 +20,7 @@ from esdtool.assignment.assign import assign
 from esdtool.assignment.rule import PUBLISHED_RATIOS, DecayRule, decay_ratios
 from esdtool.assignment.scope import in_blocks
 from esdtool.errors import NothingToAnalyzeError, UsageError
+from esdtool.optim import AlphaDecay
 
 ALPHAS = [1.2, 1.9, 2.4, 2.5, 3.7, 5.0]
 LAYERS = [0, 0, 0, 1, 1, 1]
@@ -268,6 +270,44 @@ def test_degenerate_modules_have_the_base_and_the_file_says_so() -> None:
     assert (entry.weight_decay, entry.ratio, entry.alpha) == (0.1, 1.0, None)
     assert entry.note == "base decay: all elements are zero"
     assert assignment.parameters[f"{V}.weight"].ratio == 5.0
+
+
+def test_the_note_of_a_fused_parameter_is_true_of_its_decay() -> None:
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.layers = nn.ModuleList(
+        nn.ModuleDict({"self_attn": nn.MultiheadAttention(64, 4, bias=False)}) for _ in range(2)
+    )
+    name = "layers.0.self_attn.in_proj_weight"
+    with torch.no_grad():
+        model.get_parameter(name)[64:128] **= 3
+        model.get_parameter(name)[128:] = 0
+    entry = assign(analyze(model)).parameters[name]
+    assert entry.weight_decay != 0.1
+    assert entry.note == (
+        f"decay {entry.weight_decay:.4g} (base 0.1) is a mean in which what is not scored counts as the base: "
+        "layers.0.self_attn.v_proj: all elements are zero"
+    )
+    live = AlphaDecay(model, torch.optim.AdamW(model.parameters()))
+    assert live.last_notes == {name: entry.note}
+    with torch.no_grad():
+        model.get_parameter(name).zero_()
+    live.refresh()
+    assert live.last_notes == {name: "base decay: all elements are zero"}
+    assert live.last_decays[name] == 0.1
+
+
+@pytest.mark.parametrize("weight_decay", [1e308, 1.7e308])
+def test_a_decay_that_no_number_holds_is_refused(weight_decay: float) -> None:
+    with pytest.raises(UsageError, match="more than a number can hold"):
+        assign(_analysis(_module(Q, 2.0), _module(K, 4.0)), weight_decay=weight_decay)
+
+
+@pytest.mark.parametrize("function", ["linear", "sqrt", "log2", "sigmoid"])
+def test_a_score_beyond_use_has_the_base_decay(function: Any) -> None:
+    assignment = assign(_analysis(_module(Q, 2.0), _module(K, 1e308), _module(V, 3.0)), assign=function)
+    entry = assignment.parameters[f"{K}.weight"]
+    assert (entry.weight_decay, entry.note) == (0.1, "base decay: alpha 1e+308 is beyond 1e+100")
 
 
 def test_equal_alphas_and_a_base_of_zero() -> None:
