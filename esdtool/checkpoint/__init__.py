@@ -60,9 +60,11 @@ def open_checkpoint(location: str | Path, *, revision: str | None = None) -> Che
 def _logical(stored: Checkpoint) -> Checkpoint:
     """Return the weights that a checkpoint stands for, where it stores codes and scales, parts, or factors."""
     from esdtool.checkpoint.adapters import adapter_weights
+    from esdtool.checkpoint.other_files import refuse_other_tensors
     from esdtool.checkpoint.parametrized import applied_weights
     from esdtool.checkpoint.quantized.wrapper import dequantized
 
+    refuse_other_tensors(stored)
     return adapter_weights(applied_weights(dequantized(stored)))
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from esdtool.checkpoint.slices import CONSOLIDATED
 from esdtool.errors import CheckpointError
 from esdtool.support.words import listed
 
 SAFETENSORS_SUFFIX = ".safetensors"
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pt2", ".pth.tar", ".pt.tar", ".ckpt.tar")
 GGUF_SUFFIX = ".gguf"
 ONNX_SUFFIX = ".onnx"
 KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
@@ -140,6 +141,9 @@ def choose_weights(names: Iterable[str], *, location: str) -> WeightChoice:
     weights = [name for name in weights if name not in foreign]
     if not weights:
         return _choose_foreign(foreign, names, location)
+    if len(weights) > 1 and all(CONSOLIDATED.fullmatch(name) for name in weights):
+        chosen, *beside = weights
+        return WeightChoice(kind="single", file=chosen, config=config_name(chosen), beside=tuple(beside))
     if len(weights) > 1:
         raise CheckpointError(
             f"{location}: {len(weights)} weight files and no index that joins them: {listed(weights, 8)}; "

@@ -25,6 +25,8 @@ from esdtool.checkpoint.layout import (
     has_known_name,
     is_weight_file,
 )
+from esdtool.checkpoint.other_files import other_suffix
+from esdtool.checkpoint.slices import JoinedSlices, refuse_lone_slice, refuse_rank, siblings
 from esdtool.errors import CheckpointError
 from esdtool.support.words import counted, listed
 
@@ -135,15 +137,29 @@ def open_choice(folder: Path, choice: WeightChoice, *, location: str, revision: 
 
 
 def _open_weights(path: Path, label: str) -> WeightFile:
-    """Open one weight file by its suffix."""
+    """Open one weight file by its suffix, with its siblings if they are slices of one model."""
+    refuse_rank(path)
+    ranks = siblings(path)
+    if len(ranks) == 1:
+        source = _open_one(path, label)
+        refuse_lone_slice(path, source.tensors)
+        return source
+    folder = label[: len(label) - len(path.name)]
+    return JoinedSlices(path, [_open_one(rank, folder + rank.name) for rank in ranks])
+
+
+def _open_one(path: Path, label: str) -> WeightFile:
     name = path.name.lower()
     if name.endswith(SAFETENSORS_SUFFIX):
         from esdtool.checkpoint.formats.safetensors_file import SafetensorsFile
 
         return SafetensorsFile(path, label)
     if name.endswith(PICKLE_SUFFIXES):
+        from esdtool.checkpoint.formats.export_file import ExportFile, is_export_archive
         from esdtool.checkpoint.formats.pickle_file import PickleFile
 
+        if is_export_archive(path):
+            return ExportFile(path, label)
         return PickleFile(path, label)
     if name.endswith(GGUF_SUFFIX):
         from esdtool.checkpoint.formats.gguf_file import GGUFFile
@@ -160,6 +176,9 @@ def _open_weights(path: Path, label: str) -> WeightFile:
     known = f"known are {', '.join(WEIGHT_SUFFIXES)} and *{INDEX_SUFFIX}"
     if name.endswith(UNREAD_SUFFIXES):
         raise CheckpointError(f"{path}: {path.suffix.lower()} files are not read; {known}")
+    other = other_suffix(path)
+    if other is not None:
+        raise CheckpointError(f"{path}: {other}")
     raise CheckpointError(f"{path}: unknown format {path.suffix!r}; {known}")
 
 

@@ -11,6 +11,7 @@ import torch
 
 from esdtool.checkpoint.base import TensorInfo, tensor_info
 from esdtool.checkpoint.heads import read_head
+from esdtool.checkpoint.other_files import refuse_other_binary
 from esdtool.checkpoint.state_dict import ModelTensors, model_tensors
 from esdtool.errors import CheckpointError
 from esdtool.support.words import one_line
@@ -51,7 +52,9 @@ def _is_tensor(value: object) -> bool:
 
 def _load(path: Path) -> tuple[Any, bool]:
     """(what the file holds, whether its tensors are mapped rather than read)."""
-    is_zip = read_head(path).startswith(_ZIP_MAGIC)
+    head = read_head(path)
+    refuse_other_binary(path, head)
+    is_zip = head.startswith(_ZIP_MAGIC)
     if is_zip:
         _check_archive(path)
     try:
