@@ -23,7 +23,7 @@ def open_checkpoint(location: str | Path, *, revision: str | None = None) -> Che
     (extra `hub`). So a path that exists is never taken for a Hub id.
 
     Args:
-        location: a .safetensors file; a .bin, .pt, .pth or .ckpt file of torch.save (never
+        location: a .safetensors file; a .bin, .pt, .pth, .pth.tar or .ckpt file of torch.save (never
             runs code); an .index.json; a Hugging Face or torch.distributed.checkpoint folder; or a Hub id.
         revision: branch, tag or commit; for a Hub id only.
 

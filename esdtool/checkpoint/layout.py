@@ -12,7 +12,7 @@ from esdtool.errors import CheckpointError
 from esdtool.support.words import listed
 
 SAFETENSORS_SUFFIX = ".safetensors"
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pt2", ".pth.tar", ".pt.tar", ".ckpt.tar")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pt2", ".pth.tar", ".pt.tar")
 GGUF_SUFFIX = ".gguf"
 ONNX_SUFFIX = ".onnx"
 KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
