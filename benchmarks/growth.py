@@ -3,9 +3,9 @@
     python benchmarks/growth.py [--largest 4096] [--figure FILE.png] [--json PATH]
 
 This times the exact spectrum of square matrices on one thread, with the default and with `--fast`, and fits the
-exponent of the cost over the largest orders. With that it adds up the modules of four models, on two and sixteen such cores that
-do not slow each other down, and on one and eight GPUs at best (the roofline of `esdtool.analysis.timing.at_best`, from
-data sheets; no GPU was measured).
+exponent of the cost over the largest orders. With that it adds up the modules of four models, on two and sixteen such
+cores that do not slow each other down, and on one and eight GPUs at best (the roofline of
+`esdtool.analysis.timing.at_best`, from data sheets; no GPU was measured).
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 
 This trains a LLaMA on random tokens with AdamW on one thread, in three ways by turns: without refreshes, with
 AlphaDecay as published (`delay=0`), and with the spectra in parallel with the steps (`delay`). It prints the best time
-of one interval of each, divided by that without refreshes. The third way uses one more thread, which needs an idle core.
+of one interval of each, divided by that without refreshes. The third way uses one more thread, which needs an idle
+core.
 """
 
 from __future__ import annotations

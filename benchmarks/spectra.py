@@ -52,7 +52,7 @@ def product_rate(dtype: type[np.floating[Any]], order: int = 2048) -> float:
 
 
 def bound(rows: int, columns: int, rate: float) -> float:
-    """Return the shortest time of several calls in seconds."""
+    """Return the seconds that the work would take at `rate` flop/s."""
     short, long = sorted((rows, columns))
     return (short**2 * long + 4 / 3 * short**3) / rate
 
