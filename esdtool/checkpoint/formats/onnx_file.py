@@ -18,6 +18,7 @@ import torch
 
 from esdtool.checkpoint.base import TensorInfo
 from esdtool.checkpoint.formats.onnx_graph import ANONYMOUS, Affine, Data, Weight, all_graphs, find_uses, scale_names
+from esdtool.checkpoint.formats.onnx_recurrent import find_recurrent
 from esdtool.checkpoint.heads import read_head
 from esdtool.checkpoint.jsonfiles import leaves_folder
 from esdtool.errors import CheckpointError, MissingExtraError
@@ -79,13 +80,20 @@ class ONNXFile:
         scales = scale_names(graphs) & weights.keys()
         if scales:
             notes.append(f"{path}: left out the scales and zero points of quantised tensors: {len(scales)} in all")
-        folder = label[: len(label) - len(path.name)]
         self._weights: dict[str, Weight] = {}
         self.tensors: dict[str, TensorInfo] = {}
-        for name, weight in _named({name: weight for name, weight in weights.items() if name not in scales}).items():
-            file = label if weight.data.path is None else folder + weight.data.path.relative_to(path.parent).as_posix()
+        recurrent = find_recurrent(graphs, weights)
+        self._recurrent = recurrent.weights
+        for name, part in recurrent.weights.items():
+            self.tensors[name] = part.info(name, _file_of(part.weight, path, label))
+        listed = {
+            recurrent.renamed.get(name, name): weight
+            for name, weight in weights.items()
+            if name not in scales and name not in recurrent.hidden
+        }
+        for name, weight in _named(listed).items():
             self._weights[name] = weight
-            self.tensors[name] = _info(name, weight, file)
+            self.tensors[name] = _info(name, weight, _file_of(weight, path, label))
         codes = sum(weight.codes for weight in weights.values())
         if codes:
             notes.append(
@@ -96,24 +104,53 @@ class ONNXFile:
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """Read one tensor, or some positions of its first dimension, turned to [out, in] where it is a linear map's."""
+        if name in self._recurrent:
+            tensor = self._read_recurrent(name)
+            return tensor if rows is None else tensor[rows]
         weight, shape = self._weights[name], self.tensors[name].shape
         start, stop, _ = (rows or slice(None)).indices(shape[0]) if shape else (0, 1, 1)
         stop = max(start, stop)
         partly = weight.order == "stored" and weight.affine is None
-        try:
-            data = weight.data
-            array = data.rows(start, stop) if partly else data.rows(0, data.shape[0] if data.shape else 1)
-            array = array if weight.affine is None else _dequantised(array, data.dtype, weight.affine)
-        except EOFError:
-            raise CheckpointError(f"{weight.data.path}: tensor {name!r}: cannot read: the file is too short") from None
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self._path}: tensor {name!r}: cannot read: {one_line(error)}") from error
-        tensor = torch.from_numpy(array)
+        tensor = torch.from_numpy(self._array(name, weight, (start, stop) if partly else None))
         if weight.affine is None and weight.data.dtype in _NUMPY_HAS_NO:
             tensor = tensor.view(getattr(torch, weight.data.dtype))
         if weight.order == "transposed":
             tensor = tensor.transpose(0, 1)
         return tensor if partly or rows is None else tensor[start:stop]
+
+    def _read_recurrent(self, name: str) -> torch.Tensor:
+        """One direction of a recurrent node's weight, with its gates in torch's order."""
+        part = self._recurrent[name]
+        stored = self._array(name, part.weight, None)[part.direction]
+        try:
+            tensor = torch.from_numpy(part.arranged(stored))
+        except (EOFError, ValueError, IndexError) as error:  # scales that do not fit
+            raise CheckpointError(f"{self._path}: tensor {name!r}: cannot read: {one_line(error)}") from error
+        if part.weight.affine is None and part.weight.data.dtype in _NUMPY_HAS_NO:
+            tensor = tensor.view(getattr(torch, part.weight.data.dtype))
+        return tensor
+
+    def _array(self, name: str, weight: Weight, rows: tuple[int, int] | None) -> np.ndarray[Any, Any]:
+        """Some rows of a weight as they are stored, or the whole of it, de-quantised where a node does that.
+
+        Raises:
+            CheckpointError: if they cannot be read.
+        """
+        data = weight.data
+        try:
+            array = data.rows(*rows) if rows is not None else data.rows(0, data.shape[0] if data.shape else 1)
+            return array if weight.affine is None else _dequantised(array, data.dtype, weight.affine)
+        except EOFError:
+            raise CheckpointError(f"{data.path}: tensor {name!r}: cannot read: the file is too short") from None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self._path}: tensor {name!r}: cannot read: {one_line(error)}") from error
+
+
+def _file_of(weight: Weight, path: Path, label: str) -> str:
+    """Name, within the checkpoint, of the file that holds a weight's elements."""
+    if weight.data.path is None:
+        return label
+    return label[: len(label) - len(path.name)] + weight.data.path.relative_to(path.parent).as_posix()
 
 
 def _load(path: Path) -> Any:
