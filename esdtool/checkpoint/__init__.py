@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esdtool.checkpoint.base import Checkpoint, TensorInfo
 from esdtool.errors import CheckpointError, UsageError
+from esdtool.support.words import visible
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +25,7 @@ def open_checkpoint(location: str | Path, *, revision: str | None = None) -> Che
     (extra `hub`). So a path that exists is never taken for a Hub id.
 
     Args:
-        location: a .safetensors file; a .bin, .pt, .pth, .pth.tar or .ckpt file of torch.save (never
+        location: a .safetensors file; a .bin, .pt, .pth or .ckpt file of torch.save (never
             runs code); an .index.json; a Hugging Face or torch.distributed.checkpoint folder; or a Hub id.
         revision: branch, tag or commit; for a Hub id only.
 
@@ -35,12 +37,14 @@ def open_checkpoint(location: str | Path, *, revision: str | None = None) -> Che
     from esdtool.checkpoint.hub import open_hub, parse_hub_id
     from esdtool.checkpoint.local import open_directory, open_file
 
-    text = os.fspath(location)
+    text = visible(os.fspath(location))
     path = Path(location).expanduser()
     try:
         exists = path.exists()
     except OSError as error:
         raise CheckpointError(f"{text}: cannot read: {error.strerror}") from error
+    except ValueError as error:  # a zero byte, or half of a surrogate pair
+        raise CheckpointError(f"{text}: not a valid file name") from error
     if exists:
         if revision is not None:
             raise UsageError(f"{text}: a path has no revision {revision!r}; that is for Hub ids")
@@ -59,12 +63,12 @@ def open_checkpoint(location: str | Path, *, revision: str | None = None) -> Che
 
 def _logical(stored: Checkpoint) -> Checkpoint:
     """Return the weights that a checkpoint stands for, where it stores codes and scales, parts, or factors."""
+    # Names of files need not be text, but all that is said of a checkpoint is written down.
+    stored = replace(stored, location=visible(stored.location), notes=tuple(map(visible, stored.notes)))
     from esdtool.checkpoint.adapters import adapter_weights
-    from esdtool.checkpoint.other_files import refuse_other_tensors
     from esdtool.checkpoint.parametrized import applied_weights
     from esdtool.checkpoint.quantized.wrapper import dequantized
 
-    refuse_other_tensors(stored)
     return adapter_weights(applied_weights(dequantized(stored)))
 
 

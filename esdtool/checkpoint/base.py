@@ -39,9 +39,17 @@ DTYPE_BYTES = {
     "uint32": 4,
     "uint64": 8,
     "bool": 1,
+    "complex32": 4,
     "complex64": 8,
     "complex128": 16,
+    "float4_e2m1fn_x2": 1,
+    "qint8": 1,
+    "quint8": 1,
+    "qint32": 4,
+    "quint4x2": 1,
+    "quint2x4": 1,
 }
+"""Bytes of an element of torch's dtypes."""
 
 
 @dataclass(frozen=True, kw_only=True)

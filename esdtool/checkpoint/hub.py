@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from esdtool.checkpoint.base import Checkpoint
+from esdtool.checkpoint.formats import weight_suffixes
 from esdtool.checkpoint.jsonfiles import read_index
-from esdtool.checkpoint.layout import KNOWN_NAMES, WEIGHT_SUFFIXES, choose_weights
+from esdtool.checkpoint.layout import KNOWN_NAMES, choose_weights
 from esdtool.checkpoint.local import open_choice
 from esdtool.errors import CheckpointError, MissingExtraError, UsageError
 from esdtool.support.words import one_line
@@ -43,7 +44,7 @@ def parse_hub_id(text: str, revision: str | None = None) -> HubId | None:
         UsageError: if `revision` contradicts the one in the text.
     """
     match = _HUB_ID.fullmatch(text)
-    if match is None or match["repo"].lower().endswith((*WEIGHT_SUFFIXES, ".json", ".gguf")):
+    if match is None or match["repo"].lower().endswith((*weight_suffixes(), ".json")):
         return None
     if revision and match["revision"] and revision != match["revision"]:
         raise UsageError(f"{text}: names revision {match['revision']!r}, but {revision!r} is asked for; give one")

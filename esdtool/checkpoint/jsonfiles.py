@@ -1,21 +1,33 @@
-"""The two JSON files beside weights: `config.json`, and the index that maps tensors to shards."""
+"""The JSON files beside weights: `config.json`, and the index that maps tensors to shards."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from esdtool.checkpoint.boundary import one_line_errors
+from esdtool.checkpoint.limits import JSON_BYTES, check_names, is_text, shortened
+from esdtool.checkpoint.quantized.settings import first_problem, read_settings
+from esdtool.checkpoint.stored_file import StoredFile
 from esdtool.errors import CheckpointError
+from esdtool.support.words import visible
+
+_LARGEST = 2**31
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
-@dataclass(frozen=True, kw_only=True)
-class WeightIndex:
-    """A validated `*.index.json`."""
+class WeightIndex(BaseModel):
+    """A `*.index.json`."""
 
-    weight_map: Mapping[str, str]
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    weight_map: Annotated[dict[str, Annotated[str, Field(min_length=1)]], Field(min_length=1)]
     """Shard of each tensor, relative to the index's folder, in the order of the index."""
 
     @property
@@ -24,32 +36,76 @@ class WeightIndex:
         return tuple(sorted(set(self.weight_map.values())))
 
 
+def _size(value: Any) -> Any:
+    """A size of a model: a whole number, or a list of one for each layer; null where it does not apply."""
+    if value is None or isinstance(value, list):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST < value < _LARGEST or value % 1:
+        raise ValueError(f"not a whole number below {_LARGEST}")
+    return value
+
+
+_Size = Annotated[Any, BeforeValidator(_size)]
+
+
+class ModelConfig(BaseModel):
+    """What is read of a `config.json`, by the names that most models use. Other keys are the model's own affair."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    model_type: str | None = None
+    hidden_size: _Size = None
+    intermediate_size: _Size = None
+    num_hidden_layers: _Size = None
+    num_attention_heads: _Size = None
+    num_key_value_heads: _Size = None
+    head_dim: _Size = None
+    vocab_size: _Size = None
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file (UTF-8, -16 or -32).
+    """Read the JSON object in a file (UTF-8, -16 or -32).
 
     Raises:
-        CheckpointError: if the file cannot be read or is anything but a JSON object.
+        CheckpointError: if the file cannot be read, is too long, or is anything but a JSON object.
     """
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: not valid JSON: not UTF-8 text at byte {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise CheckpointError(
-            f"{path}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from error
-    except RecursionError as error:
-        raise CheckpointError(f"{path}: not valid JSON: nested too deeply") from error
+    shown = visible(str(path))
+    with one_line_errors(path):
+        text = StoredFile.at(path).read_all(JSON_BYTES)
+        try:
+            value = json.loads(text)
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{shown}: not valid JSON: not UTF-8 text at byte {error.start}") from error
+        except json.JSONDecodeError as error:
+            raise CheckpointError(
+                f"{shown}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+            ) from error
+        except RecursionError as error:
+            raise CheckpointError(f"{shown}: not valid JSON: nested too deeply") from error
+        except ValueError as error:  # a number of thousands of digits
+            raise CheckpointError(f"{shown}: not valid JSON: a number that is too long") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not a JSON object, but a {type(value).__name__}")
+        raise CheckpointError(f"{shown}: not a JSON object, but a {type(value).__name__}")
+    # Only an escape can spell half of a pair, and then it cannot be written again.
+    if b"\\" in text and not is_text(json.dumps(value, ensure_ascii=False)):
+        raise CheckpointError(f"{shown}: not valid JSON: half of a surrogate pair in a text")
     return value
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A model's configuration; empty if the file does not exist."""
-    return read_json_object(path) if path.exists() else {}
+    """Read a model's configuration; an empty one if the file does not exist.
+
+    Raises:
+        CheckpointError: if it cannot be read, or a value that is looked at is of a wrong type.
+    """
+    if not os.path.lexists(path):
+        return {}
+    config = read_json_object(path)
+    shown = visible(str(path))
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        validated(ModelConfig, part, shown)
+    read_settings(config, file=shown)
+    return config
 
 
 def read_index(path: Path) -> WeightIndex:
@@ -58,19 +114,34 @@ def read_index(path: Path) -> WeightIndex:
     Raises:
         CheckpointError: if it is no index, names no tensor, or names a path outside the folder.
     """
+    shown = visible(str(path))
     weight_map = read_json_object(path).get("weight_map")
     if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{path}: not an index of shards: no object under the key 'weight_map'")
+        raise CheckpointError(f"{shown}: not an index of shards: no object under the key 'weight_map'")
     if not weight_map:
-        raise CheckpointError(f"{path}: 'weight_map' names no tensor")
+        raise CheckpointError(f"{shown}: 'weight_map' names no tensor")
+    check_names(shown, weight_map)
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not shard:
-            raise CheckpointError(f"{path}: tensor {tensor!r}: the shard must be a file name, not {shard!r}")
+            value = shortened(repr(shard) if isinstance(shard, int | float | str | None) else type(shard).__name__)
+            raise CheckpointError(f"{shown}: tensor {tensor!r}: the shard must be a file name, not {value}")
         if leaves_folder(shard):
             raise CheckpointError(
-                f"{path}: tensor {tensor!r}: refused: shard {shard!r} lies outside the checkpoint's folder"
+                f"{shown}: tensor {tensor!r}: refused: shard {shard!r} lies outside the checkpoint's folder"
             )
     return WeightIndex(weight_map=weight_map)
+
+
+def validated(model: type[Model], value: Mapping[str, Any], where: str) -> Model:
+    """Check the types of a JSON object.
+
+    Raises:
+        CheckpointError: naming the first key with a wrong value.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise CheckpointError(f"{where}: {first_problem(error)}") from error
 
 
 def leaves_folder(shard: str) -> bool:

@@ -7,21 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from esdtool.checkpoint.slices import CONSOLIDATED
+from esdtool.checkpoint.formats import container_of, load_containers, weight_suffixes
 from esdtool.errors import CheckpointError
 from esdtool.support.words import listed
 
-SAFETENSORS_SUFFIX = ".safetensors"
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pt2", ".pth.tar", ".pt.tar")
-GGUF_SUFFIX = ".gguf"
-ONNX_SUFFIX = ".onnx"
-KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
-FOREIGN_SUFFIXES = (GGUF_SUFFIX, ONNX_SUFFIX, *KERAS_SUFFIXES)
-"""Formats of other libraries than torch: chosen in a folder only where there is nothing of torch's."""
-WEIGHT_SUFFIXES = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES, *FOREIGN_SUFFIXES)
 INDEX_SUFFIX = ".index.json"
 DCP_METADATA = ".metadata"
-UNREAD_SUFFIXES = (".ggml", ".msgpack", ".npz", ".tflite", ".mlmodel", ".nemo")
+_UNREAD_SUFFIXES = (".ggml", ".msgpack", ".npz", ".tflite", ".mlmodel", ".nemo")
+"""Weights of kinds that are not read, unless a container is added for them."""
 
 _GROUPS: dict[str, tuple[str, ...]] = {
     stem: (
@@ -41,14 +34,9 @@ _GROUPS: dict[str, tuple[str, ...]] = {
 KNOWN_NAMES: tuple[str, ...] = tuple(name for names in _GROUPS.values() for name in names)
 """Every file name that stands for a whole set of weights."""
 
-_FOREIGN_NAMES = ("model.onnx", "tf_model.h5")
-"""Names that transformers and optimum give to weights of other libraries, with a `config.json` beside them."""
-
 _SHARD = re.compile(
     r"(?P<stem>.+?)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})(?P<suffix>\.safetensors|\.bin)", re.IGNORECASE
 )
-GGUF_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
-"""Name of one file of a split model, as llama.cpp's gguf-split writes it."""
 _STATE = re.compile(
     # What trainers leave beside the weights: transformers, accelerate, DeepSpeed.
     r"training_args\.bin|optimizer(_\d+)?\.(bin|pt|pth)|optimizer_state.*\.(bin|pt|pth)|(lr_)?scheduler(_\d+)?\.(bin|pt|pth)"
@@ -85,7 +73,12 @@ def is_weight_file(name: str) -> bool:
     >>> [is_weight_file(name) for name in ("model.safetensors", "training_args.bin", "config.json")]
     [True, False, False]
     """
-    return name.lower().endswith(WEIGHT_SUFFIXES) and not _STATE.fullmatch(name)
+    return name.lower().endswith(weight_suffixes()) and not _STATE.fullmatch(name)
+
+
+def unread_suffixes() -> tuple[str, ...]:
+    """Ends of the names of weight files that are known and not read."""
+    return tuple(suffix for suffix in _UNREAD_SUFFIXES if suffix not in weight_suffixes())
 
 
 def has_known_name(name: str) -> bool:
@@ -95,7 +88,9 @@ def has_known_name(name: str) -> bool:
     [True, True, False]
     """
     shard = _SHARD.fullmatch(name)
-    return f"{shard['stem']}{shard['suffix']}" in KNOWN_NAMES if shard else name in (*KNOWN_NAMES, *_FOREIGN_NAMES)
+    if shard:
+        return f"{shard['stem']}{shard['suffix']}" in KNOWN_NAMES
+    return name in KNOWN_NAMES or any(name in container.known_names for container in load_containers())
 
 
 def config_name(weights: str) -> str:
@@ -137,13 +132,10 @@ def choose_weights(names: Iterable[str], *, location: str) -> WeightChoice:
         return _choice(DCP_METADATA, weights)
     if not weights:
         raise CheckpointError(f"{location}: no weights{_looked_for(names)}")
-    foreign = [name for name in weights if name.lower().endswith(FOREIGN_SUFFIXES)]
+    foreign = [name for name in weights if (container := container_of(name)) is not None and container.foreign]
     weights = [name for name in weights if name not in foreign]
     if not weights:
         return _choose_foreign(foreign, names, location)
-    if len(weights) > 1 and all(CONSOLIDATED.fullmatch(name) for name in weights):
-        chosen, *beside = weights
-        return WeightChoice(kind="single", file=chosen, config=config_name(chosen), beside=tuple(beside))
     if len(weights) > 1:
         raise CheckpointError(
             f"{location}: {len(weights)} weight files and no index that joins them: {listed(weights, 8)}; "
@@ -159,18 +151,18 @@ def choose_weights(names: Iterable[str], *, location: str) -> WeightChoice:
 
 
 def _choose_foreign(weights: list[str], names: list[str], location: str) -> WeightChoice:
-    """Choose among GGUF, ONNX and Keras files, where there is nothing else. The shards of a GGUF set are one model."""
+    """Choose among files of other libraries' containers, where there is nothing else; they must be of one model."""
     models: dict[str, list[str]] = {}
     for name in weights:
-        shard = GGUF_SHARD.fullmatch(name)
-        models.setdefault(f"{shard['stem']}-of-{shard['count']}" if shard else name, []).append(name)
+        container = container_of(name)
+        models.setdefault(container.model_of(name) if container else name, []).append(name)
     if len(models) > 1:
-        firsts = [shards[0] for shards in models.values()]
+        firsts = [parts[0] for parts in models.values()]
         raise CheckpointError(f"{location}: {len(models)} models: {listed(firsts, 8)}; name one of these files")
-    chosen, *beside = weights
-    if chosen.lower().endswith(ONNX_SUFFIX):
-        beside = [name for name in names if name.startswith((f"{chosen}_data", f"{chosen}.data"))]
-    return WeightChoice(kind="single", file=chosen, config=config_name(chosen), beside=tuple(beside))
+    chosen, *parts = weights
+    container = container_of(chosen)
+    companions = container.companions(chosen, names) if container else ()
+    return WeightChoice(kind="single", file=chosen, config=config_name(chosen), beside=(*parts, *companions))
 
 
 def _choice(chosen: str, others: Iterable[str]) -> WeightChoice:
@@ -184,7 +176,7 @@ def _looked_for(names: Iterable[str]) -> str:
     known = ", ".join(names[0] for names in _GROUPS.values())
     text = (
         f": looked for {known}, pytorch_model.bin, their .index.json, {DCP_METADATA} (torch.distributed.checkpoint), "
-        f"and any other {', '.join(WEIGHT_SUFFIXES)} file"
+        f"and any other {', '.join(weight_suffixes())} file"
     )
-    unread = [name for name in names if name.lower().endswith(UNREAD_SUFFIXES)]
+    unread = [name for name in names if name.lower().endswith(unread_suffixes())]
     return text + (f"; found {listed(unread, 8)}, of a format that is not read" if unread else "")

@@ -5,66 +5,60 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from esdtool.checkpoint.base import Checkpoint, TensorInfo
+from esdtool.checkpoint.boundary import one_line_errors
+from esdtool.checkpoint.container import WeightFile
+from esdtool.checkpoint.formats import container_of, weight_suffixes
 from esdtool.checkpoint.jsonfiles import read_config, read_index
 from esdtool.checkpoint.layout import (
     DCP_METADATA,
-    GGUF_SUFFIX,
     INDEX_SUFFIX,
-    KERAS_SUFFIXES,
-    ONNX_SUFFIX,
-    PICKLE_SUFFIXES,
-    SAFETENSORS_SUFFIX,
-    UNREAD_SUFFIXES,
-    WEIGHT_SUFFIXES,
     WeightChoice,
     choose_weights,
     config_name,
     has_known_name,
     is_weight_file,
+    unread_suffixes,
 )
-from esdtool.checkpoint.other_files import other_suffix
-from esdtool.checkpoint.slices import JoinedSlices, refuse_lone_slice, refuse_rank, siblings
+from esdtool.checkpoint.limits import check_names, check_shapes
+from esdtool.checkpoint.stored_file import StoredFile, exists
 from esdtool.errors import CheckpointError
-from esdtool.support.words import counted, listed
+from esdtool.support.words import counted, listed, visible
 
 if TYPE_CHECKING:
     import torch
 
 
-class WeightFile(Protocol):
-    """One file with tensors.
+@dataclass(frozen=True, kw_only=True)
+class OpenedFile:
+    """One weight file of a checkpoint."""
 
-    Formats that describe the model, too, have an attribute `config`: a mapping with the names of a `config.json`,
-    which is used where there is no such file.
-    """
-
-    notes: tuple[str, ...]
-    tensors: dict[str, TensorInfo]
-
-    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        """Read one tensor, or some positions of its first dimension."""
-        ...
+    path: Path
+    content: WeightFile
 
 
 @dataclass(kw_only=True)
 class FileCheckpoint(Checkpoint):
     """Tensors that lie in one or more weight files."""
 
-    sources: Mapping[str, WeightFile] = field(repr=False)
+    sources: Mapping[str, OpenedFile] = field(repr=False)
     """The file of each tensor."""
 
     def read(self, name: str) -> torch.Tensor:
         """Read one tensor from its file."""
-        self.info(name)
-        return self.sources[name].read(name)
+        return self._read(name, None)
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read a part of one tensor from its file."""
+        return self._read(name, slice(start, stop))
+
+    def _read(self, name: str, rows: slice | None) -> torch.Tensor:
         self.info(name)
-        return self.sources[name].read(name, slice(start, stop))
+        source = self.sources[name]
+        with one_line_errors(source.path, tensor=name):
+            return source.content.read(name, rows)
 
 
 def open_file(path: Path) -> Checkpoint:
@@ -76,16 +70,17 @@ def open_file(path: Path) -> Checkpoint:
         return open_choice(
             path.parent, WeightChoice(kind="dcp", file=path.name, config="config.json"), location=str(path)
         )
-    source = _open_weights(path, path.name)
+    source = open_weights(path, path.name)
+    tensors = source.content.tensors
     config = read_config(path.parent / config_name(path.name)) if has_known_name(path.name) else {}
     return FileCheckpoint(
         location=str(path),
-        tensors=source.tensors,
-        files=_files_of(source.tensors, path.name),
-        config=config or _own_config(source),
-        notes=source.notes,
+        tensors=tensors,
+        files=_files_of(tensors, path.name),
+        config=config or source.content.config,
+        notes=source.content.notes,
         folder=path.parent,
-        sources=dict.fromkeys(source.tensors, source),
+        sources=dict.fromkeys(tensors, source),
     )
 
 
@@ -113,7 +108,7 @@ def open_choice(folder: Path, choice: WeightChoice, *, location: str, revision: 
     """Open what was chosen in a folder, e.g. in a snapshot of a Hub repository."""
     config: Mapping[str, Any] = read_config(folder / choice.config)
     if choice.kind == "dcp":
-        from esdtool.checkpoint.formats.dcp import open_distributed
+        from esdtool.checkpoint.dcp.folder import open_distributed
 
         return open_distributed(folder, location=location, config=config, notes=choice.notes(location))
     shards: Collection[str] = ()
@@ -121,9 +116,10 @@ def open_choice(folder: Path, choice: WeightChoice, *, location: str, revision: 
         sources, tensors, notes = _open_shards(folder, folder / choice.file)
         shards = {tensor.file for tensor in tensors.values()}
     else:
-        source = _open_weights(folder / choice.file, choice.file)
-        sources, tensors, notes = dict.fromkeys(source.tensors, source), source.tensors, list(source.notes)
-        config = config or _own_config(source)
+        source = open_weights(folder / choice.file, choice.file)
+        tensors, notes = dict(source.content.tensors), list(source.content.notes)
+        sources = dict.fromkeys(tensors, source)
+        config = config or source.content.config
     return FileCheckpoint(
         location=location,
         tensors=tensors,
@@ -136,80 +132,49 @@ def open_choice(folder: Path, choice: WeightChoice, *, location: str, revision: 
     )
 
 
-def _open_weights(path: Path, label: str) -> WeightFile:
-    """Open one weight file by its suffix, with its siblings if they are slices of one model."""
-    refuse_rank(path)
-    ranks = siblings(path)
-    if len(ranks) == 1:
-        source = _open_one(path, label)
-        refuse_lone_slice(path, source.tensors)
-        return source
-    folder = label[: len(label) - len(path.name)]
-    return JoinedSlices(path, [_open_one(rank, folder + rank.name) for rank in ranks])
+def open_weights(path: Path, label: str) -> OpenedFile:
+    """Open one weight file by its name; `label` is its name within the checkpoint.
+
+    Raises:
+        CheckpointError: if it is of no known container, is damaged, or asks for more than a file may.
+    """
+    container = container_of(path.name)
+    if container is None:
+        known = f"known are {', '.join(weight_suffixes())} and *{INDEX_SUFFIX}"
+        if path.name.lower().endswith(unread_suffixes()):
+            raise CheckpointError(f"{path}: {path.suffix.lower()} files are not read; {known}")
+        raise CheckpointError(f"{path}: unknown format {path.suffix!r}; {known}")
+    with one_line_errors(path, kind=container.kind):
+        file = StoredFile.at(path)
+        _ = file.head  # empty files and pointers to elsewhere are told by themselves
+        content = container.open(file, visible(label))
+        check_names(visible(str(path)), content.tensors)
+        check_shapes(visible(str(path)), (info.shape for info in content.tensors.values()))
+    return OpenedFile(path=path, content=content)
 
 
-def _open_one(path: Path, label: str) -> WeightFile:
-    name = path.name.lower()
-    if name.endswith(SAFETENSORS_SUFFIX):
-        from esdtool.checkpoint.formats.safetensors_file import SafetensorsFile
-
-        return SafetensorsFile(path, label)
-    if name.endswith(PICKLE_SUFFIXES):
-        from esdtool.checkpoint.formats.export_file import ExportFile, is_export_archive
-        from esdtool.checkpoint.formats.pickle_file import PickleFile
-
-        if is_export_archive(path):
-            return ExportFile(path, label)
-        return PickleFile(path, label)
-    if name.endswith(GGUF_SUFFIX):
-        from esdtool.checkpoint.formats.gguf_file import GGUFFile
-
-        return GGUFFile(path, label)
-    if name.endswith(ONNX_SUFFIX):
-        from esdtool.checkpoint.formats.onnx_file import ONNXFile
-
-        return ONNXFile(path, label)
-    if name.endswith(KERAS_SUFFIXES):
-        from esdtool.checkpoint.formats.keras_file import KerasFile
-
-        return KerasFile(path, label)
-    known = f"known are {', '.join(WEIGHT_SUFFIXES)} and *{INDEX_SUFFIX}"
-    if name.endswith(UNREAD_SUFFIXES):
-        raise CheckpointError(f"{path}: {path.suffix.lower()} files are not read; {known}")
-    other = other_suffix(path)
-    if other is not None:
-        raise CheckpointError(f"{path}: {other}")
-    raise CheckpointError(f"{path}: unknown format {path.suffix!r}; {known}")
-
-
-def _open_shards(folder: Path, index_path: Path) -> tuple[dict[str, WeightFile], dict[str, TensorInfo], list[str]]:
+def _open_shards(folder: Path, index_path: Path) -> tuple[dict[str, OpenedFile], dict[str, TensorInfo], list[str]]:
     """Open every shard of an index: (file of each tensor, catalogue, notes). Follows `weight_map`, no wildcard."""
     index = read_index(index_path)
-    missing = [shard for shard in index.shards if not (folder / shard).exists()]
+    missing = [shard for shard in index.shards if not exists(folder / shard)]
     if missing:
         raise CheckpointError(
             f"{index_path}: {counted(len(missing), 'shard')} of {len(index.shards)} not in the folder: "
             f"{listed(missing)}; download or copy the checkpoint again"
         )
-    shards = {shard: _open_weights(folder / shard, shard) for shard in index.shards}
+    shards = {shard: open_weights(folder / shard, shard) for shard in index.shards}
     for name, shard in index.weight_map.items():
-        if name not in shards[shard].tensors:
+        if name not in shards[shard].content.tensors:
             raise CheckpointError(
                 f"{index_path}: tensor {name!r} should be in {shard}, but is not; index and shards do not fit together"
             )
-    notes = [note for shard in shards.values() for note in shard.notes]
-    extra = sorted({name for shard in shards.values() for name in shard.tensors} - set(index.weight_map))
+    notes = [note for shard in shards.values() for note in shard.content.notes]
+    extra = sorted({name for shard in shards.values() for name in shard.content.tensors} - set(index.weight_map))
     if extra:
         left_out = counted(len(extra), "tensor")
         notes.append(f"{index_path}: left out {left_out} that the index does not list: {listed(extra)}")
     sources = {name: shards[shard] for name, shard in index.weight_map.items()}
-    return sources, {name: source.tensors[name] for name, source in sources.items()}, notes
-
-
-def _own_config(source: WeightFile) -> Mapping[str, Any]:
-    """What a file says of its model, for formats that do."""
-    config: Mapping[str, Any] = getattr(source, "config", {})
-    return config
+    return sources, {name: source.content.tensors[name] for name, source in sources.items()}, notes
 
 
 def _files_of(tensors: Mapping[str, TensorInfo], opened: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from esdtool.checkpoint.base import Checkpoint, tensor_info
+from esdtool.checkpoint.limits import check_names
 from esdtool.checkpoint.state_dict import ModelTensors, model_tensors
 from esdtool.errors import CheckpointError
 from esdtool.names import WRAPPERS, canonical_name
@@ -83,6 +84,7 @@ def from_model(model: nn.Module) -> Checkpoint:
 def _checkpoint(
     tensors: Mapping[str, torch.Tensor], *, config: Mapping[str, Any], location: str, notes: tuple[str, ...]
 ) -> Checkpoint:
+    check_names(location, tensors)
     return MemoryCheckpoint(
         location=location,
         tensors={name: tensor_info(name, tensor, "") for name, tensor in tensors.items()},

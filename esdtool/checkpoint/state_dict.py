@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, cast
 
-from esdtool.checkpoint.other_files import OPTIMIZER_STATE
 from esdtool.errors import CheckpointError
 from esdtool.support.words import listed
 
@@ -52,6 +51,9 @@ _TRAINER_KEY = re.compile(
 _OPTIMIZER_PREFIX = re.compile(r"(optims?|optimi[sz]ers?)\.", re.IGNORECASE)
 _DEEPEST = 32
 
+_ALIASES = 16
+"""Names that a tensor has on average at most, where containers are shared between several places."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTensors(Generic[T]):
@@ -76,15 +78,14 @@ def model_tensors(tree: object, is_tensor: Callable[[object], bool], *, file: st
         file: name for messages.
 
     Raises:
-        CheckpointError: if there is no tensor, two have the same flattened name, or the whole is an optimizer's state.
+        CheckpointError: if there is no tensor, or two have the same flattened name.
     """
-    if isinstance(tree, Mapping) and {"state", "param_groups"} <= set(tree) and not set(tree) & set(_MODEL_KEYS):
-        raise CheckpointError(f"{file}: {OPTIMIZER_STATE}")
     entered: list[str] = []
     left_out: list[str] = []
+    found = _Tensors(tree, is_tensor)
     node = tree
     while isinstance(node, Mapping) and len(entered) < _DEEPEST:
-        key, others = _branch(node, is_tensor, top=not entered)
+        key, others = _branch(node, found, top=not entered)
         left_out += [".".join([*entered, other]) for other in others]
         if key is None:
             if others:
@@ -99,7 +100,12 @@ def model_tensors(tree: object, is_tensor: Callable[[object], bool], *, file: st
     if is_tensor(tree):
         raise CheckpointError(f"{file}: holds one bare tensor without a name; save it as {{name: tensor}}")
     tensors: dict[str, T] = {}
-    for path, leaf in _leaves(node, is_tensor):
+    for path, leaf in _leaves(node, found):
+        if len(tensors) > _ALIASES * found.count + _ALIASES:
+            raise CheckpointError(
+                f"{file}: refused: {found.count} tensors under more than {len(tensors)} names: its lists and mappings "
+                "share their members"
+            )
         name = ".".join(path)
         if name in tensors:
             raise CheckpointError(f"{file}: two tensors have the name {name!r} once nested names are joined")
@@ -115,12 +121,45 @@ def model_tensors(tree: object, is_tensor: Callable[[object], bool], *, file: st
     return ModelTensors(tensors=tensors, notes=tuple(notes))
 
 
-def _branch(
-    node: Mapping[object, object], is_tensor: Callable[[object], bool], *, top: bool
-) -> tuple[object | None, list[str]]:
+class _Tensors:
+    """Which containers of a tree hold tensors, at any depth. Each is walked once, however often it is shared."""
+
+    def __init__(self, tree: object, is_tensor: Callable[[object], bool]) -> None:
+        self.is_tensor = is_tensor
+        parents: dict[int, list[int]] = {}
+        holders: list[int] = []
+        tensors: set[int] = set()
+        todo = [tree]
+        seen = {id(tree)}
+        while todo:
+            node = todo.pop()
+            for _, child in _children(node):
+                if is_tensor(child):
+                    tensors.add(id(child))
+                    holders.append(id(node))
+                elif isinstance(child, Mapping | list | tuple):
+                    parents.setdefault(id(child), []).append(id(node))
+                    if id(child) not in seen:
+                        seen.add(id(child))
+                        todo.append(child)
+        self.count = len(tensors)
+        """Different tensors."""
+        self._holding: set[int] = set()
+        while holders:
+            holder = holders.pop()
+            if holder not in self._holding:
+                self._holding.add(holder)
+                holders += parents.get(holder, ())
+
+    def below(self, node: object) -> bool:
+        """Whether a container holds a tensor."""
+        return id(node) in self._holding
+
+
+def _branch(node: Mapping[object, object], found: _Tensors, *, top: bool) -> tuple[object | None, list[str]]:
     """The key to enter, or None to stop here; and the keys with tensors that are left out by that."""
-    direct = {key: value for key, value in node.items() if is_tensor(value)}
-    branches = {key: value for key, value in node.items() if key not in direct and _holds_tensors(value, is_tensor)}
+    direct = {key: value for key, value in node.items() if found.is_tensor(value)}
+    branches = {key: value for key, value in node.items() if key not in direct and found.below(value)}
     trainer = [key for key in branches if _is_trainers(key, branches[key])]
     trainer += [key for key in direct if _OPTIMIZER_PREFIX.match(str(key))]
     models = [key for key in branches if key not in trainer]
@@ -139,7 +178,7 @@ def _branch(
 
 def _is_trainers(key: object, value: object) -> bool:
     """Whether a branch is the state of an optimizer or another part of the trainer."""
-    if isinstance(value, Mapping) and {"state", "param_groups"} <= set(value):
+    if isinstance(value, Mapping) and "state" in value and "param_groups" in value:
         return True
     return _TRAINER_KEY.fullmatch(str(key)) is not None
 
@@ -158,27 +197,14 @@ def _children(node: object) -> Iterator[tuple[str, object]]:
             yield str(position), value
 
 
-def _holds_tensors(node: object, is_tensor: Callable[[object], bool]) -> bool:
-    # No recursion, and each container once: a file may nest them without end, or in a circle.
-    stack, seen = [node], set[int]()
-    while stack:
-        current = stack.pop()
-        if is_tensor(current):
-            return True
-        if id(current) not in seen:
-            seen.add(id(current))
-            stack.extend(child for _, child in _children(current))
-    return False
-
-
 def _leaves(
-    node: object, is_tensor: Callable[[object], bool], path: tuple[str, ...] = (), above: frozenset[int] = frozenset()
+    node: object, found: _Tensors, path: tuple[str, ...] = (), above: frozenset[int] = frozenset()
 ) -> Iterator[tuple[tuple[str, ...], object]]:
     """Every tensor below a mapping or list with its path."""
     if id(node) in above or len(path) > _DEEPEST:
         return
     for key, child in _children(node):
-        if is_tensor(child):
+        if found.is_tensor(child):
             yield (*path, key), child
-        else:
-            yield from _leaves(child, is_tensor, (*path, key), above | {id(node)})
+        elif found.below(child):
+            yield from _leaves(child, found, (*path, key), above | {id(node)})

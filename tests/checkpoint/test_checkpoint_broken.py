@@ -15,7 +15,7 @@ from tests.checkpoint.messages import message
 LOOKED_FOR = (
     "looked for model.safetensors, diffusion_pytorch_model.safetensors, adapter_model.safetensors, pytorch_model.bin, "
     "their .index.json, .metadata (torch.distributed.checkpoint), and any other .safetensors, .bin, .pt, .pth, "
-    ".ckpt, .pt2, .pth.tar, .pt.tar, .gguf, .onnx, .keras, .h5, .hdf5 file"
+    ".ckpt, .gguf, .onnx, .keras, .h5, .hdf5 file"
 )
 
 
@@ -51,7 +51,7 @@ def test_git_lfs_pointer(tmp_path, name):
     assert message(tmp_path) == expected
 
 
-KNOWN = ".safetensors, .bin, .pt, .pth, .ckpt, .pt2, .pth.tar, .pt.tar, .gguf, .onnx, .keras, .h5, .hdf5"
+KNOWN = ".safetensors, .bin, .pt, .pth, .ckpt, .gguf, .onnx, .keras, .h5, .hdf5"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_broken_safetensors_header(tmp_path, content, expected):
     [
         ({"w": F32}, 8, "truncated: its header promises {0} bytes but the file has {1}; download or copy it again"),
         ({"w": F32}, 20, "damaged: the file has {1} bytes but its header describes {0}; download or copy it again"),
-        ({"w": F32 | {"shape": [3, 2]}}, 16, "damaged header: invalid shape, data type, or offset for tensor"),
+        ({"w": F32 | {"shape": [3, 2]}}, 16, "damaged header: invalid shape, data type, or offset for tensor `w`"),
         ({"w": F32 | {"data_offsets": [4, 16]}}, 16, "damaged header: invalid offset for tensor `w`"),
     ],
     ids=["promises too much", "too long", "shape and bytes differ", "hole"],

@@ -133,8 +133,7 @@ def test_pickles_of_both_formats(tmp_path, tensors, assert_same, suffix, new_for
     torch.save(kept, path, _use_new_zipfile_serialization=new_format)
     checkpoint = open_checkpoint(path)
     assert_same(checkpoint, kept)
-    legacy = f"{path}: torch's format from before 1.6: the whole file is held in memory"
-    assert checkpoint.notes == (() if new_format else (legacy,))
+    assert checkpoint.notes == ()
 
 
 def test_shared_and_strided_tensors(tmp_path, assert_same):

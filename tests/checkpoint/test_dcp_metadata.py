@@ -17,8 +17,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 from esdtool.checkpoint import open_checkpoint
-from esdtool.checkpoint.formats.dcp_metadata import _misfit
-from esdtool.checkpoint.formats.plain_pickle import CallsCodeError, Instance, PickleError, Symbol, load_plain
+from esdtool.checkpoint.dcp.metadata import _misfit
+from esdtool.checkpoint.formats.torch_save.plain_pickle import CallsCodeError, Instance, PickleError, Symbol, load_plain
 from esdtool.errors import CheckpointError
 from tests.checkpoint.messages import message
 

@@ -13,7 +13,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 from esdtool.checkpoint import open_checkpoint
-from esdtool.checkpoint.formats.gguf_file import roundoff
+from esdtool.checkpoint.formats.gguf.file import roundoff
 from esdtool.errors import CheckpointError
 from esdtool.modules import select_modules
 from tests.checkpoint.gguf_files import Writer, normal, writer_to

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from esdtool.checkpoint import open_checkpoint
-from esdtool.checkpoint.formats.gguf_file import GGUFFile
 from esdtool.errors import CheckpointError, MissingExtraError
 from tests.checkpoint.gguf_files import Writer, normal, writer_to
 
@@ -76,7 +75,7 @@ def test_without_the_extra(write: Writer, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_file_that_shrinks_after_opening(write: Writer) -> None:
     path = write({"x": normal(64, 64)})
-    file = GGUFFile(path, path.name)
+    file = open_checkpoint(path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="tensor 'x': cannot read: the file has become shorter"):
         file.read("x")

@@ -63,7 +63,7 @@ def test_keras_2(tmp_path: Path) -> None:
         np.testing.assert_array_equal(checkpoint.read("dense.weight").numpy(), layers["dense"]["dense/kernel:0"].T)
         kernel = layers["conv"]["conv/kernel:0"]
         np.testing.assert_array_equal(checkpoint.read("conv.weight").numpy(), kernel.transpose(3, 2, 0, 1))
-        assert any("optimizer's state (1 tensors)" in note for note in checkpoint.notes) == bool(root)
+        assert any("optimizer's state (1 tensor)" in note for note in checkpoint.notes) == bool(root)
 
 
 def test_classes_from_the_configuration(tmp_path: Path) -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from esdtool.checkpoint.limits import shortened
+from esdtool.errors import CheckpointError
 
 Block = tuple[int, int]
 """(rows, columns) of a weight that share one scale."""
+
+_BLOCK_TEXT = re.compile(r"(\d{1,9})x(\d{1,9})", re.ASCII)
+_MOST_BITS = 64
+_LARGEST = 2**31
 
 _KEYS = ("quantization_config", "compression_config")
 
@@ -34,65 +44,119 @@ class Settings:
         return self.method or "unknown method"
 
 
-def read_settings(config: Mapping[str, Any]) -> Settings:
-    """Read the settings of a `config.json`, from the model or from a part of it (`text_config`, ...).
+def _block_of(value: Any) -> Any:
+    """A block's shape from a pair, or from a text such as `128x128`."""
+    if not isinstance(value, str):
+        return value
+    sizes = _BLOCK_TEXT.fullmatch(value)
+    if sizes is None:
+        raise ValueError("not two sizes, as in 128x128")
+    return [int(size) for size in sizes.groups()]
+
+
+_Shape = Annotated[tuple[int, int] | None, BeforeValidator(_block_of)]
+
+
+class _Scheme(BaseModel):
+    """The quantisation of one group of modules."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    bits: float | None = None
+    w_bit: float | None = None
+    num_bits: float | None = None
+    group_size: int | None = None
+    q_group_size: int | None = None
+    weight_block_size: _Shape = None
+    block_structure: _Shape = None
+
+
+class _Group(BaseModel):
+    """A group of modules that compressed-tensors and ModelOpt distinguish."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    weights: _Scheme | None = None
+
+
+class _Quantization(_Scheme):
+    """A `quantization_config`."""
+
+    quant_method: str | None = None
+    format: Any = None
+    checkpoint_format: Any = None
+    packing_format: Any = None
+    version: Any = None
+    config_groups: dict[str, _Group] | None = None
+
+
+def read_settings(config: Mapping[str, Any], *, file: str | None = None) -> Settings:
+    """Read the settings in a model's configuration, of the model or of a part of it (`text_config`, ...).
+
+    Args:
+        config: the content of a `config.json`, or what a live model has in its place.
+        file: the file that it was read from. A value of a wrong type is an error there; elsewhere it counts as absent.
 
     >>> read_settings({"text_config": {"quantization_config": {"quant_method": "GPTQ", "bits": 3}}}).bits
     frozenset({3})
+
+    Raises:
+        CheckpointError: if a file has a value of a wrong type; the message names the key.
     """
-    found = _settings_of(config)
-    if found is None:
+    key, content = _settings_of(config)
+    if content is None:
         return Settings()
+    try:
+        found = _Quantization.model_validate(content)
+    except ValidationError as error:
+        if file is not None:
+            raise CheckpointError(f"{file}: {key}.{first_problem(error)}") from error
+        wrong = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]}
+        right = content.items() if isinstance(content, Mapping) else ()
+        found = _Quantization.model_validate({name: value for name, value in right if name not in wrong})
     schemes = [found, *_schemes(found)]
-    method = _text(found.get("quant_method"))
+    method = _text(found.quant_method)
     # The serialised form of GPTQ's and of AWQ's layout has several names; the first that is there counts.
-    keys = ("format",) if method == "compressed-tensors" else ("checkpoint_format", "packing_format", "version")
-    layouts = (_text(found.get(key)) for key in keys)
-    groups = [size for scheme in schemes if (size := _positive(scheme.get("group_size", scheme.get("q_group_size"))))]
+    named = (
+        (found.format,)
+        if method == "compressed-tensors"
+        else (found.checkpoint_format, found.packing_format, found.version)
+    )
+    groups = [scheme.q_group_size if scheme.group_size is None else scheme.group_size for scheme in schemes]
     blocks = [
-        block
-        for scheme in schemes
-        if (block := _block(scheme.get("weight_block_size", scheme.get("block_structure")))) is not None
+        scheme.block_structure if scheme.weight_block_size is None else scheme.weight_block_size for scheme in schemes
     ]
-    widths = [_positive(scheme.get(key)) for scheme in schemes for key in ("bits", "w_bit", "num_bits")]
+    widths = [width for scheme in schemes for width in (scheme.bits, scheme.w_bit, scheme.num_bits)]
     return Settings(
         method=method,
-        layout=next((layout for layout in layouts if layout is not None), None),
-        bits=frozenset(width for width in widths if width),
-        group_sizes=tuple(dict.fromkeys(groups)),
-        blocks=tuple(dict.fromkeys(blocks)),
+        layout=next((layout for layout in map(_text, named) if layout is not None), None),
+        bits=frozenset(int(width) for width in widths if width and 0 < width <= _MOST_BITS and width % 1 == 0),
+        group_sizes=tuple(dict.fromkeys(size for size in groups if size and 0 < size < _LARGEST)),
+        blocks=tuple(dict.fromkeys(block for block in blocks if block and all(0 < size < _LARGEST for size in block))),
     )
 
 
-def _settings_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def first_problem(error: ValidationError) -> str:
+    """Say which key is the first that is wrong, and why."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    return f"{shortened('.'.join(map(str, first['loc'])))}: {first['msg']}"
+
+
+def _settings_of(config: Mapping[str, Any]) -> tuple[str, Any]:
+    """(key, content) of the settings; the content is None if there are none."""
     for part in (config, *(value for value in config.values() if isinstance(value, Mapping))):
         for key in _KEYS:
-            if isinstance(found := part.get(key), Mapping):
-                return found
-    return None
+            if part.get(key) is not None:
+                return key, part[key]
+    return "", None
 
 
-def _schemes(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the `weights` of each group of modules that compressed-tensors and ModelOpt distinguish."""
-    groups = settings.get("config_groups")
-    for group in groups.values() if isinstance(groups, Mapping) else ():
-        weights = group.get("weights") if isinstance(group, Mapping) else None
-        if isinstance(weights, Mapping):
-            yield weights
+def _schemes(settings: _Quantization) -> Iterator[_Scheme]:
+    """The schemes of the groups of modules."""
+    for group in (settings.config_groups or {}).values():
+        if group.weights is not None:
+            yield group.weights
 
 
 def _text(value: object) -> str | None:
     return value.lower() if isinstance(value, str) else None
-
-
-def _positive(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
-def _block(value: object) -> Block | None:
-    """Read the shape of a block from a pair, or from a text such as `128x128`."""
-    parts: object = value.split("x") if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple) or len(parts) != 2:
-        return None
-    sizes = [int(part) if isinstance(part, str) and part.isdecimal() else _positive(part) for part in parts]
-    return (sizes[0], sizes[1]) if sizes[0] and sizes[1] else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from esdtool.checkpoint.base import Checkpoint, TensorInfo
-from esdtool.checkpoint.layout import FOREIGN_SUFFIXES
+from esdtool.checkpoint.formats import container_of
 from esdtool.checkpoint.quantized.base import FLOAT8, INTEGERS, QuantizedTensor, Stored, UnconvertibleError
 from esdtool.checkpoint.quantized.bitsandbytes import find_normal_float
 from esdtool.checkpoint.quantized.float4 import find_float4
@@ -124,7 +124,8 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _recognised(info: TensorInfo, stored: Stored) -> QuantizedTensor | None:
-    if info.quantization is not None or info.file.lower().endswith(FOREIGN_SUFFIXES):
+    container = container_of(info.file)
+    if info.quantization is not None or (container is not None and container.quantizes):
         return None  # the reader of its container has already converted it, or said why not
     for find in _FORMATS:
         weight = find(info, stored)

@@ -7,10 +7,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
+from esdtool.checkpoint.formats.onnx.data import Data
+from esdtool.checkpoint.limits import ITEMS
 
 ANONYMOUS = re.compile(
     r"onnx::.*|\d+|val_\d+|(.*/)?Constant(_\d+)?_output_\d+"  # torch
@@ -24,39 +24,10 @@ _PASS_ON = frozenset({"Identity", "Cast", "Transpose", "DequantizeLinear"})
 _INTEGER_OPS = {"MatMulInteger": 1, "ConvInteger": 1, "QLinearMatMul": 3, "QLinearConv": 3, "MatMulNBits": 1}
 """Nodes that compute with codes, and which input holds the weight's."""
 
+_LONGEST_SCOPES = 4096
+"""Characters of an attribute with the modules of a node; longer ones are not looked at."""
+
 _Order = Literal["stored", "transposed"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """Elements of one tensor, in the file or beside it."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    numpy_type: str
-    nbytes: int
-    inline: bytes | None = None
-    path: Path | None = None
-    offset: int = 0
-
-    def rows(self, start: int, stop: int) -> np.ndarray[Any, Any]:
-        """Positions `start` to `stop` of the first dimension, in the file's own numpy type; 4-bit codes unpacked."""
-        each = self.nbytes // self.shape[0] if self.shape and self.shape[0] else 0
-        packed = self.dtype.endswith("int4")
-        first, count = (0, self.nbytes) if packed or not self.shape else (start * each, (stop - start) * each)
-        if self.inline is not None:
-            raw = np.frombuffer(self.inline, dtype=np.uint8, count=count, offset=first)
-        else:
-            assert self.path is not None
-            raw = np.fromfile(self.path, dtype=np.uint8, count=count, offset=self.offset + first)
-        if raw.size != count:
-            raise EOFError
-        if not packed:
-            return np.array(raw).view(self.numpy_type).reshape((stop - start, *self.shape[1:]) if self.shape else ())
-        codes = np.stack([raw & 15, raw >> 4], axis=-1).reshape(-1)[: math.prod(self.shape)].astype(np.int8)
-        if self.dtype == "int4":
-            codes = np.where(codes > 7, codes - 16, codes).astype(np.int8)
-        return codes.reshape(self.shape)[start:stop] if self.shape else codes.reshape(())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +38,21 @@ class Affine:
     zero: Data | None
     axis: int
     block: int
+
+    def fits(self, codes: tuple[int, ...]) -> bool:
+        """Whether scale and zero point have as many elements as codes of a shape have blocks, or one."""
+        return all(self._fits(part.shape, codes) for part in (self.scale, self.zero) if part is not None)
+
+    def _fits(self, scale: tuple[int, ...], codes: tuple[int, ...]) -> bool:
+        if math.prod(scale) == 1:
+            return True
+        if not -len(codes) <= self.axis < len(codes):
+            return False
+        axis = self.axis % len(codes)
+        if not self.block:
+            return scale == (codes[axis],)
+        blocks = -(-codes[axis] // self.block) if self.block > 0 else 0
+        return scale == (*codes[:axis], blocks, *codes[axis + 1 :])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +91,55 @@ def all_graphs(graph: Any) -> Iterator[Any]:
                 yield from all_graphs(inner)
 
 
+def check_growth(model: Any) -> None:
+    """Refuse functions that call themselves, or become too many nodes once they are inlined.
+
+    Raises:
+        ValueError: if they do.
+    """
+    bodies = {(function.domain, function.name, function.overload): function.node for function in model.functions}
+    sizes: dict[tuple[str, str, str], int] = {}
+    # Depth first, without recursion: a function's size follows from those of what it calls.
+    todo = [(key, False) for key in bodies]
+    open_calls: set[tuple[str, str, str]] = set()
+    while todo:
+        key, is_done = todo.pop()
+        calls = [call for node in _nodes(bodies[key]) if (call := _call(node)) in bodies]
+        if is_done:
+            open_calls.discard(key)
+            sizes[key] = sum(1 for _ in _nodes(bodies[key])) + sum(sizes[call] for call in calls)
+            if sizes[key] > ITEMS:
+                raise ValueError(f"its functions are more than {ITEMS} nodes once they are inlined")
+        elif key not in sizes:
+            open_calls.add(key)
+            todo.append((key, True))
+            if any(call in open_calls for call in calls):
+                raise ValueError("a function calls itself")
+            todo += [(call, False) for call in set(calls) if call not in sizes]
+    if sum(sizes.get(_call(node), 1) for node in _nodes(model.graph.node)) > ITEMS:
+        raise ValueError(f"it is more than {ITEMS} nodes once its functions are inlined")
+
+
+def _call(node: Any) -> tuple[str, str, str]:
+    """The function that a node may call."""
+    return node.domain, node.op_type, node.overload
+
+
+def _nodes(nodes: Any) -> Iterator[Any]:
+    """Nodes and those in the graphs within them."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _nodes(inner.node)
+
+
 def find_uses(graphs: list[Any], weights: Mapping[str, Weight]) -> None:
     """Note, for each tensor, the nodes that use it as a weight and how they look at it."""
     source: dict[str, tuple[str, bool]] = {name: (name, False) for name in weights}
     for graph in graphs:
         for node in graph.node:
-            if node.op_type not in _PASS_ON or not node.input or node.input[0] not in source:
+            if node.op_type not in _PASS_ON or not node.input or not node.output or node.input[0] not in source:
                 continue
             name, turned = source[node.input[0]]
             if node.op_type == "Transpose":
@@ -171,9 +200,7 @@ def _note_use(node: Any, source: Mapping[str, tuple[str, bool]], weights: Mappin
         positions = {0: "stored"}
     elif node.op_type == "Attention" and node.domain == "com.microsoft":
         positions = {1: "transposed"}
-    elif node.op_type in ("LSTM", "GRU", "RNN"):  # see onnx_recurrent
-        positions = {1: "stored", 2: "stored"}
-    linear = node.op_type not in ("Conv", "FusedConv", "ConvTranspose", "Gather", "LSTM", "GRU", "RNN")
+    linear = node.op_type not in ("Conv", "FusedConv", "ConvTranspose", "Gather")
     for position, order in positions.items():
         if position < len(inputs) and inputs[position] in source:
             name, turned = source[inputs[position]]
@@ -185,16 +212,16 @@ def _note_use(node: Any, source: Mapping[str, tuple[str, bool]], weights: Mappin
 
 
 def _use(node: Any, order: _Order) -> _Use:
-    return _Use(op=node.op_type, module=module_of(node), node=node.name, order=order)
+    return _Use(op=node.op_type, module=_module(node), node=node.name, order=order)
 
 
-def module_of(node: Any) -> str | None:
+def _module(node: Any) -> str | None:
     """The module that a node stands for: `/encoder/layer.0/query/MatMul` is `encoder.layer.0.query`."""
     for item in node.metadata_props:
         if item.key == "pkg.torch.onnx.name_scopes":  # torch's newer exporter: the modules, then the node itself
             try:
-                scopes = ast.literal_eval(item.value)
-            except (ValueError, SyntaxError):
+                scopes = ast.literal_eval(item.value) if len(item.value) <= _LONGEST_SCOPES else None
+            except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
                 break
             if isinstance(scopes, list) and len(scopes) > 1 and isinstance(scopes[-2], str) and scopes[-2]:
                 return scopes[-2]
@@ -217,9 +244,10 @@ def _attribute(node: Any, name: str, default: Any) -> Any:
 
 def _affine(node: Any, weights: Mapping[str, Weight]) -> Affine | None:
     """Scale and zero point of a DequantizeLinear node, if they are constant."""
-    names = [name for name in node.input[1:] if name]
-    if not names or any(name not in weights for name in names):
+    names = [name for name in node.input[1:3] if name]
+    if not names or any(name not in weights for name in (*names, node.input[0])):
         return None
-    scale, *zero = (weights[name].data for name in names)
+    codes, scale, *zero = (weights[name].data for name in (node.input[0], *names))
     axis, block = int(_attribute(node, "axis", 1)), int(_attribute(node, "block_size", 0))
-    return Affine(scale=scale, zero=zero[0] if zero else None, axis=axis, block=block)
+    affine = Affine(scale=scale, zero=zero[0] if zero else None, axis=axis, block=block)
+    return affine if affine.fits(codes.shape) else None

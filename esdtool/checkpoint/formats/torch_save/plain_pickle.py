@@ -13,7 +13,7 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any, Protocol, cast
 
 MOST_OPERATIONS = 50_000_000
 """Length of a stream in operations. A parameter's part in a torch.distributed.checkpoint takes about seventy."""
@@ -26,6 +26,18 @@ LONGEST_NAME = 200
 """Characters of a symbol's name that a message shows."""
 
 MOST_KEY_PARTS = 16
+
+
+class Stream(Protocol):
+    """What is read of a file."""
+
+    def read(self, count: int, /) -> bytes:
+        """Read up to `count` bytes."""
+        ...
+
+    def readline(self) -> bytes:
+        """Read up to the end of a line."""
+        ...
 
 
 class PickleError(ValueError):
@@ -88,12 +100,15 @@ _VALUES = frozenset(
 _IGNORED = frozenset({"PROTO", "FRAME"})
 
 
-def load_plain(stream: bytes | IO[bytes], admitted: Collection[Symbol]) -> Any:
+def load_plain(
+    stream: bytes | Stream, admitted: Collection[Symbol], make: Callable[[Symbol, tuple[Any, ...]], Any] = Instance
+) -> Any:
     """Interpret one pickle; a file is left behind its last byte.
 
     Args:
         stream: the pickle.
         admitted: what it may name.
+        make: what a call of a symbol with arguments becomes; an `Instance` by default.
 
     Returns:
         None, bool, int, float, str, bytes, list, tuple, dict, `Symbol`, `Instance` and `Persistent`, nested. Members
@@ -104,9 +119,9 @@ def load_plain(stream: bytes | IO[bytes], admitted: Collection[Symbol]) -> Any:
         CallsCodeError: if a symbol outside `admitted` is named, or the result of a call is called.
         PickleError: if the stream is damaged, too long, or nested too deeply.
     """
-    machine = _Machine(admitted)
+    machine = _Machine(admitted, make)
     try:
-        for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
+        for count, (operation, argument, _) in enumerate(pickletools.genops(cast(Any, stream))):
             if count > MOST_OPERATIONS:
                 raise PickleError(f"it takes more than {MOST_OPERATIONS} operations")
             machine.run(operation.name, argument)
@@ -121,8 +136,8 @@ def load_plain(stream: bytes | IO[bytes], admitted: Collection[Symbol]) -> Any:
 class _Machine:
     """The stack machine."""
 
-    def __init__(self, admitted: Collection[Symbol]) -> None:
-        self._admitted = admitted
+    def __init__(self, admitted: Collection[Symbol], make: Callable[[Symbol, tuple[Any, ...]], Any]) -> None:
+        self._admitted, self._make_of = admitted, make
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []
         """The stacks under each open mark."""
@@ -252,7 +267,7 @@ class _Machine:
                 raise PickleError("an OrderedDict with arguments")
             self._push({})
         else:
-            self._push(Instance(symbol, arguments))
+            self._push(self._make_of(symbol, arguments))
 
     def _build(self, _: Any) -> None:
         target, state = self._last(2)

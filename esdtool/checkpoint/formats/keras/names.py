@@ -23,6 +23,7 @@ _PROJECTIONS = {
 
 
 _KERNEL_FIRST = ("kernel", "bias")
+_LONGEST_EQUATION = 200
 
 
 _VARIABLES: dict[str, tuple[str, ...]] = {
@@ -229,7 +230,11 @@ def _einsum(settings: Mapping[str, Any], rank: int) -> tuple[tuple[int, ...], tu
     """(output axes, input axes) of an EinsumDense kernel from its equation, e.g. `abc,cde->abde`: (1, 2), (0,)."""
     config = settings.get("config")
     equation = config.get("equation") if isinstance(config, Mapping) else None
-    match = re.fullmatch(r"(.*),(\w+)->(.*)", equation.replace(" ", "")) if isinstance(equation, str) else None
+    match = (
+        re.fullmatch(r"(.*),(\w+)->(.*)", equation.replace(" ", ""))
+        if isinstance(equation, str) and len(equation) <= _LONGEST_EQUATION
+        else None
+    )
     if match is None or len(match[2]) != rank:
         return None
     outputs = tuple(axis for axis, letter in enumerate(match[2]) if letter in match[3])

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from esdtool.checkpoint.base import DTYPE_BYTES
-from esdtool.checkpoint.formats.plain_pickle import CallsCodeError, Instance, PickleError, Symbol, load_plain
-from esdtool.checkpoint.heads import read_head
+from esdtool.checkpoint.formats.torch_save.plain_pickle import CallsCodeError, Instance, PickleError, Symbol, load_plain
 from esdtool.checkpoint.jsonfiles import leaves_folder
+from esdtool.checkpoint.limits import DIMENSIONS, PICKLE_BYTES
+from esdtool.checkpoint.stored_file import StoredFile
 from esdtool.errors import CheckpointError
 
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -49,10 +50,6 @@ _ADMITTED = frozenset(
 )
 _LAYOUTS = frozenset({"torch.strided", "torch.sparse_coo", "torch.sparse_csr", "torch.sparse_csc", "torch.jagged"})
 
-MOST_BYTES = 2**28
-"""Size of `.metadata`; one of two thousand ranks with a thousand tensors each takes about as much."""
-
-MOST_DIMENSIONS = 16
 MOST_PATH_SEGMENTS = 32
 MOST_CELLS = 2**24
 """Cells of the grid into which a tensor's parts cut it; parts of any regular sharding have one each."""
@@ -105,12 +102,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if the file is unsafe, damaged, or describes tensors of which parts are missing or overlap.
     """
-    read_head(path)
-    size = path.stat().st_size
-    if size > MOST_BYTES:
-        raise CheckpointError(f"{path}: {size} bytes, more than the {MOST_BYTES} that are read of a .metadata")
+    file = StoredFile.at(path)
+    _ = file.head
     try:
-        root = load_plain(path.read_bytes(), _ADMITTED)
+        root = load_plain(file.read_all(PICKLE_BYTES), _ADMITTED)
         if not isinstance(root, Instance) or root.symbol != _RECORDS["Metadata"]:
             raise CheckpointError(f"{path}: not the metadata of torch.distributed.checkpoint")
         return _tree(path, _fields(root, "Metadata"))
@@ -267,7 +262,7 @@ def _is_count(value: Any) -> bool:
 def _size(value: Any) -> tuple[int, ...]:
     """The numbers of a `torch.Size`."""
     sizes = value.arguments[0] if isinstance(value, Instance) and value.symbol == _SIZE and value.arguments else None
-    if not isinstance(sizes, tuple | list) or len(sizes) > MOST_DIMENSIONS or not all(map(_is_count, sizes)):
+    if not isinstance(sizes, tuple | list) or len(sizes) > DIMENSIONS or not all(map(_is_count, sizes)):
         raise PickleError("a shape is no list of a few numbers")
     return tuple(sizes)
 

@@ -12,18 +12,18 @@ import functools
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from esdtool.checkpoint.base import TensorInfo
-from esdtool.checkpoint.formats.gguf_header import Stored, read_header
-from esdtool.checkpoint.heads import read_head
-from esdtool.checkpoint.layout import GGUF_SHARD
+from esdtool.checkpoint.container import WeightFile
+from esdtool.checkpoint.formats.gguf import SHARD
+from esdtool.checkpoint.formats.gguf.header import TensorRecord, read_header
+from esdtool.checkpoint.stored_file import StoredFile, exists
 from esdtool.errors import CheckpointError, MissingExtraError
-from esdtool.support.words import listed, one_line
+from esdtool.support.words import counted, listed
 
 _PLAIN: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -39,37 +39,37 @@ _HEAD_MAJOR = re.compile(r"(?:.*\.)?blk\.\d+\.attn_(?P<which>[kv])_b\.weight")
 """Up-projections of latent attention. llama.cpp cuts `kv_b` in two, head by head: [heads, ., .]."""
 
 
-class GGUFFile:
-    """A GGUF model, known by the headers of its file or files. No handle stays open between reads."""
+class GGUFFile(WeightFile):
+    """A GGUF model, known by the headers of its file or files."""
 
-    def __init__(self, path: Path, label: str) -> None:
-        """Read the header of `path` and, if it is a shard, of the whole set around it.
+    def __init__(self, file: StoredFile, label: str) -> None:
+        """Read the header of a file and, if it is a shard, of the whole set around it.
 
         Raises:
             MissingExtraError: without the package `gguf`.
             CheckpointError: if the file is damaged, no GGUF, or its set is incomplete.
         """
-        types = _ggml_types(path)
-        read_head(path)
+        path = file.path
+        types = _ggml_types(file)
         folder = label[: len(label) - len(path.name)]
-        self._stored: dict[str, Stored] = {}
-        self.tensors: dict[str, TensorInfo] = {}
+        self._records: dict[str, TensorRecord] = {}
+        tensors: dict[str, TensorInfo] = {}
         codes: dict[str, int] = {}
-        headers = {part: read_header(part, types) for part in _parts(path)}
+        headers = {part.path: read_header(part, types) for part in _parts(file)}
         for part, header in headers.items():
-            for name, stored in header.stored.items():
-                if name in self._stored:
-                    raise CheckpointError(f"{part}: tensor {name!r} is in {self._stored[name].path.name}, too")
-                self._stored[name] = stored
-                self.tensors[name] = info = _info(name, stored, folder + part.name)
+            for name, record in header.tensors.items():
+                if name in self._records:
+                    raise CheckpointError(f"{part}: tensor {name!r} is in {self._records[name].file.path.name}, too")
+                self._records[name] = record
+                tensors[name] = info = _info(name, record, folder + part.name)
                 if info.dtype == "uint8":
-                    codes[stored.type] = codes.get(stored.type, 0) + 1
+                    codes[record.type] = codes.get(record.type, 0) + 1
         first = next(iter(headers.values())).metadata
-        _check_count(path, first, len(self.tensors))
-        self.config: dict[str, Any] = _config(first)
-        """The sizes of the model, under the names of a `config.json`."""
-        self.notes: tuple[str, ...] = tuple(
-            f"{path}: {count} tensor{'s' if count > 1 else ''} of type {kind}: the package gguf cannot de-quantise it; "
+        _check_count(file, first, len(tensors))
+        self.tensors = tensors
+        self.config = _config(first)
+        self.notes = tuple(
+            f"{path}: {counted(count, 'tensor')} of type {kind}: the package gguf cannot de-quantise it; "
             "they are listed as bytes and not scored"
             for kind, count in sorted(codes.items())
         )
@@ -79,92 +79,95 @@ class GGUFFile:
 
         Quantised ones come as float32, times the tensor `<module>.scale` where there is one.
         """
-        stored, shape = self._stored[name], self.tensors[name].shape
+        record, shape = self._records[name], self.tensors[name].shape
         start, stop, _ = (rows or slice(None)).indices(shape[0]) if shape else (0, 1, 1)
         stop = max(start, stop)
-        if _transposed(name, stored):
-            whole = _decode(stored, name, 0, stored.nbytes, stored.shape)
+        if _transposed(name, record):
+            whole = _decode(record, 0, record.nbytes, record.shape)
             tensor = whole.transpose(1, 2).flatten(0, 1)[start:stop]
         elif len(shape) > 1 and shape[0] > 0:
-            each = stored.nbytes // shape[0]
-            tensor = _decode(stored, name, start * each, (stop - start) * each, (stop - start, *shape[1:]))
+            each = record.nbytes // shape[0]
+            tensor = _decode(record, start * each, (stop - start) * each, (stop - start, *shape[1:]))
         else:  # one row
-            tensor = _decode(stored, name, 0, stored.nbytes, shape)
+            tensor = _decode(record, 0, record.nbytes, shape)
             tensor = tensor if rows is None else tensor[start:stop]
         return self._scaled(name, tensor, slice(start, stop))
 
     def _scaled(self, name: str, tensor: torch.Tensor, rows: slice) -> torch.Tensor:
         """Apply the second scale that llama.cpp keeps beside NVFP4 and ternary weights: one, or one for each expert."""
         scale_name = f"{name.removesuffix('.weight')}.scale"
-        if scale_name not in self._stored or self.tensors[name].quantization is None or not name.endswith(".weight"):
+        if scale_name not in self._records or self.tensors[name].quantization is None or not name.endswith(".weight"):
             return tensor
         scale = self.read(scale_name).float().reshape(-1)
         if scale.numel() == 1:
             return tensor * scale
         if tensor.ndim != 3 or scale.numel() != self.tensors[name].shape[0]:
-            raise CheckpointError(f"{self._stored[name].path}: tensor {name!r}: its scale {scale_name!r} does not fit")
+            raise CheckpointError(
+                f"{self._records[name].file.path}: tensor {name!r}: its scale {scale_name!r} does not fit"
+            )
         return tensor * scale[rows].reshape(-1, 1, 1)
 
 
-def _ggml_types(path: Path) -> Mapping[int, tuple[str, int, int]]:
+def _ggml_types(file: StoredFile) -> Mapping[int, tuple[str, int, int]]:
     """(name, weights in a block, bytes of a block) of each tensor type, by its number in the file."""
     try:
         import gguf
     except ImportError as error:
-        raise MissingExtraError(f"{path}: reading a GGUF file", "gguf") from error
+        raise MissingExtraError(f"{file.path}: reading a GGUF file", "gguf") from error
     return {int(kind): (kind.name, *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
 
 
-def _parts(path: Path) -> list[Path]:
+def _parts(file: StoredFile) -> list[StoredFile]:
     """The file itself, or all files of its set."""
-    shard = GGUF_SHARD.fullmatch(path.name)
+    path = file.path
+    shard = SHARD.fullmatch(path.name)
     if shard is None:
-        return [path]
+        return [file]
     count = int(shard["count"])
     suffix = path.name[-len(".gguf") :]
     parts = [path.with_name(f"{shard['stem']}-{number:05d}-of-{count:05d}{suffix}") for number in range(1, count + 1)]
-    missing = [part.name for part in parts if not part.exists()]
+    missing = [part.name for part in parts if not exists(part)]
     if missing or not parts:
         raise CheckpointError(
             f"{path}: {len(missing)} of the set's {count} files not in the folder: {listed(missing)}; "
             "download or copy them again"
         )
-    return parts
+    return [StoredFile.at(part) for part in parts]
 
 
-def _check_count(path: Path, metadata: Mapping[str, Any], found: int) -> None:
-    """A split model says in its first file how many tensors there are."""
-    promised = metadata.get("split.tensors.count")
-    if isinstance(promised, int) and promised != found and metadata.get("split.count", 0) > 1:
+def _check_count(file: StoredFile, metadata: Mapping[str, Any], found: int) -> None:
+    """Compare with the number of tensors that a split model tells in its first file."""
+    promised, files = metadata.get("split.tensors.count"), metadata.get("split.count")
+    if isinstance(promised, int) and promised != found and isinstance(files, int) and files > 1:
         raise CheckpointError(
-            f"{path}: its set has {promised} tensors, but {found} are in the files; they do not fit together"
-            if GGUF_SHARD.fullmatch(path.name)
-            else f"{path}: one file of a set of {metadata['split.count']}, renamed; restore its name '...-00001-of-...'"
+            f"{file.path}: its set has {promised} tensors, but {found} are in the files; they do not fit together"
+            if SHARD.fullmatch(file.path.name)
+            else f"{file.path}: one file of a set of {files}, renamed; restore its name '...-00001-of-...'"
         )
 
 
-def _info(name: str, stored: Stored, label: str) -> TensorInfo:
+def _info(name: str, record: TensorRecord, label: str) -> TensorInfo:
     """Catalogue entry. Types that cannot be de-quantised are bytes: [..., bytes of a row]."""
-    shape = stored.shape
+    shape = record.shape
     if len(shape) == 3 and (match := _HEAD_MAJOR.fullmatch(name)):
         heads, first, second = shape
         shape = (heads * second, first) if match["which"] == "k" else (heads * first, second)
-    if stored.type in _PLAIN:
-        dtype = {"f": "float", "i": "int"}[_PLAIN[stored.type].kind] + str(8 * _PLAIN[stored.type].itemsize)
+    if record.type in _PLAIN:
+        dtype = {"f": "float", "i": "int"}[_PLAIN[record.type].kind] + str(8 * _PLAIN[record.type].itemsize)
         return TensorInfo(name=name, shape=shape, dtype=dtype, file=label)
-    if stored.type == _BFLOAT16:
+    if record.type == _BFLOAT16:
         return TensorInfo(name=name, shape=shape, dtype="bfloat16", file=label)
-    if not _can_dequantise(stored.type):
-        lines = math.prod(stored.shape[:-1])
-        width = stored.nbytes // lines if lines else 0
-        return TensorInfo(name=name, shape=(*stored.shape[:-1], width), dtype="uint8", file=label)
+    if not _can_dequantise(record.type):
+        lines = math.prod(record.shape[:-1])
+        width = record.nbytes // lines if lines else 0
+        return TensorInfo(name=name, shape=(*record.shape[:-1], width), dtype="uint8", file=label)
     return TensorInfo(
         name=name,
         shape=shape,
         dtype="float32",
         file=label,
-        quantization=f"gguf {stored.type}",
-        roundoff=roundoff(stored.type),
+        quantization=f"gguf {record.type}",
+        roundoff=roundoff(record.type),
     )
 
 
@@ -184,10 +187,10 @@ def roundoff(kind: str) -> float:
     return 1.2 * 2.0 ** -int(digit[0] if digit else 1)
 
 
-def _transposed(name: str, stored: Stored) -> bool:
+def _transposed(name: str, record: TensorRecord) -> bool:
     """Whether each head's matrix is stored transposed: `attn_k_b`, which llama.cpp applies to the query."""
     match = _HEAD_MAJOR.fullmatch(name)
-    return match is not None and match["which"] == "k" and len(stored.shape) == 3
+    return match is not None and match["which"] == "k" and len(record.shape) == 3
 
 
 @functools.cache
@@ -206,26 +209,21 @@ def _can_dequantise(kind: str) -> bool:
     return True
 
 
-def _decode(stored: Stored, name: str, start: int, nbytes: int, shape: tuple[int, ...]) -> torch.Tensor:
+def _decode(record: TensorRecord, start: int, nbytes: int, shape: tuple[int, ...]) -> torch.Tensor:
     """`nbytes` bytes of a tensor from its byte `start` on, as values of shape `shape`."""
     import gguf
 
-    try:
-        raw = np.fromfile(stored.path, dtype=np.uint8, count=nbytes, offset=stored.offset + start)
-    except OSError as error:
-        raise CheckpointError(f"{stored.path}: tensor {name!r}: cannot read: {one_line(error)}") from error
-    if raw.size != nbytes:
-        raise CheckpointError(f"{stored.path}: tensor {name!r}: cannot read: the file has become shorter")
-    if stored.type in _PLAIN:
-        native = _PLAIN[stored.type].newbyteorder("=")
-        return torch.from_numpy(raw.view(_PLAIN[stored.type]).astype(native, copy=False).reshape(shape))
-    if stored.type == _BFLOAT16:
+    raw = record.file.read(record.offset + start, nbytes)
+    if record.type in _PLAIN:
+        native = _PLAIN[record.type].newbyteorder("=")
+        return torch.from_numpy(raw.view(_PLAIN[record.type]).astype(native, copy=False).reshape(shape))
+    if record.type == _BFLOAT16:
         return torch.from_numpy(raw.view(np.int16).reshape(shape)).view(torch.bfloat16)
-    if not _can_dequantise(stored.type):
+    if not _can_dequantise(record.type):
         return torch.from_numpy(raw.reshape(shape))
     blocks = raw.reshape(math.prod(shape[:-1]), -1)
     with np.errstate(all="ignore"):  # a block of nonsense gives infinities; these are reported where they are used
-        values = gguf.dequantize(blocks, gguf.GGMLQuantizationType[stored.type])
+        values = gguf.dequantize(blocks, gguf.GGMLQuantizationType[record.type])
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32).reshape(shape))
 
 

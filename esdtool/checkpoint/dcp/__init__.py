@@ -1,0 +1,1 @@
+"""Folders that torch.distributed.checkpoint wrote: a container of many files, under its own marker, `.metadata`."""
