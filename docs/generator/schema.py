@@ -41,6 +41,12 @@ def definition(schema: Schema, reference: Schema) -> Schema | None:
     return None
 
 
+def resolve(schema: Schema, reference: Schema) -> Schema:
+    """The object that a plain reference means."""
+    found: Schema = schema["$defs"][reference["$ref"].rsplit("/", 1)[1]]
+    return found
+
+
 def type_words(schema: Schema, prop: Schema) -> str:
     """The type of a property in a few words.
 

@@ -40,9 +40,19 @@ def evaluate(
     dataset: Annotated[
         str | None, typer.Option(help="Instead of --data: use a Hub dataset, given as name or name:configuration.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Split of --dataset.")] = "validation",
-    text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
-    txt_document: Annotated[TxtDocument, typer.Option(help="What counts as one document in a .txt file.")] = "file",
+    split: Annotated[
+        str | None, typer.Option(help="Split of --dataset. Default: validation.", show_default=False)
+    ] = None,
+    text_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of --dataset, .jsonl or .parquet that holds the text. Default: text.", show_default=False
+        ),
+    ] = None,
+    txt_document: Annotated[
+        TxtDocument | None,
+        typer.Option(help="What counts as one document in a .txt file. Default: the file.", show_default=False),
+    ] = None,
     held_out: Annotated[
         float | None,
         typer.Option(
@@ -85,16 +95,21 @@ def evaluate(
     from esdtool.train.evaluate import EvalRequest, evaluate_checkpoint
 
     if config is not None:
-        from esdtool.train.config.files import load_config
+        from esdtool.train.config.loading import load_run_config
 
-        request = EvalRequest.of_run(checkpoint, load_config(config))
+        request = EvalRequest.of_run(checkpoint, load_run_config(config))
     else:
-        text: dict[str, object] = {"packing": packing, "text_column": text_column, "txt_document": txt_document}
-        if held_out is not None:
-            text["validation_fraction"] = held_out
+        options = {
+            "packing": packing,
+            "split": split,
+            "text_column": text_column,
+            "txt_document": txt_document,
+            "validation_fraction": held_out,
+        }
+        text: dict[str, object] = {key: value for key, value in options.items() if value is not None}
         request = EvalRequest(
             checkpoint=checkpoint,
-            data=_data(data or [], dataset, split, text),
+            data=_data(data or [], dataset, text),
             held_out=held_out is not None,
             tokenizer=tokenizer,
             sequence_length=sequence_length,
@@ -117,17 +132,18 @@ def evaluate(
         typer.echo(f"loss {result.loss:.4f}  perplexity {result.perplexity:.3f}  ({result.num_targets:,} targets)")
 
 
-def _data(globs: list[str], dataset: str | None, split: str, text: dict[str, object]) -> DataSettings:
+def _data(globs: list[str], dataset: str | None, text: dict[str, object]) -> DataSettings:
     """The [data] section that the options stand for."""
-    from esdtool.train.config.files import config_from_mapping
+    from esdtool.train.config.loading import config_from_mapping
 
+    where: dict[str, object]
     if dataset is not None:
         name, _, configuration = dataset.partition(":")
-        section = {"source": "huggingface", "dataset": name, "name": configuration or None, "split": split, **text}
+        where = {"source": "huggingface", "dataset": name, "name": configuration or None, "split": "validation"}
     elif globs == ["stdlib"]:
-        section = {"source": "stdlib", **text}
+        where = {"source": "stdlib"}
     else:
-        section = {"source": "files", "files": globs, **text}
+        where = {"source": "files", "files": globs}
     # Through the whole configuration, for its messages of one line.
     rest = {"model": {"from": "-"}, "schedule": {"steps": 1}}
-    return config_from_mapping({"data": section, **rest}, where="esdtool eval").data
+    return config_from_mapping({"data": where | text, **rest}, where="esdtool eval").data

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from esdtool.train.config.whole import TrainConfig
+    from esdtool.train.config.train_config import TrainConfig
 
 
 def train(
@@ -45,9 +45,10 @@ def train(
     On several GPUs or processes: torchrun --nproc-per-node N -m esdtool train CONFIG.
     """
     from esdtool.cli.output import note
-    from esdtool.train.config.files import load_config, to_toml
+    from esdtool.train.config.loading import load_config, to_toml
 
-    config = load_config(configs, overrides or [])
+    is_first = os.environ.get("RANK", "0") == "0"
+    config = load_config(configs, overrides or [], on_note=lambda text: note(text, quiet=quiet or not is_first))
     if print_config:
         typer.echo(to_toml(config), nl=False)
         return
@@ -58,7 +59,6 @@ def train(
     from esdtool.train.loop import train as run
 
     result = run(config, resume=resume, quiet=quiet)
-    is_first = os.environ.get("RANK", "0") == "0"
     if result.stopped_by is not None:
         name = signal.Signals(result.stopped_by).name
         text = f"{name}: stopped after step {result.step}; {result.checkpoint} is saved; go on with --resume auto"
@@ -76,7 +76,7 @@ def train(
 def _show_plan(config: TrainConfig) -> None:
     from esdtool.cli.output import note
     from esdtool.support.sizes import format_size
-    from esdtool.train.config.files import check_batch
+    from esdtool.train.config.loading import check_batch
     from esdtool.train.config.presets import PRESETS
     from esdtool.train.estimate import estimate
 

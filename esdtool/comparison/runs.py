@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from esdtool.comparison.paired import Paired, paired, standard_error
 from esdtool.errors import ConfigError, UsageError
-from esdtool.train.config.files import load_config
-from esdtool.train.config.whole import is_immaterial
+from esdtool.train.config.loading import load_run_config
+from esdtool.train.config.train_config import is_immaterial
 from esdtool.train.run.log import CONFIG, DECAY, METRICS, read_lines
 
 BASE: Final = "weight_decay.base"
@@ -149,7 +149,7 @@ def load_run(path: str | Path) -> Run:
         raise ConfigError(f"{folder}: no run directory of `esdtool train`: {CONFIG} or {METRICS} is missing")
     run = Run(
         path=folder,
-        settings=load_config(folder / CONFIG).flat(),
+        settings=load_run_config(folder / CONFIG).flat(),
         metrics=read_lines(folder / METRICS),
         decays=read_lines(folder / DECAY) if (folder / DECAY).is_file() else [],
     )
@@ -195,14 +195,14 @@ def compare_runs(runs: Sequence[Run], *, against: str | None = None) -> Comparis
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
-    """Keys that have several values among the runs, apart from seeds and the like."""
+    """Keys that have several values among the runs that have them, apart from seeds and the like."""
     keys = sorted({key for run in runs for key in run.settings})
     return [
         key
         for key in keys
         if key != "run.seed"
         and not is_immaterial(key)
-        and len({json.dumps(run.settings.get(key), sort_keys=True) for run in runs}) > 1
+        and len({json.dumps(run.settings[key], sort_keys=True) for run in runs if key in run.settings}) > 1
     ]
 
 

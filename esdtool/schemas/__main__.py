@@ -10,7 +10,7 @@ from esdtool.analysis.document import Analysis
 from esdtool.assignment.document import Assignment
 from esdtool.comparison.checkpoints import CheckpointComparison
 from esdtool.comparison.trajectory import Trajectory
-from esdtool.train.config.files import json_schema
+from esdtool.train.config.loading import json_schema
 
 
 def schemas() -> dict[str, dict[str, Any]]:

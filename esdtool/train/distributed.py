@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from esdtool.errors import ConfigError, DeviceError, EsdtoolError
-from esdtool.train.config.whole import TrainConfig
+from esdtool.train.config.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from esdtool.train.config.whole import TrainConfig
+from esdtool.train.config.train_config import TrainConfig
 from esdtool.train.model import model_config, unallocated_model
 
 if TYPE_CHECKING:

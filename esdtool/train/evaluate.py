@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
-from esdtool.train.config.files import config_from_mapping
+from esdtool.train.config.loading import config_from_mapping
 from esdtool.train.config.sections import DataSettings
-from esdtool.train.config.whole import TrainConfig
+from esdtool.train.config.train_config import TrainConfig
 from esdtool.train.data.batches import Layout, MicroBatch, ValidationBatches
 from esdtool.train.data.open import open_corpus, open_validation, open_whole_corpus
 from esdtool.train.data.packing import NO_TARGET

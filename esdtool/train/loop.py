@@ -14,17 +14,18 @@ from typing import Any
 import torch
 
 from esdtool.errors import CheckpointError, EsdtoolError
-from esdtool.train.config.files import check_batch
-from esdtool.train.config.whole import TrainConfig
+from esdtool.train.config.loading import check_batch
+from esdtool.train.config.train_config import TrainConfig
 from esdtool.train.data.batches import count_targets
 from esdtool.train.data.open import open_data
 from esdtool.train.data.packing import MicroBatch
 from esdtool.train.distributed import Ranks, Spread, open_ranks
 from esdtool.train.evaluate import Evaluation, evaluate, summed_loss, to_bfloat16
 from esdtool.train.model import build_model
-from esdtool.train.optimizers import build_optimizers, mean_decay, scored_modules, set_learning_rate, trainable
-from esdtool.train.policies.base import Record, Target, total_norm
-from esdtool.train.policies.make import make_policy
+from esdtool.train.norms import total_norm
+from esdtool.train.optimizers import build_optimizers, scored_modules, set_learning_rate
+from esdtool.train.parameter_groups import mean_decay, trainable
+from esdtool.train.policy import DecayRecord, Target
 from esdtool.train.run import directory as run_directory
 from esdtool.train.run.checkpoints import (
     check_same_run,
@@ -65,7 +66,7 @@ class TrainResult:
 def train(config: TrainConfig, *, resume: str | None = None, quiet: bool = False) -> TrainResult:
     """Train a model as the configuration says. Under torchrun, every rank calls it.
 
-    torch's random numbers are seeded anew at each step, from run.seed, the step and the rank: so a resumed run
+    torch's random numbers are seeded again at each step, from run.seed, the step and the rank: so a resumed run
     draws what it would have drawn. The caller's generator state is restored at the end.
 
     Args:
@@ -118,8 +119,19 @@ class _Run:
         self.optimizers = build_optimizers(self.spread.model, config, modules)
         if saved is not None:
             load_weights(saved, model)
-        target = Target(model=self.spread.model, optimizers=self.optimizers, modules=modules, config=config)
-        self.policy = make_policy(target, resuming=saved is not None)
+        self.policy = config.weight_decay.start(
+            Target(
+                model=self.spread.model,
+                optimizers=self.optimizers,
+                modules=modules,
+                base_decay=config.base_decay,
+                optimizer_name=config.optimizer.name,
+                steps=config.schedule.steps,
+                seed=config.run.seed,
+                unlisted=config.weight_decay.unlisted,
+                resuming=saved is not None,
+            )
+        )
         self.step = 0
         """Updates done."""
         self.window = {"loss": 0.0, "targets": 0.0, "steps": 0.0}
@@ -324,7 +336,7 @@ class _Run:
             self.log.metrics(line)
             self.view.metrics(line)
 
-    def _log_decay(self, step: int, record: Record) -> None:
+    def _log_decay(self, step: int, record: DecayRecord) -> None:
         if self.log is not None:
             self.log.decay(step, record)
             self.view.decay(step, record)
@@ -334,7 +346,7 @@ class _Run:
 
     def _save(self, *, final: bool) -> None:
         """A checkpoint of now, and `RUN/final` at the end. All ranks take part."""
-        # What is timed anew after a resume must not count the steps timed here.
+        # What is timed after a resume must not count the steps timed here.
         trainer = {
             "policy": self.policy.state_dict(),
             "data": self.data.train.state_dict(self.step),

@@ -11,7 +11,7 @@ import torch
 
 from esdtool.errors import ConfigError
 from esdtool.train.config.presets import PRESETS
-from esdtool.train.config.whole import TrainConfig
+from esdtool.train.config.train_config import TrainConfig
 from esdtool.train.pretrained import build_random, import_transformers, load_model, read_architecture
 
 if TYPE_CHECKING:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,13 +14,12 @@ from esdtool.assignment.fused import joined_roles
 from esdtool.assignment.scope import Patterns, choose
 from esdtool.checkpoint import from_model
 from esdtool.errors import ConfigError
-from esdtool.modules import WeightModule, canonical_name, select_modules
+from esdtool.modules import WeightModule, select_modules
 from esdtool.modules.blocks import find_blocks
 from esdtool.names import module_name
-from esdtool.train.config.whole import TrainConfig
-
-Group = dict[str, Any]
-"""A parameter group of a torch optimizer."""
+from esdtool.train.config.sections import MuonSettings
+from esdtool.train.config.train_config import TrainConfig
+from esdtool.train.parameter_groups import Group, trainable
 
 
 def scored_modules(model: nn.Module, config: TrainConfig) -> tuple[WeightModule, ...]:
@@ -77,11 +75,6 @@ def whole_parameters(modules: Iterable[WeightModule]) -> tuple[WeightModule, ...
     )
 
 
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Trainable parameters by canonical name, each once (tied ones under their first name)."""
-    return {canonical_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
 def build_optimizers(
     model: nn.Module, config: TrainConfig, modules: Sequence[WeightModule]
 ) -> list[torch.optim.Optimizer]:
@@ -99,7 +92,7 @@ def build_optimizers(
     to_muon = {
         name
         for name, parameter in parameters.items()
-        if settings.name == "muon" and parameter.ndim == 2 and blocks.layer(name) is not None
+        if isinstance(settings, MuonSettings) and parameter.ndim == 2 and blocks.layer(name) is not None
     }
 
     def groups(names: list[str]) -> list[Group]:
@@ -109,11 +102,12 @@ def build_optimizers(
 
     optimizers: list[torch.optim.Optimizer] = []
     if to_muon:
+        assert isinstance(settings, MuonSettings)
         optimizers.append(
             torch.optim.Muon(
                 groups([name for name in parameters if name in to_muon]),
                 lr=settings.muon_lr or settings.lr,
-                momentum=0.95 if settings.muon_momentum is None else settings.muon_momentum,
+                momentum=settings.muon_momentum,
                 weight_decay=base,
                 # Updates of the same RMS as AdamW's, so that its learning rates carry over.
                 adjust_lr_fn="match_rms_adamw",
@@ -133,28 +127,11 @@ def set_learning_rate(optimizers: Sequence[torch.optim.Optimizer], config: Train
     """Set every group to its peak learning rate times `factor`."""
     settings = config.optimizer
     for optimizer in optimizers:
-        is_muon = isinstance(optimizer, torch.optim.Muon)
-        peak = (settings.muon_lr or settings.lr) if is_muon else settings.lr
+        own = settings.muon_lr if isinstance(settings, MuonSettings) and _is_muon(optimizer) else None
+        peak = own or settings.lr
         for group in optimizer.param_groups:
             group["lr"] = peak * factor
 
 
-def all_groups(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[Group]:
-    """Every parameter group of every optimizer."""
-    for optimizer in optimizers:
-        yield from optimizer.param_groups
-
-
-def groups_by_parameter(optimizers: Sequence[torch.optim.Optimizer]) -> dict[int, Group]:
-    """The group of each parameter, by the parameter's `id`. Look it up anew: loading a state replaces the groups."""
-    return {id(parameter): group for group in all_groups(optimizers) for parameter in group["params"]}
-
-
-def mean_decay(optimizers: Sequence[torch.optim.Optimizer]) -> float:
-    """Mean weight decay over all trainable parameters, each element counting once."""
-    total = weight = 0.0
-    for group in all_groups(optimizers):
-        size = sum(parameter.numel() for parameter in group["params"])
-        total += size * float(group["weight_decay"])
-        weight += size
-    return total / weight
+def _is_muon(optimizer: torch.optim.Optimizer) -> bool:
+    return isinstance(optimizer, torch.optim.Muon)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from esdtool.train.config.whole import TrainConfig
+from esdtool.train.config.train_config import TrainConfig
 
 
 def lr_factor(config: TrainConfig, step: int) -> float:

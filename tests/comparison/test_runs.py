@@ -24,7 +24,7 @@ from esdtool.report.figures.training import alpha_curves, by_setting, mean_curve
 from esdtool.report.html import runs_page
 from esdtool.report.markdown import runs_markdown
 from esdtool.report.tables.runs import policy_table, settings_csv
-from esdtool.train.config.files import to_toml
+from esdtool.train.config.loading import to_toml
 
 Config = Callable[..., Any]
 

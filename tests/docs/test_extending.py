@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from esdtool.modules.families import load_families
 from tests.docs.pages import ROOT, Block, blocks, run_python
 
 PAGE = blocks("extending.md")
+FOREIGN = "weight_decay.final_ratio=0.5"
 
 
 def code(title: str) -> str:
@@ -129,7 +132,7 @@ def test_policy(extended: Path, tmp_path: Path) -> None:
         tokenizer = {{ train_vocab_size = 264 }}
         batch = {{ global_size = 2, micro_size = 2, sequence_length = 16 }}
         schedule = {{ steps = 4, warmup_steps = 1 }}
-        weight_decay = {{ policy = "annealed", base = 0.2 }}
+        weight_decay = {{ policy = "annealed", base = 0.2, final_ratio = 0.2 }}
         eval = {{ tokens = 32 }}
         logging = {{ every = 1, tensorboard = false }}
         run = {{ dir = "{tmp_path}/run", device = "cpu" }}
@@ -138,4 +141,16 @@ def test_policy(extended: Path, tmp_path: Path) -> None:
     run(extended, "train", str(config), "--quiet")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     means = [line["weight_decay_mean"] for line in lines if line["split"] == "train"]
-    assert means == pytest.approx([0.2, 0.15, 0.1, 0.05])
+    assert means == pytest.approx([0.2, 0.16, 0.12, 0.08])
+    said = run(extended, "train", str(config), "--print-config", "--set", "weight_decay.final_ratio=0.5")
+    assert tomllib.loads(said)["weight_decay"]["final_ratio"] == 0.5
+    command = [sys.executable, "-m", "esdtool", "train", str(config)]
+    refused = subprocess.run(
+        [*command, "--set", "weight_decay.policy=uniform", "--set", FOREIGN],
+        cwd=extended,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert refused.returncode == 1
+    assert 'final_ratio belongs to weight_decay.policy = "annealed", but the policy is "uniform"' in refused.stderr

@@ -20,7 +20,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def settings() -> Callable[..., Any]:
     """Makes a configuration from sections, on top of a small valid one."""
-    from esdtool.train.config.files import config_from_mapping
+    from esdtool.train.config.loading import config_from_mapping
 
     def make(**sections: dict[str, Any]) -> Any:
         document: dict[str, dict[str, Any]] = {

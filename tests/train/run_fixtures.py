@@ -69,6 +69,9 @@ def document(tmp_path: Path, text: str, model_config: str) -> Callable[..., dict
         }
         for section, values in sections.items():
             made[section] = dict(values) if section in ("model", "tokenizer") else made.get(section, {}) | values
+        chosen = made["weight_decay"]
+        if chosen.get("policy") in ("uniform", "none", "file") and "interval" not in sections["weight_decay"]:
+            del chosen["interval"]  # of the policies that have one
         return made
 
     return make
@@ -77,7 +80,7 @@ def document(tmp_path: Path, text: str, model_config: str) -> Callable[..., dict
 @pytest.fixture
 def make_config(document: Callable[..., dict[str, dict[str, Any]]]) -> Callable[..., Any]:
     """`document` as a resolved configuration."""
-    from esdtool.train.config.files import config_from_mapping
+    from esdtool.train.config.loading import config_from_mapping
 
     return lambda name="run", **sections: config_from_mapping(document(name, **sections))
 
@@ -85,7 +88,7 @@ def make_config(document: Callable[..., dict[str, dict[str, Any]]]) -> Callable[
 @pytest.fixture
 def write_config(tmp_path: Path, make_config: Callable[..., Any]) -> Callable[..., Path]:
     """The configuration as a TOML file."""
-    from esdtool.train.config.files import to_toml
+    from esdtool.train.config.loading import to_toml
 
     def write(name: str = "run", **sections: dict[str, Any]) -> Path:
         path = tmp_path / f"{name}.toml"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from esdtool.errors import ConfigError
-from esdtool.train.config.files import check_batch
-from esdtool.train.config.whole import TrainConfig
+from esdtool.train.config.loading import check_batch
+from esdtool.train.config.train_config import TrainConfig
 from esdtool.train.data.packing import Ids, MicroBatch, PackingName, count_targets, targets_of, to_micro_batches
 
 __all__ = ["Layout", "MicroBatch", "TrainBatches", "ValidationBatches", "check_identity", "count_targets"]
@@ -144,17 +144,21 @@ _IDENTITY_NAMES: Final = {
     "shuffle_block": "data.shuffle_block",
     "sequence_length": "batch.sequence_length",
     "global_size": "batch.global_size",
-    "seed": "run.seed",
 }
 
 
-def check_identity(saved: dict[str, Any], current: dict[str, Any]) -> None:
+def check_identity(saved: dict[str, Any], current: dict[str, Any], *, seed_key: str = "run.seed") -> None:
     """Refuse to go on with other batches than those of the checkpoint.
+
+    Args:
+        saved: what the batches of the checkpoint depend on.
+        current: what they would depend on now.
+        seed_key: the setting that the seed comes from, for the message.
 
     Raises:
         ConfigError: naming the first thing that differs, with both values.
     """
-    for key, name in _IDENTITY_NAMES.items():
+    for key, name in {**_IDENTITY_NAMES, "seed": seed_key}.items():
         before, now = saved.get(key), current.get(key)
         if before == now:
             continue

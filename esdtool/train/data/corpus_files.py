@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import IO, Any, Final, cast
 
 from esdtool.errors import ConfigError, MissingExtraError
-from esdtool.train.config.sections import DataSettings
+from esdtool.train.config.sections import FilesData
 from esdtool.train.data.corpus import Corpus, fingerprint_of, not_blank
 
 SUFFIXES: Final = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
 
-def files_corpus(patterns: Sequence[str], *, key: str, data: DataSettings) -> Corpus:
+def files_corpus(patterns: Sequence[str], *, key: str, data: FilesData) -> Corpus:
     """The documents of all files that match, in the order of their paths.
 
     Args:
@@ -88,7 +88,7 @@ def _digest(file: Path) -> bytes:
         raise ConfigError(f"{file}: cannot read: {error.strerror}") from error
 
 
-def _read(file: Path, data: DataSettings) -> Iterator[str]:
+def _read(file: Path, data: FilesData) -> Iterator[str]:
     try:
         if _suffix(file) == ".parquet":
             yield from _read_parquet(file, data.text_column)

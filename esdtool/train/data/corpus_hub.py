@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from esdtool.errors import ConfigError, MissingExtraError
-from esdtool.train.config.sections import DataSettings
+from esdtool.train.config.sections import HubData
 from esdtool.train.data.corpus import Corpus, Stream, fingerprint_of, not_blank
 from esdtool.train.data.corpus_files import text_of
 from esdtool.train.quiet import whole_message
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _LOADING: Final = threading.Lock()
 
 
-def hub_corpus(data: DataSettings, split: str) -> Corpus:
+def hub_corpus(data: HubData, split: str) -> Corpus:
     """One split of data.dataset: a `Stream` if data.streaming, else a `Corpus` that is downloaded whole.
 
     Raises:
@@ -75,12 +75,11 @@ class _HubReader:
         return state
 
 
-def _load(data: DataSettings, split: str, name: str) -> Any:
+def _load(data: HubData, split: str, name: str) -> Any:
     try:
         import datasets
     except ImportError as error:
         raise MissingExtraError('data.source = "huggingface"', "train") from error
-    assert data.dataset is not None
     with _explained(name), _LOADING:
         if _is_saved_to_disk(Path(data.dataset)):
             return _load_saved(data, split, name)
@@ -97,10 +96,9 @@ def _is_saved_to_disk(folder: Path) -> bool:
     return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
 
 
-def _load_saved(data: DataSettings, split: str, name: str) -> datasets.Dataset | datasets.IterableDataset:
+def _load_saved(data: HubData, split: str, name: str) -> datasets.Dataset | datasets.IterableDataset:
     import datasets
 
-    assert data.dataset is not None
     saved = datasets.load_from_disk(data.dataset)
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:

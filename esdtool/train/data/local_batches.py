@@ -26,6 +26,7 @@ class LocalBatches:
         corpus_fingerprint: str,
         tokenizer_fingerprint: str,
         name: str,
+        seed_key: str = "run.seed",
     ) -> None:
         """Check that there is enough text.
 
@@ -36,6 +37,7 @@ class LocalBatches:
             corpus_fingerprint: of the training text, for resuming.
             tokenizer_fingerprint: of the tokenizer, for resuming.
             name: the corpus in messages.
+            seed_key: the setting that the seed comes from, for messages.
 
         Raises:
             ConfigError: if one epoch is shorter than one global batch.
@@ -50,6 +52,7 @@ class LocalBatches:
         self._store = store
         self._layout = layout
         self._seed = seed
+        self._seed_key = seed_key
         self._identity = {
             "corpus": corpus_fingerprint,
             "tokenizer": tokenizer_fingerprint,
@@ -77,7 +80,7 @@ class LocalBatches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `TrainBatches`."""
-        check_identity(state, self._identity)
+        check_identity(state, self._identity, seed_key=self._seed_key)
 
     def _row(self, index: int) -> Ids:
         return self._store.row(index, self._layout.packing, self._layout.sequence_length)

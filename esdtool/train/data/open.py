@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from esdtool.train.config.sections import DataSettings
-from esdtool.train.config.whole import TrainConfig
+from esdtool.train.config.sections import DataSettings, FilesData, HubData, StdlibData
+from esdtool.train.config.train_config import DEFAULT_FRACTION, TrainConfig
 from esdtool.train.data import corpus_files, corpus_hub, corpus_stdlib
 from esdtool.train.data.batches import Layout, TrainBatches, ValidationBatches
 from esdtool.train.data.corpus import Corpus, Splits, Stream, held_out_splits
@@ -68,13 +68,15 @@ def open_data(config: TrainConfig, *, rank: int = 0, world_size: int = 1) -> Dat
     validation = open_validation(
         splits.validation, encoder, layout, tokens=config.eval.tokens, micro_size=config.eval_micro_size
     )
-    seed = config.run.seed
+    seed, seed_key = config.data_seed, "run.seed" if config.data.seed is None else "data.seed"
     if isinstance(splits.train, Stream):
+        assert isinstance(config.data, HubData)
         batches = StreamBatches(
             splits.train,
             encoder,
             layout,
             seed=seed,
+            seed_key=seed_key,
             block_size=config.data.shuffle_block,
             prefetch=config.data.prefetch,
         )
@@ -91,6 +93,7 @@ def open_data(config: TrainConfig, *, rank: int = 0, world_size: int = 1) -> Dat
         store,
         layout,
         seed=seed,
+        seed_key=seed_key,
         corpus_fingerprint=splits.train.fingerprint,
         tokenizer_fingerprint=encoder.fingerprint,
         name=splits.train.name,
@@ -134,30 +137,28 @@ def open_corpus(data: DataSettings) -> Splits:
         ConfigError: for globs without a match, unreadable files and datasets that cannot be had. What is wrong
             inside a file is raised when the documents are read.
     """
-    match data.source:
-        case "stdlib":
+    match data:
+        case StdlibData():
             corpus = corpus_stdlib.stdlib_corpus()
-        case "files":
-            assert data.files is not None
+        case FilesData():
             corpus = corpus_files.files_corpus(data.files, key="data.files", data=data)
             if data.validation_files is not None:
                 validation = corpus_files.files_corpus(data.validation_files, key="data.validation_files", data=data)
                 corpus_files.check_disjoint(data.files, data.validation_files)
                 return Splits(train=corpus, validation=validation)
-        case "huggingface":
+        case HubData():
             corpus = corpus_hub.hub_corpus(data, data.split)
             if data.validation_split is not None:
                 return Splits(train=corpus, validation=corpus_hub.hub_corpus(data, data.validation_split))
-    return held_out_splits(corpus, data.validation_fraction or 0.02)
+    return held_out_splits(corpus, data.validation_fraction or DEFAULT_FRACTION)
 
 
 def open_whole_corpus(data: DataSettings) -> Corpus:
     """All of the text, nothing held out."""
-    match data.source:
-        case "stdlib":
+    match data:
+        case StdlibData():
             return corpus_stdlib.stdlib_corpus()
-        case "files":
-            assert data.files is not None
+        case FilesData():
             return corpus_files.files_corpus(data.files, key="--data", data=data)
-        case "huggingface":
+        case HubData():
             return corpus_hub.hub_corpus(data, data.split)

@@ -42,7 +42,15 @@ class StreamBatches:
     """Batches of a `Stream`, served in order; a few are prepared ahead in a background thread."""
 
     def __init__(
-        self, stream: Stream, encoder: Encoder, layout: Layout, *, seed: int, block_size: int, prefetch: int
+        self,
+        stream: Stream,
+        encoder: Encoder,
+        layout: Layout,
+        *,
+        seed: int,
+        block_size: int,
+        prefetch: int,
+        seed_key: str = "run.seed",
     ) -> None:
         """Nothing is read yet.
 
@@ -53,11 +61,13 @@ class StreamBatches:
             seed: of the order within the blocks.
             block_size: documents that are shuffled among themselves.
             prefetch: batches prepared ahead; 0: none, and no thread.
+            seed_key: the setting that the seed comes from, for messages.
         """
         self._stream = stream
         self._encoder = encoder
         self._layout = layout
         self._seed = seed
+        self._seed_key = seed_key
         self._block_size = block_size
         self._prefetch = prefetch
         self._identity = {
@@ -99,7 +109,7 @@ class StreamBatches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `TrainBatches`."""
-        check_identity(state, self._identity)
+        check_identity(state, self._identity, seed_key=self._seed_key)
         self._drain()
         cursor = state["cursor"]
         self._cursors = {state["step"]: Cursor(**{**cursor, "carry": tuple(cursor["carry"])})}

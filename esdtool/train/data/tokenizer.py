@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from esdtool.errors import ConfigError, MissingExtraError
 from esdtool.support.files import atomic_write_text
-from esdtool.train.config.whole import TrainConfig
+from esdtool.train.config.train_config import TrainConfig
 from esdtool.train.data.cache import cache_folder, locked
 from esdtool.train.data.corpus import Corpus, Stream, fingerprint_of
 from esdtool.train.pretrained import load_fast_tokenizer

@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.state_dict import (
 from esdtool.errors import CheckpointError, ConfigError, EsdtoolError, OutputError
 from esdtool.support.files import default_mode
 from esdtool.support.words import dimensions
-from esdtool.train.config.whole import TrainConfig
+from esdtool.train.config.train_config import TrainConfig
 from esdtool.train.pretrained import load_model
 from esdtool.train.quiet import quiet_transformers, whole_message
 from esdtool.train.run.manifest import (
@@ -175,7 +175,8 @@ def check_same_run(saved: SavedRun, config: TrainConfig) -> list[str]:
     changes = []
     for section, values in now.items():
         for key, value in values.items():
-            before = saved.config.get(section, {}).get(key)
+            # Earlier versions of esdtool had fewer keys.
+            before = saved.config.get(section, {}).get(key, value)
             if before == value or (section, key) in (("run", "dir"), ("checkpoint", "keep")):
                 continue
             text = f"{section}.{key} ({before} then, {value} now)"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from esdtool.errors import ConfigError, OutputError
 from esdtool.support.files import atomic_write_text
-from esdtool.train.config.files import to_toml
-from esdtool.train.config.whole import TrainConfig
+from esdtool.train.config.loading import to_toml
+from esdtool.train.config.train_config import TrainConfig
 from esdtool.train.run.log import CONFIG, DECAY, METRICS
 from esdtool.train.run.manifest import SavedRun, find_checkpoint, list_checkpoints
 

@@ -15,8 +15,8 @@ from typing import Any, Final, TextIO
 from esdtool.errors import ConfigError, MissingExtraError
 from esdtool.modules import WeightModule
 from esdtool.support.files import atomic_write, atomic_write_text, naming_the_file
-from esdtool.train.config.whole import TrainConfig
-from esdtool.train.policies.base import Record
+from esdtool.train.config.train_config import TrainConfig
+from esdtool.train.policy import DecayRecord
 
 METRICS: Final = "metrics.jsonl"
 DECAY: Final = "decay.jsonl"
@@ -126,7 +126,7 @@ class RunLog:
         }
         self._external(numbers, int(line["step"]))
 
-    def decay(self, step: int, record: Record) -> None:
+    def decay(self, step: int, record: DecayRecord) -> None:
         """Append a refresh to decay.jsonl.
 
         Args:
@@ -163,7 +163,7 @@ class RunLog:
             self._wandb.finish()
 
 
-def by_role(record: Record, modules: Mapping[str, WeightModule]) -> dict[str, dict[str, float]]:
+def by_role(record: DecayRecord, modules: Mapping[str, WeightModule]) -> dict[str, dict[str, float]]:
     """Mean alpha and mean decay of each role."""
     values: dict[str, dict[str, list[float]]] = {"alpha": defaultdict(list), "weight_decay": defaultdict(list)}
     for name, decay in record.modules.items():

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from esdtool.modules import WeightModule
-from esdtool.train.policies.base import Record
+from esdtool.train.policy import DecayRecord
 from esdtool.train.run.log import by_role
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class PlainView:
             text += f"  ETA {self.remaining(line['step'])}"
         self.show(text)
 
-    def decay(self, step: int, record: Record) -> None:
+    def decay(self, step: int, record: DecayRecord) -> None:
         """A line of decay.jsonl."""
         if not record.modules:
             return
@@ -80,7 +80,7 @@ class LiveView(PlainView):
         super().__init__(total_steps, modules)
         self._train: Mapping[str, Any] | None = None
         self._validation: Mapping[str, Any] | None = None
-        self._record: tuple[int, Record] | None = None
+        self._record: tuple[int, DecayRecord] | None = None
         self._eta = "-"
         self._live = Live(console=Console(stderr=True), auto_refresh=False, redirect_stdout=False)
         self._live.start()
@@ -97,7 +97,7 @@ class LiveView(PlainView):
             self._validation = line
         self._live.update(self._table(), refresh=True)
 
-    def decay(self, step: int, record: Record) -> None:
+    def decay(self, step: int, record: DecayRecord) -> None:
         """A line of decay.jsonl."""
         if record.modules:
             self._record = step, record

@@ -12,10 +12,13 @@ from typing import Annotated, Any, Final, get_args, get_origin
 from pydantic import Field, ValidationError
 
 from esdtool.errors import ConfigError
-from esdtool.train.config.files import load_config, read_toml
-from esdtool.train.config.sections import Section
-from esdtool.train.config.whole import TrainConfig
+from esdtool.train.config.layers import section_choices
+from esdtool.train.config.loading import load_config, read_toml
+from esdtool.train.config.section import Section
+from esdtool.train.config.train_config import TrainConfig
 
+_Setting = dict[tuple[str, str], Any]
+"""Values by (section, key)."""
 _POLICY: Final = ("weight_decay", "policy")
 _OWN: Final = frozenset({("run", "dir"), ("run", "seed")})
 """Keys that the sweep sets itself."""
@@ -40,7 +43,8 @@ class SweepFile(Section):
     sweep: SweepSettings
     grid: Annotated[list[dict[str, Any]], Field(min_length=1)]
     """[[grid]], one or several: keys of a training configuration. A list is a list of alternatives, and the runs are
-    all combinations of them; a key that takes a list itself needs a list of lists. `name` names the runs."""
+    all combinations of them; a key that takes a list itself needs a list of lists. A key that only some of the policies
+    (sources, optimizers, schedules) of one [[grid]] have is for these. `name` names the runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +133,33 @@ def _expand(entry: Mapping[str, Any], where: str) -> Iterator[tuple[str, dict[st
                 raise ConfigError(f"{where}: {section}.{key} is set by the sweep itself (seeds and dir of [sweep])")
             choices[section, key] = _alternatives(section, key, value, where)
     varied = [key for key, values in choices.items() if len(values) > 1]
+    seen: list[_Setting] = []
     for values in itertools.product(*choices.values()):
-        chosen = dict(zip(choices, values, strict=True))
+        chosen = _fitting(dict(zip(choices, values, strict=True)), choices)
+        if chosen in seen:
+            continue
+        seen.append(chosen)
         layer: dict[str, dict[str, Any]] = {}
         for (section, key), value in chosen.items():
             layer.setdefault(section, {})[key] = value
-        yield _name(given, chosen, varied), layer
+        yield _name(given, chosen, [key for key in varied if key in chosen]), layer
+
+
+def _fitting(chosen: _Setting, alternatives: Mapping[tuple[str, str], Sequence[Any]]) -> _Setting:
+    """A combination without the keys that belong to other policies (sources, ...) of the same [[grid]] only.
+
+    `policy = ["uniform", "alphadecay"]` with `interval = [50, 100]` is three settings: uniform decay has no interval.
+    """
+    left_out = set()
+    for section, key in chosen:
+        found = section_choices().get(section)
+        picked = chosen.get((section, found.selector)) if found is not None else None
+        if found is None or picked is None or key == found.selector:
+            continue
+        owners = found.owners_of(key)
+        if owners and picked not in owners and set(alternatives[section, found.selector]) & set(owners):
+            left_out.add((section, key))
+    return {key: value for key, value in chosen.items() if key not in left_out}
 
 
 def _alternatives(section: str, key: str, value: Any, where: str) -> list[Any]:
@@ -148,9 +173,13 @@ def _alternatives(section: str, key: str, value: Any, where: str) -> list[Any]:
 
 
 def _takes_list(section: str, key: str) -> bool:
-    owner = TrainConfig.model_fields.get(section)
-    fields = getattr(owner.annotation, "model_fields", {}) if owner is not None else {}
-    return key in fields and _holds_tuple(fields[key].annotation)
+    if section in section_choices():
+        models: list[Any] = list(section_choices()[section].models.values())
+    else:
+        owner = TrainConfig.model_fields.get(section)
+        models = [] if owner is None else [owner.annotation]
+    fields = [getattr(model, "model_fields", {}).get(key) for model in models]
+    return any(found is not None and _holds_tuple(found.annotation) for found in fields)
 
 
 def _holds_tuple(annotation: Any) -> bool:

@@ -15,8 +15,8 @@ from typing import Final, Literal, TextIO
 from esdtool.errors import ConfigError, OutputError
 from esdtool.support.files import atomic_write_text
 from esdtool.support.threads import available_cores
-from esdtool.train.config.files import load_config, to_toml
-from esdtool.train.config.whole import TrainConfig, is_immaterial
+from esdtool.train.config.loading import load_run_config, to_toml
+from esdtool.train.config.train_config import TrainConfig, is_immaterial
 from esdtool.train.run.log import CONFIG, METRICS, read_lines
 from esdtool.train.run.manifest import list_checkpoints
 from esdtool.train.signals import StopSignals
@@ -62,7 +62,7 @@ def state_of(run: SweepRun) -> State:
     folder = run.folder
     if not (folder / CONFIG).is_file():
         return "new"
-    differing = _differences(load_config(folder / CONFIG), run.config)
+    differing = _differences(load_run_config(folder / CONFIG), run.config)
     if differing:
         raise ConfigError(
             f"{folder} holds a run with another {' and '.join(differing)}: remove it, or choose another dir in [sweep]"

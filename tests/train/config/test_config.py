@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esdtool.errors import ConfigError
-from esdtool.train.config.files import TrainConfig, check_batch, config_from_mapping, json_schema, load_config, to_toml
+from esdtool.train.config.layers import section_choices
+from esdtool.train.config.loading import (
+    TrainConfig,
+    check_batch,
+    config_from_mapping,
+    json_schema,
+    load_config,
+    load_run_config,
+    to_toml,
+)
+from esdtool.train.policies import load_policies
+from esdtool.train.policies.alphadecay import AlphaDecaySettings
 
 MINIMAL = '[model]\npreset = "llama-1m"\n[tokenizer]\ntrain_vocab_size = 512\n[schedule]\nsteps = 200\n'
 
@@ -33,6 +44,7 @@ def test_defaults_that_depend_on_other_keys_are_written_out(minimal: Path) -> No
     config = load_config(minimal)
     assert config.schedule.warmup_steps == 20
     assert config.weight_decay.base == 0.1
+    assert isinstance(config.weight_decay, AlphaDecaySettings)
     assert config.weight_decay.max_ratio == 5.0
     assert config.data.validation_fraction == 0.02
     assert config.eval.micro_size == config.batch.micro_size
@@ -42,7 +54,10 @@ def test_defaults_that_depend_on_other_keys_are_written_out(minimal: Path) -> No
 @pytest.mark.parametrize(("name", "base", "maximum"), [("adam", 1e-5, 3.0), ("adamw", 0.1, 5.0), ("muon", 0.1, 5.0)])
 def test_published_decay_follows_the_optimizer(minimal: Path, name: str, base: float, maximum: float) -> None:
     config = load_config(minimal, [f"optimizer.name={name}"])
-    assert (config.base_decay, config.ratio_range) == (base, (0.67, maximum))
+    decay = config.weight_decay
+    assert isinstance(decay, AlphaDecaySettings)
+    assert (config.base_decay, decay.base) == (base, base)
+    assert (decay.min_ratio, decay.max_ratio) == (0.67, maximum)
 
 
 @pytest.mark.parametrize(
@@ -106,11 +121,11 @@ def test_a_later_choice_drops_what_belonged_to_the_earlier_one(tmp_path: Path) -
     )
     overrides = ["data.source=stdlib", "tokenizer.train_vocab_size=512", "model.from=a/checkpoint"]
     config = load_config(base, [*overrides, "schedule.name=cosine", "optimizer.name=adam"])
-    assert config.data.dataset is None
+    assert (config.data.source, hasattr(config.data, "dataset")) == ("stdlib", False)
     assert config.tokenizer.name is None
     assert (config.model.preset, config.model.from_) == (None, "a/checkpoint")
-    assert config.schedule.decay_steps is None
-    assert config.optimizer.muon_lr is None
+    assert (config.schedule.name, hasattr(config.schedule, "decay_steps")) == ("cosine", False)
+    assert (config.optimizer.name, hasattr(config.optimizer, "muon_lr")) == ("adam", False)
 
 
 @pytest.mark.parametrize(
@@ -267,5 +282,109 @@ def test_a_config_cannot_be_changed(minimal: Path) -> None:
 
 def test_score_options_are_those_of_the_section(minimal: Path) -> None:
     config = load_config(minimal, ["weight_decay.fit=farms", "weight_decay.farms_rows=64", "weight_decay.fast=true"])
+    assert isinstance(config.weight_decay, AlphaDecaySettings)
     options = config.weight_decay.score_options()
     assert (options.fit, options.farms_rows, options.fast, options.k_fraction) == (("farms",), 64, True, 0.5)
+
+
+FOREIGN = [
+    (section, choice, key)
+    for section, choices in section_choices().items()
+    for choice in choices.models
+    for key in sorted({key for other in choices.models for key in choices.keys_of(other)} - choices.keys_of(choice))
+]
+NEEDED = {"file": ["weight_decay.path=x"], "files": ["data.files=x"], "huggingface": ["data.dataset=x"]}
+
+
+def test_every_section_with_a_choice_has_keys_of_its_own() -> None:
+    assert set(section_choices()) == {"data", "optimizer", "schedule", "weight_decay"}
+    assert len(FOREIGN) > 80
+    assert {section for section, _, _ in FOREIGN} == set(section_choices())
+
+
+@pytest.mark.parametrize(("section", "choice", "key"), FOREIGN)
+def test_a_key_of_another_choice_is_refused_and_says_whose_it_is(
+    minimal: Path, section: str, choice: str, key: str
+) -> None:
+    choices = section_choices()[section]
+    chosen = [f"{section}.{choices.selector}={choice}", *NEEDED.get(choice, [])]
+    load_config(minimal, chosen)
+    message = complaint(minimal, *chosen, f"{section}.{key}=1")
+    assert message.startswith(f"--set {section}.{key}=1: {section}.{key} belongs to {section}.{choices.selector} = ")
+    assert message.endswith(f', but the {choices.selector} is "{choice}"')
+    owners = [other for other in choices.models if key in choices.models[other].model_fields]
+    assert all(f'"{owner}"' in message for owner in owners)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_command_line_is_one_layer(minimal: Path, order: int) -> None:
+    overrides = ["weight_decay.fit=ks", "weight_decay.policy=uniform"][::order]
+    assert 'weight_decay.fit belongs to weight_decay.policy = "alphadecay", but the policy is "uniform"' in complaint(
+        minimal, *overrides
+    )
+
+
+def test_keys_of_the_earlier_choice_are_dropped_with_a_note(minimal: Path, tmp_path: Path) -> None:
+    minimal.write_text(MINIMAL + '[weight_decay]\nfit = "ks"\ninterval = 7\nbase = 0.2\n[optimizer]\nlr = 0.5\n')
+    notes: list[str] = []
+    config = load_config(minimal, ["weight_decay.policy=uniform"], on_note=notes.append)
+    assert (config.weight_decay.policy, config.weight_decay.base, config.optimizer.lr) == ("uniform", 0.2, 0.5)
+    assert notes == [
+        f"{minimal}: weight_decay.fit, weight_decay.interval left out: "
+        'not of weight_decay.policy = "uniform", which --set weight_decay.policy=uniform chooses'
+    ]
+    # What the other policy has too stays, and nothing is noted where nothing is dropped.
+    notes.clear()
+    config = load_config(minimal, ["weight_decay.policy=awd", "weight_decay.base=0.3"], on_note=notes.append)
+    assert config.weight_decay.model_dump()["interval"] == 7
+    assert [note.partition(" left out")[0] for note in notes] == [f"{minimal}: weight_decay.fit"]
+    notes.clear()
+    load_config(minimal, ["weight_decay.policy=alphadecay", "weight_decay.k_fraction=0.4"], on_note=notes.append)
+    assert notes == []
+    # In one file, nothing is dropped.
+    minimal.write_text(MINIMAL + '[weight_decay]\npolicy = "uniform"\nfit = "ks"\n')
+    assert "weight_decay.fit belongs to" in complaint(minimal)
+    overlay = tmp_path / "overlay.toml"
+    overlay.write_text('[weight_decay]\npolicy = "none"\ninterval = 3\n')
+    with pytest.raises(ConfigError, match=rf'{overlay}: weight_decay\.interval belongs to .* but the policy is "none"'):
+        load_config([minimal, overlay])
+    # Not even by a key that nobody has.
+    minimal.write_text(MINIMAL + "[weight_decay]\nintervall = 3\n")
+    assert "unknown key weight_decay.intervall; did you mean" in complaint(minimal, "weight_decay.policy=uniform")
+
+
+def test_the_configuration_of_a_run_of_an_earlier_version_is_read(minimal: Path) -> None:
+    """These wrote the keys of every policy."""
+    old = '[weight_decay]\npolicy = "uniform"\nbase = 0.2\ninterval = 500\nfit = "hill"\nawd_scale = 100.0\n'
+    minimal.write_text(MINIMAL + old + '[data]\nsource = "stdlib"\nsplit = "train"\nstreaming = true\n')
+    config = load_run_config(minimal)
+    assert (config.weight_decay.policy, config.weight_decay.base, config.data.source) == ("uniform", 0.2, "stdlib")
+    assert complaint(minimal)
+
+
+def test_the_schema_knows_whose_key_it_is(minimal: Path) -> None:
+    schema = json_schema()
+    document = tomllib.loads(MINIMAL)
+    for policy, settings in load_policies().items():
+        section = {"policy": policy} | ({"path": "x"} if policy == "file" else {})
+        jsonschema.validate(document | {"weight_decay": section}, schema)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(document | {"weight_decay": section | {"nothing": 1}}, schema)
+        if "fit" not in settings.model_fields:
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(document | {"weight_decay": section | {"fit": "ks"}}, schema)
+    jsonschema.validate(document | {"weight_decay": {"fit": "ks"}}, schema)
+
+
+@pytest.mark.parametrize("value", ["3", "[1]", "{ a = 1 }", "true", "1.5", '""'])
+@pytest.mark.parametrize("selector", ["weight_decay.policy", "data.source", "optimizer.name", "schedule.name"])
+def test_a_choice_of_anything_is_one_line(minimal: Path, selector: str, value: str) -> None:
+    message = complaint(minimal, f"{selector}={value}")
+    assert message.startswith(f"--set {selector}={value}: {selector} is ")
+    assert ", but should be '" in message
+
+
+def test_the_seed_of_the_data_is_that_of_the_run_unless_given(minimal: Path) -> None:
+    assert load_config(minimal, ["run.seed=3"]).data_seed == 3
+    assert load_config(minimal, ["run.seed=3", "data.seed=5"]).data_seed == 5
+    assert "seed" not in tomllib.loads(to_toml(load_config(minimal, ["run.seed=3"])))["data"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from esdtool.train.config.files import TrainConfig, check_batch, json_schema, load_config
+from esdtool.train.config.loading import TrainConfig, check_batch, json_schema, load_config
 from esdtool.train.estimate import estimate
 from esdtool.train.model import unallocated_model
 
@@ -59,7 +59,11 @@ def test_the_papers_settings(size: str, optimizer: str) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_policy_fits_every_config(path: Path, overlay: Path) -> None:
     base, config = load_config(path), load_config([path, overlay])
-    assert config.weight_decay == base.weight_decay.model_copy(update={"policy": overlay.stem})
+    before, after = base.weight_decay.model_dump(), config.weight_decay.model_dump()
+    assert after["policy"] == overlay.stem
+    shared = before.keys() & after.keys() - {"policy"}
+    assert shared >= {"base", "include", "exclude", "unlisted"}
+    assert {key: after[key] for key in shared} == {key: before[key] for key in shared}
     same = {"weight_decay": base.weight_decay, "run": base.run}
     assert config.model_copy(update=same) == base
 
@@ -86,7 +90,8 @@ def test_the_quickstart_shows_every_key_with_its_default() -> None:
             comments[f"{section}.{key[1]}"] = key[2]
     schema = json_schema()
     for name, reference in schema["properties"].items():
-        properties = schema["$defs"][reference["$ref"].rsplit("/", 1)[1]]["properties"]
+        parts = [schema["$defs"][part["$ref"].rsplit("/", 1)[1]] for part in reference.get("oneOf", [reference])]
+        properties = {key: described for part in reversed(parts) for key, described in part["properties"].items()}
         assert sorted(shown[name]) == sorted(properties), name
         for key, described in properties.items():
             default = described.get("default")

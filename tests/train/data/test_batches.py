@@ -46,9 +46,26 @@ def open_text(
         if streaming:
             source = {"source": "huggingface", "dataset": str(folder), "shuffle_block": 32}
         data = {**source, "validation_fraction": 0.2, **sections.pop("data", {})}
+        if not streaming:
+            data = {key: value for key, value in data.items() if key not in ("shuffle_block", "prefetch")}
         return open_data(settings(data=data, **sections), rank=rank, world_size=world_size)
 
     return make
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_order_has_a_seed_of_its_own(open_text: Any, streaming: bool) -> None:
+    def rows(data_seed: int | None, run_seed: int) -> list[Rows]:
+        data = {} if data_seed is None else {"seed": data_seed}
+        train = open_text(streaming=streaming, data=data, run={"seed": run_seed}).train
+        return [rows_of(train.micro_batches(step)) for step in range(3)]
+
+    assert rows(7, 0) == rows(7, 1) == rows(None, 7)
+    assert rows(8, 0) != rows(7, 0)
+    saved = open_text(streaming=streaming, data={"seed": 7}).train.state_dict(0)
+    open_text(streaming=streaming, run={"seed": 7}).train.load_state_dict(saved)
+    with pytest.raises(ConfigError, match=r"cannot resume: data\.seed differs .*\(7 then, 8 now\)"):
+        open_text(streaming=streaming, data={"seed": 8}).train.load_state_dict(saved)
 
 
 def rows_of(batches: list[MicroBatch]) -> Rows:

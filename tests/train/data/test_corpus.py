@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esdtool.errors import ConfigError
-from esdtool.train.config.sections import DataSettings
+from esdtool.train.config.sections import FilesData, HubData
 from esdtool.train.data.corpus import Corpus, Splits, Stream, held_out_splits, is_held_out
 from esdtool.train.data.corpus_files import find_files
 from esdtool.train.data.corpus_stdlib import stdlib_corpus, stdlib_files
@@ -24,7 +24,7 @@ DOCUMENTS = ["first text", "zweiter Text: äöü", "third 第三 🙂"]
 
 def of_files(*patterns: Path | str, **keys: Any) -> Splits:
     """A corpus of files, as one split with everything but a sliver held in."""
-    return open_corpus(DataSettings(source="files", files=tuple(map(str, patterns)), **keys))
+    return open_corpus(FilesData(source="files", files=tuple(map(str, patterns)), **keys))
 
 
 def all_documents(splits: Splits) -> list[str]:
@@ -225,7 +225,7 @@ def datasets_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_a_dataset_with_a_validation_split(dataset_folder: Path, words: Callable, streaming: bool) -> None:
-    settings = DataSettings(
+    settings = HubData(
         source="huggingface", dataset=str(dataset_folder), validation_split="validation", streaming=streaming
     )
     splits = open_corpus(settings)
@@ -243,9 +243,9 @@ def test_a_dataset_saved_to_disk(tmp_path: Path, streaming: bool) -> None:
     saved = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": DOCUMENTS})})
     saved.save_to_disk(tmp_path / "saved")
     settings = {"source": "huggingface", "dataset": str(tmp_path / "saved"), "streaming": streaming}
-    assert sorted(all_documents(open_corpus(DataSettings(**settings)))) == sorted(DOCUMENTS)
+    assert sorted(all_documents(open_corpus(HubData(**settings)))) == sorted(DOCUMENTS)
     with pytest.raises(ConfigError, match="no such split; there are: train"):
-        open_corpus(DataSettings(**settings, split="test"))
+        open_corpus(HubData(**settings, split="test"))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_a_dataset_saved_to_disk(tmp_path: Path, streaming: bool) -> None:
 def test_a_dataset_that_cannot_be_had(
     dataset_folder: Path, keys: dict[str, str], expected: str, streaming: bool
 ) -> None:
-    settings = DataSettings(**{"source": "huggingface", "dataset": str(dataset_folder), "streaming": streaming, **keys})
+    settings = HubData(**{"source": "huggingface", "dataset": str(dataset_folder), "streaming": streaming, **keys})
     with pytest.raises(ConfigError) as caught:
         list(open_corpus(settings).train.documents())
     assert expected in str(caught.value)
@@ -271,7 +271,7 @@ def test_a_dataset_that_cannot_be_had(
 @pytest.mark.parametrize("fraction", [None, 0.3])
 def test_a_stream_goes_on_where_it_was_saved(dataset_folder: Path, consumed: int, fraction: float | None) -> None:
     held_out = {"validation_split": "validation"} if fraction is None else {"validation_fraction": fraction}
-    stream = open_corpus(DataSettings(source="huggingface", dataset=str(dataset_folder), **held_out)).train
+    stream = open_corpus(HubData(source="huggingface", dataset=str(dataset_folder), **held_out)).train
     assert isinstance(stream, Stream)
     whole = list(stream.documents())
     reader = stream.reader(None)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from esdtool.errors import ConfigError
-from esdtool.train.config.files import load_config
+from esdtool.train.config.loading import load_config
 from esdtool.train.loop import train
 from esdtool.train.run.log import read_lines
 from esdtool.train.sweep.plan import plan_sweep

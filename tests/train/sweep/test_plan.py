@@ -59,6 +59,41 @@ def test_all_combinations_seed_by_seed(sweep_file: Callable[[str], Path]) -> Non
     assert {run.config.run.seed for run in plan.runs} == {1, 3}
 
 
+def test_a_key_of_some_policies_of_a_grid_is_for_these(sweep_file: Callable[[str], Path]) -> None:
+    path = sweep_file(
+        """
+        [[grid]]
+        weight_decay.policy = ["uniform", "alphadecay", "awd"]
+        weight_decay.interval = [3, 5]
+        weight_decay.fit = ["hill", "ks"]
+        weight_decay.base = 0.2
+        [[grid]]
+        optimizer.name = ["adamw", "muon"]
+        optimizer.muon_momentum = 0.9
+        """
+    )
+    plan = plan_sweep(path)
+    assert [run.name for run in plan.runs] == [
+        "uniform",
+        "alphadecay-interval-3-fit-hill",
+        "alphadecay-interval-3-fit-ks",
+        "alphadecay-interval-5-fit-hill",
+        "alphadecay-interval-5-fit-ks",
+        "awd-interval-3",
+        "awd-interval-5",
+        "run-name-adamw",
+        "run-name-muon",
+    ]
+    assert {run.config.weight_decay.base for run in plan.runs[:7]} == {0.2}
+    assert plan.runs[-1].config.optimizer.model_dump()["muon_momentum"] == 0.9
+    assert "muon_momentum" not in plan.runs[-2].config.optimizer.model_dump()
+
+
+def test_a_key_of_no_policy_of_a_grid_is_refused(sweep_file: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigError, match=r'weight_decay\.fit belongs to .*"alphadecay", but the policy is "uniform"'):
+        plan_sweep(sweep_file('[[grid]]\nweight_decay.policy = ["uniform", "awd"]\nweight_decay.fit = ["hill", "ks"]'))
+
+
 def test_the_grid_counts_more_than_set(sweep_file: Callable[[str], Path]) -> None:
     plan = plan_sweep(sweep_file("[[grid]]\noptimizer.lr = [1e-3, 2e-3]"), ["optimizer.lr=9e-3"])
     assert [run.config.optimizer.lr for run in plan.runs] == [1e-3, 2e-3]

@@ -17,7 +17,7 @@ import pytest
 from esdtool.cli.compare_sources import sort_out
 from esdtool.comparison.runs import compare_runs, load_run
 from esdtool.report.terminal.runs import print_settings
-from esdtool.train.config.files import load_config
+from esdtool.train.config.loading import load_config
 from esdtool.train.loop import train
 from esdtool.train.sweep.plan import plan_sweep
 from esdtool.train.sweep.runner import run_sweep, state_of

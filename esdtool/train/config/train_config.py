@@ -4,24 +4,33 @@ from __future__ import annotations
 
 from typing import Any, Final, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from esdtool.assignment.rule import PUBLISHED_RATIOS
+from esdtool.train.config.section import Section
 from esdtool.train.config.sections import (
+    AdamWSettings,
     BatchSettings,
     CheckpointSettings,
     DataSettings,
     EvalSettings,
+    FilesData,
+    HubData,
     LoggingSettings,
     ModelSettings,
+    MuonSettings,
     OptimizerSettings,
     PrecisionSettings,
     RunSettings,
     ScheduleSettings,
-    Section,
+    StdlibData,
     TokenizerSettings,
-    WeightDecaySettings,
+    WsdSchedule,
 )
+from esdtool.train.policies import DEFAULT, WeightDecaySettings, load_policies
+from esdtool.train.policy import kind_of_decay
+
+DEFAULT_FRACTION: Final = 0.02
+"""Fraction of the documents that are held out by default."""
 
 _IMMATERIAL: Final = frozenset({"run.dir", "run.device", "run.threads", "run.distributed", "run.compile"})
 _IMMATERIAL_SECTIONS: Final = frozenset({"logging", "checkpoint"})
@@ -40,12 +49,16 @@ class TrainConfig(Section):
     """The whole of a training run."""
 
     model: ModelSettings
-    data: DataSettings = DataSettings()
+    data: DataSettings = StdlibData()
+    """[data] The text, how it becomes rows, and what is held out for validation."""
     tokenizer: TokenizerSettings = TokenizerSettings()
     batch: BatchSettings = BatchSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
+    optimizer: OptimizerSettings = AdamWSettings()
+    """[optimizer] The update rule."""
     schedule: ScheduleSettings
-    weight_decay: WeightDecaySettings = WeightDecaySettings()
+    """[schedule] The learning rate over the steps."""
+    weight_decay: WeightDecaySettings = Field(default_factory=lambda: load_policies()[DEFAULT].model_validate({}))
+    """[weight_decay] Which decay every parameter gets, and when it changes."""
     precision: PrecisionSettings = PrecisionSettings()
     eval: EvalSettings = EvalSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
@@ -57,26 +70,19 @@ class TrainConfig(Section):
         tokenizer = self.tokenizer
         if (tokenizer.name, tokenizer.file, tokenizer.train_vocab_size) == (None, None, None) and not self.model.from_:
             raise ValueError("one of tokenizer.name, tokenizer.file and tokenizer.train_vocab_size is needed")
-        if self.weight_decay.max_ratio is None and self.weight_decay.min_ratio > self.ratio_range[1]:
-            raise ValueError(
-                f"weight_decay.min_ratio {self.weight_decay.min_ratio} is more than weight_decay.max_ratio, "
-                f"{self.ratio_range[1]} for {self.optimizer.name} by default"
-            )
+        self.weight_decay.check(self.optimizer.name)
         return self
 
     @property
     def base_decay(self) -> float:
         """weight_decay.base, or the optimizer's default."""
-        if self.weight_decay.base is not None:
-            return self.weight_decay.base
-        return 1e-5 if self.optimizer.name == "adam" else 0.1
+        given = self.weight_decay.base
+        return self.weight_decay.published_bases[kind_of_decay(self.optimizer.name)] if given is None else given
 
     @property
-    def ratio_range(self) -> tuple[float, float]:
-        """(min_ratio, max_ratio), the published maximum where none is given."""
-        _, published = PUBLISHED_RATIOS["adam" if self.optimizer.name == "adam" else "adamw"]
-        maximum = self.weight_decay.max_ratio
-        return self.weight_decay.min_ratio, published if maximum is None else maximum
+    def data_seed(self) -> int:
+        """The seed of the data order: data.seed, or run.seed."""
+        return self.run.seed if self.data.seed is None else self.data.seed
 
     @property
     def warmup_steps(self) -> int:
@@ -87,9 +93,19 @@ class TrainConfig(Section):
     @property
     def decay_steps(self) -> int:
         """schedule.decay_steps, or a tenth of the steps (at least 1) for wsd; 0 for other schedules."""
-        if self.schedule.name != "wsd":
+        if not isinstance(self.schedule, WsdSchedule):
             return 0
         return self.schedule.decay_steps or max(1, self.schedule.steps // 10)
+
+    @property
+    def validation_fraction(self) -> float | None:
+        """data.validation_fraction, or its default; None where the validation text is of its own."""
+        data = self.data
+        if (isinstance(data, FilesData) and data.validation_files is not None) or (
+            isinstance(data, HubData) and data.validation_split is not None
+        ):
+            return None
+        return DEFAULT_FRACTION if data.validation_fraction is None else data.validation_fraction
 
     @property
     def run_dir(self) -> str:
@@ -113,21 +129,18 @@ class TrainConfig(Section):
 
     def resolved(self) -> TrainConfig:
         """The same run with every default that depends on another key written out."""
-        muon = self.optimizer.name == "muon"
-        held_out = (self.data.validation_fraction, self.data.validation_files, self.data.validation_split)
         updates: dict[str, dict[str, Any]] = {
-            "data": {"validation_fraction": 0.02} if held_out == (None, None, None) else {},
-            "optimizer": {
-                "muon_lr": self.optimizer.muon_lr or self.optimizer.lr,
-                "muon_momentum": 0.95 if self.optimizer.muon_momentum is None else self.optimizer.muon_momentum,
-            }
-            if muon
-            else {},
-            "schedule": {"warmup_steps": self.warmup_steps, "decay_steps": self.decay_steps or None},
-            "weight_decay": {"base": self.base_decay, "max_ratio": self.ratio_range[1]},
+            "schedule": {"warmup_steps": self.warmup_steps},
+            "weight_decay": self.weight_decay.defaults(kind_of_decay(self.optimizer.name)),
             "eval": {"micro_size": self.eval_micro_size},
             "run": {"dir": self.run_dir},
         }
+        if isinstance(self.schedule, WsdSchedule):
+            updates["schedule"]["decay_steps"] = self.decay_steps
+        if isinstance(self.optimizer, MuonSettings):
+            updates["optimizer"] = {"muon_lr": self.optimizer.muon_lr or self.optimizer.lr}
+        if self.validation_fraction is not None:
+            updates["data"] = {"validation_fraction": self.validation_fraction}
         document = self.model_dump(by_alias=True)
         for section, values in updates.items():
             document[section].update(values)

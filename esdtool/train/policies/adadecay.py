@@ -1,0 +1,119 @@
+"""`adadecay`: AdaDecay (Nakamura and Hong 2019, arXiv 1907.08931), by modules or by single weights."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from esdtool.assignment.rule import decay_ratios
+from esdtool.train.config.section import Count
+from esdtool.train.policy import DecayRecord, ModuleDecay, Policy, PolicySettings, Target
+
+
+class AdaDecaySettings(PolicySettings):
+    """Decays by gradient norm within each layer, new each step (Nakamura and Hong 2019)."""
+
+    policy: Literal["adadecay"]
+    """`adadecay`: per module, from gradient norms (Nakamura and Hong 2019)."""
+    interval: Count = 500
+    """Steps between two lines of decay.jsonl; the decays themselves are new each step."""
+    adadecay_rule: Literal["module", "parameter"] = "module"
+    """Scores of whole modules (the paper's comparison), or the original rule for every single weight."""
+
+    def start(self, target: Target) -> Policy:
+        """See `PolicySettings`."""
+        return ParameterAdaDecay(target) if self.adadecay_rule == "parameter" else ModuleAdaDecay(self, target)
+
+
+class ModuleAdaDecay:
+    """AdaDecay (Nakamura and Hong 2019, arXiv 1907.08931), module-wise as AlphaDecay compares with it.
+
+    Each step the score of a module is the 2-norm of its gradient, and the decays are
+    base * 2 / (1 + exp(-4 z)), z standardised inside each transformer block.
+    """
+
+    def __init__(self, settings: AdaDecaySettings, target: Target) -> None:
+        self._target = target
+        self._interval = settings.interval
+        self._count = 0
+
+    def step(self, grad_norm: float) -> DecayRecord | None:
+        """See `Policy`."""
+        from esdtool.train.norms import gradient_norms  # and with it torch, which reading a configuration does not need
+
+        del grad_norm
+        own = self._target.own_groups()
+        scores = gradient_norms([parameter for _, parameter, _ in own])
+        ratios = decay_ratios(scores, assign="sigmoid", layers=[module.layer for module, _, _ in own])
+        for (_, _, group), ratio in zip(own, ratios, strict=True):
+            group["weight_decay"] = self._target.base_decay * ratio
+        self._count += 1
+        if self._count % self._interval:
+            return None
+        decays = {
+            module.name: ModuleDecay(weight_decay=float(group["weight_decay"]), score=score)
+            for (module, _, group), score in zip(own, scores, strict=True)
+        }
+        return DecayRecord(seconds=0.0, modules=decays)
+
+    def initial(self) -> DecayRecord | None:
+        """See `Policy`."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Policy`. The decays are of one step only: nothing else is kept."""
+        return {"count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Policy`."""
+        self._count = int(state["count"])
+
+
+class ParameterAdaDecay:
+    """AdaDecay's original rule: a decay for every single weight.
+
+    In each matrix z_ij = (|g_ij| - mean |g|) / (std |g| + 1e-8), and the weight decays by
+    base * 2 / (1 + exp(-4 z_ij)): decoupled, w_ij (1 - lr base theta_ij), or for Adam as L2 penalty added
+    to the gradient. The optimizer's own decay of these matrices is 0.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._apply()
+
+    def _apply(self) -> None:
+        for _, _, group in self._target.own_groups():
+            group["weight_decay"] = 0.0
+
+    def step(self, grad_norm: float) -> DecayRecord | None:
+        """See `Policy`."""
+        import torch
+
+        del grad_norm
+        with torch.no_grad():
+            for _, parameter, group in self._target.own_groups():
+                if parameter.grad is None:
+                    continue
+                size = parameter.grad.abs().float()
+                position = (size - size.mean()) / (size.std(correction=0) + 1e-8)
+                decay = (self._target.base_decay * 2 * torch.sigmoid(4 * position)).to(parameter.dtype)
+                if self._target.optimizer == "adam":
+                    parameter.grad.add_(decay * parameter)
+                else:
+                    parameter.mul_(1 - float(group["lr"]) * decay)
+        return None
+
+    def initial(self) -> DecayRecord | None:
+        """See `Policy`."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Policy`."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Policy`."""
+        del state
+        self._apply()
+
+
+POLICY = AdaDecaySettings
