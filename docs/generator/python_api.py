@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -131,16 +132,15 @@ def _prose(doc: str) -> str:
 
 
 def _body(text: str) -> str:
-    """Paragraphs; indented ones and doctests are code."""
-    shown = []
+    """Render paragraphs; indented ones and doctests are code, and consecutive ones are one example."""
+    shown: list[tuple[bool, str]] = []
     for block in re.split(r"\n\s*\n", text.strip("\n")):
-        if block.startswith(">>>"):
-            shown.append(f"```python\n{block}\n```")
-        elif all(line.startswith("    ") for line in block.splitlines()):
-            shown.append(f"```python\n{inspect.cleandoc(block)}\n```")
-        else:
-            shown.append(_plain(block))
-    return "\n\n".join(shown)
+        is_code = block.startswith(">>>") or all(line.startswith("    ") for line in block.splitlines())
+        words = textwrap.dedent(block) if is_code else _plain(block)
+        if is_code and shown and shown[-1][0]:
+            words = f"{shown.pop()[1]}\n\n{words}"
+        shown.append((is_code, words))
+    return "\n\n".join(f"```python\n{words}\n```" if is_code else words for is_code, words in shown)
 
 
 def _items(text: str, *, plain: bool) -> str:

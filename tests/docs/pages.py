@@ -28,7 +28,12 @@ class Block:
 
 def blocks(page: str) -> list[Block]:
     """The fenced blocks of a page of docs/, in order."""
-    found = _FENCE.findall((ROOT / "docs" / page).read_text(encoding="utf-8"))
+    return fenced(ROOT / "docs" / page)
+
+
+def fenced(path: Path) -> list[Block]:
+    """The fenced blocks of a file, in order."""
+    found = _FENCE.findall(path.read_text(encoding="utf-8"))
     titles = [re.search(r'title="([^"]+)"', options) for _, options, _ in found]
     return [
         Block(language=language, title=title and title[1], text=text)
