@@ -138,7 +138,10 @@ def _body(text: str) -> str:
         is_code = block.startswith(">>>") or all(line.startswith("    ") for line in block.splitlines())
         words = textwrap.dedent(block) if is_code else _plain(block)
         if is_code and shown and shown[-1][0]:
-            words = f"{shown.pop()[1]}\n\n{words}"
+            before = shown.pop()[1]
+            # As ruff formats it: two empty lines after a definition.
+            gap = "\n\n\n" if before.splitlines()[-1].startswith(" ") else "\n\n"
+            words = f"{before}{gap}{words}"
         shown.append((is_code, words))
     return "\n\n".join(f"```python\n{words}\n```" if is_code else words for is_code, words in shown)
 
