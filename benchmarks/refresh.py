@@ -8,7 +8,7 @@ followed by Hill's formula, which is the public code's way, on one thread. A mod
 modules (on two threads: half the measured time of two at once, for each module).
 
 Extrapolated: "N cores", for machines that have more cores a rank than two (GPU nodes have 8 and more a GPU): as many
-modules at a time, at the efficiency measured with two, but never less than the dearest module alone takes.
+modules at a time, at the efficiency measured with two, but never less than the most expensive module alone takes.
 
 Estimated: the time of `interval` steps, as flops over a stated rate that you can replace by your own. The flops of a
 step are 6 x (parameters of the blocks and the lm_head) x tokens, and 12 x layers x hidden x sequence length x tokens
@@ -141,9 +141,9 @@ def main() -> None:
         refresh = {kind: sum(count * timings[shape][kind] for shape, count in shapes.items()) for kind in kinds}
         if device.type == "cpu":
             efficiency = min(1.0, refresh["1 thread"] / (2 * refresh["2 threads"]))
-            dearest = max(timings[shape]["1 thread"] for shape in shapes)
+            longest = max(timings[shape]["1 thread"] for shape in shapes)
             spread = refresh["1 thread"] / (options.cores * efficiency)
-            refresh[f"{options.cores} cores"] = max(dearest, spread)
+            refresh[f"{options.cores} cores"] = max(longest, spread)
         row: dict[str, Any] = {"model": name, "training seconds": training, "refresh": {}}
         print(f"{name}: {sum(shapes.values())} modules, {training:,.0f} s of training between two refreshes")
         for kind, total in refresh.items():

@@ -17,7 +17,7 @@ PAGES = {"cli": cli.page, "config": config.page, "json": formats.page, "python":
 
 
 def wanted() -> dict[Path, str]:
-    """The text that each page should have."""
+    """Return the text that each page should have."""
     texts = {DOCS / "reference" / f"{name}.md": render() for name, render in PAGES.items()}
     for path in sorted(DOCS.rglob("*.md")):
         if path not in texts:
@@ -26,7 +26,7 @@ def wanted() -> dict[Path, str]:
 
 
 def main() -> int:
-    """Write what differs, or only name it."""
+    """Write the pages that differ, or only name them."""
     check = sys.argv[1:] == ["--check"]
     if sys.argv[1:] and not check:
         print(__doc__, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Links of the pages to files of the repository outside `docs/`: the site carries a copy of each file.
+"""Let pages link to files of the repository outside `docs/`: the site contains a copy of each file.
 
 In the repository `[script](../examples/gallery.py)` works as it stands. In the site it becomes a link to
 `source/examples/gallery.py.txt`, which any browser shows as text.
@@ -17,7 +17,7 @@ LINK = re.compile(r"(\]\()((?:\.\./)+[^)#\s]+)((?:#[^)\s]*)?\))")
 
 
 def _outside(page: str, target: str) -> str | None:
-    """The path from the root of the repository that a page's link leads to; None if it stays inside docs/."""
+    """Return the target of a page's link relative to the repository, or None if it is inside docs/."""
     path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), target))
     return None if path.startswith("docs/") else path
 
@@ -27,7 +27,7 @@ def _copy(path: str) -> str:
 
 
 def on_files(files: Files, *, config: Any) -> Files:
-    """Add a copy of each file that a page links to."""
+    """Add a copy of each file to which a page links."""
     root = Path(config["docs_dir"]).parent
     for page in files.documentation_pages():
         for match in LINK.finditer(page.content_string):
@@ -39,7 +39,7 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Any, files: Files, **_: Any) -> str:
-    """Let the links lead to the copies. One that leads nowhere stays, and mkdocs names it."""
+    """Point the links to the copies. A link without a target stays, and mkdocs reports it."""
     here = posixpath.dirname(page.file.src_uri)
 
     def changed(match: re.Match[str]) -> str:

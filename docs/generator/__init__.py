@@ -1,1 +1,1 @@
-"""What `docs/generate.py` is made of: each module renders one kind of text as Markdown."""
+"""Render the generated parts of the documentation as Markdown, one module for each kind of text."""

@@ -1,4 +1,4 @@
-"""The texts under the fields of a class, which Python itself does not keep."""
+"""Read the texts under the fields of a class, which Python itself does not keep."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import textwrap
 
 
 def attribute_docs(cls: type) -> dict[str, str]:
-    """Each field that has a text under it, in the order of the source."""
+    """Return the text of each field that has one, in the order of the source."""
     definition = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(definition, ast.ClassDef)
     found = {}

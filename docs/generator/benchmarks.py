@@ -1,4 +1,4 @@
-"""Tables of the recorded benchmarks: every number of the performance page."""
+"""Make the tables of the performance page from the recorded benchmarks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def seconds(value: float) -> str:
-    """A time in the unit that suits it.
+    """Format a time in a suitable unit.
 
     >>> seconds(0.0207), seconds(76.09), seconds(600), seconds(25966.8)
     ('0.021 s', '76 s', '10 min', '7.2 h')
@@ -118,4 +118,4 @@ TABLES: dict[str, Callable[[], str]] = {
     "refresh": _refresh,
     "slq": _slq,
 }
-"""By the name of the results."""
+"""Functions that make a table, by the name of the results."""

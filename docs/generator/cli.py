@@ -1,4 +1,4 @@
-"""The reference of the command line, from the signatures of the commands."""
+"""Make the reference of the command line from the signatures of the commands."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from generator.markdown import NOTICE, cell, code, table
 
 INTRODUCTION = """# Command line
 
-Every subcommand with all of its options, as `esdtool COMMAND --help` shows them. `esdtool --version` prints the
-version, `-h` is short for `--help`, and `esdtool --install-completion` teaches your shell the names.
+This page lists every subcommand with all of its options, as `esdtool COMMAND --help` shows them. `esdtool --version`
+prints the version, `-h` is short for `--help`, and `esdtool --install-completion` installs completion for your shell.
 
-Data goes to stdout, everything else to stderr. Exit codes: 0 fine, 1 cannot read or run, 2 usage, 3 nothing to analyse,
-130 interrupted. Environment: `ESDTOOL_CACHE_DIR` moves the spectra and the latest analysis that esdtool keeps.
+Data goes to stdout, everything else to stderr. Exit codes: 0 success, 1 cannot read or run, 2 usage, 3 nothing to
+analyse, 130 interrupted. The environment variable `ESDTOOL_CACHE_DIR` sets the directory in which esdtool keeps spectra
+and the latest analysis.
 """
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     return NOTICE + INTRODUCTION + "".join(_section(name, function) for name, function in commands())
 
 
 def commands() -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Each command with its full name, in the order of `esdtool --help`."""
+    """Yield each command with its full name, in the order of `esdtool --help`."""
     for command in app.registered_commands:
         assert command.callback is not None
         yield command.name or command.callback.__name__.replace("_", "-"), command.callback
@@ -86,7 +87,7 @@ def _names(parameter: inspect.Parameter, kind: Any, info: OptionInfo) -> str:
 
 
 def _bare(kind: Any) -> Any:
-    """The type without None."""
+    """Return the type without None."""
     if get_origin(kind) in (Union, types.UnionType):
         return next(part for part in get_args(kind) if part is not type(None))
     return kind
@@ -100,5 +101,5 @@ def _default(parameter: inspect.Parameter, info: OptionInfo) -> str:
 
 
 def _help(info: ArgumentInfo | OptionInfo) -> str:
-    """The help without the escapes that rich needs; `<` is no HTML tag."""
+    """Return the help without the escapes that rich needs, and with `<` escaped for Markdown."""
     return re.sub(r"\\([\[\]])", r"\1", info.help or "").replace("<", "&lt;")

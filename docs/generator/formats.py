@@ -1,4 +1,4 @@
-"""The reference of the files that esdtool writes and reads, from their pydantic models."""
+"""Make the reference of the files that esdtool writes and reads from their pydantic models."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from generator.markdown import NOTICE
 
 INTRODUCTION = """# JSON formats
 
-`esdtool schema NAME` prints the JSON Schema of each format. All of them begin with `format` and `version`; readers
-should refuse a version that they do not know, and ignore keys that they do not know. Numbers are finite floats or
-`null`, never NaN. Nothing depends on the time or the machine's name: the same input gives the same bytes.
+`esdtool schema NAME` prints the JSON Schema of each format. Every file begins with `format` and `version`. Readers
+should refuse an unknown version and ignore unknown keys. Numbers are finite floats or `null`, never NaN. Nothing
+depends on the time or the name of the machine: the same input gives the same bytes.
 """
 
 FORMATS: dict[str, tuple[str, type[BaseModel], str]] = {
@@ -47,7 +47,7 @@ FORMATS: dict[str, tuple[str, type[BaseModel], str]] = {
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     text = [NOTICE, INTRODUCTION]
     seen: dict[str, str] = {}
     for name, (title, model, words) in FORMATS.items():

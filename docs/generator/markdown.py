@@ -1,4 +1,4 @@
-"""Small pieces of Markdown."""
+"""Format small pieces of Markdown."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ NOTICE = "<!-- Made by docs/generate.py from the code: change the code, then run
 
 
 def cell(text: str) -> str:
-    """Text for a cell of a table: one line, bars escaped. Code must have none: renderers differ there."""
+    """Format text for a cell of a table: one line, bars escaped. Code must contain no bars: renderers differ there."""
     return re.sub(r"\s+", " ", text).strip().replace("|", "\\|")
 
 
 def code(text: str) -> str:
-    """Inline code."""
+    """Format inline code."""
     return f"`{text}`" if text else ""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; its cells are taken as they are."""
+    """Format a table. The cells are used as they are."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

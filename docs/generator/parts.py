@@ -1,4 +1,4 @@
-"""Parts of hand-written pages that come from the repository: scripts, sections of the README, recorded benchmarks."""
+"""Fill the generated parts of hand-written pages: scripts, sections of the README, recorded benchmarks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PART = re.compile(r"(<!-- generated: (\w+) (\S+) -->\n).*?(<!-- end -->)", re.D
 
 
 def filled(text: str, *, where: str) -> str:
-    """A page with its generated parts made anew.
+    """Generate the parts of a page again and return the page.
 
     Raises:
         SystemExit: if a part names what is not there; `where` begins the message.
@@ -39,7 +39,7 @@ def filled(text: str, *, where: str) -> str:
 
 
 def _section(title: str, where: str) -> str:
-    """What the README says under a heading, its pictures and links as seen from docs/."""
+    """Return a section of the README, with pictures and links relative to docs/."""
     sections = re.split(r"^#+ (.+)$", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     for heading, body in zip(sections[1::2], sections[2::2], strict=True):
         if heading.lower() == title.lower():

@@ -1,4 +1,4 @@
-"""The reference of the Python API, from signatures and docstrings."""
+"""Make the reference of the Python API from signatures and docstrings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ INTRODUCTION = """# Python
 import esdtool
 ```
 
-is quick: what it names is imported on first use. Every error that a user can cause is an `esdtool.EsdtoolError`.
+The import is quick, because each name is loaded on first use. Every error that a user can cause is an
+`esdtool.EsdtoolError`.
 """
 
 _SECTION = re.compile(r"^(Args|Returns|Raises):$", re.MULTILINE)
@@ -29,7 +30,7 @@ _WORDS = {"Args": "Arguments", "Returns": "Returns", "Raises": "Raises"}
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     text = [NOTICE, INTRODUCTION]
     for name in esdtool.__all__:
         if name != "__version__":
@@ -47,7 +48,7 @@ INTEGRATIONS = (
 
 
 def _integration(module: str, name: str) -> str:
-    """From the source alone: importing a trainer takes seconds, and it may not be installed."""
+    """Describe a hook from its source, because importing a trainer takes seconds and it may not be installed."""
     source = Path(esdtool.__file__).parent / "integrations" / f"{module}.py"
     tree = ast.parse(source.read_text(encoding="utf-8"))
     found = next(node for node in ast.walk(tree) if getattr(node, "name", None) == name)
@@ -96,7 +97,7 @@ def _documented(value: Any) -> str:
 
 
 def _signature(name: str, thing: Any) -> str:
-    """A call as the source has it, one parameter a line if it is long."""
+    """Format a call as in the source, with one parameter per line if it is long."""
     signature = inspect.signature(thing)
     parameters = [each for each in signature.parameters.values() if each.name not in ("self", "cls")]
     shown = []
@@ -113,7 +114,7 @@ def _signature(name: str, thing: Any) -> str:
 
 
 def _parameter(parameter: inspect.Parameter) -> str:
-    """As the source has it: annotations are texts here, which `str` would quote."""
+    """Format a parameter as in the source. Annotations are strings here, which `str` would quote."""
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
     text = f"{stars}{parameter.name}"
     empty = inspect.Parameter.empty
@@ -123,7 +124,7 @@ def _parameter(parameter: inspect.Parameter) -> str:
 
 
 def _prose(doc: str) -> str:
-    """A docstring as Markdown: its sections as lists, its examples as code."""
+    """Render a docstring as Markdown: its sections as lists, its examples as code."""
     parts = _SECTION.split(doc)
     text = [_body(parts[0])]
     for title, body in zip(parts[1::2], parts[2::2], strict=True):
@@ -163,6 +164,6 @@ def _items(text: str, *, plain: bool) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text without what Markdown would take for emphasis: underscores and asterisks outside code."""
+    """Escape the underscores and angle brackets outside code, which Markdown would interpret."""
     pieces = re.split(r"(`[^`]*`)", text)
     return "".join(piece if piece.startswith("`") else re.sub(r"([_<])", r"\\\1", piece) for piece in pieces)

@@ -1,4 +1,4 @@
-"""JSON Schemas in words: what the reference of the configuration and that of the files share."""
+"""Describe JSON Schemas in words, for the references of the configuration and of the files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Schema = dict[str, Any]
 
 
 def parts(schema: Schema) -> list[tuple[str, Schema]]:
-    """The objects that a schema is made of, each after the first that refers to it."""
+    """Return the objects of a schema, each after the first that refers to it."""
     found: dict[str, Schema] = {}
 
     def visit(node: Any) -> None:
@@ -31,7 +31,7 @@ def parts(schema: Schema) -> list[tuple[str, Schema]]:
 
 
 def definition(schema: Schema, reference: Schema) -> Schema | None:
-    """The object that a property refers to, itself, in a list or as one of several types; None if it is plain."""
+    """Return the object to which a property refers, directly, in a list or as one of several types, or None."""
     for part in [reference, *reference.get("anyOf", []), *reference.get("allOf", [])]:
         for candidate in (part, part.get("items", {}), part.get("additionalProperties", {})):
             if isinstance(candidate, dict):
@@ -42,13 +42,13 @@ def definition(schema: Schema, reference: Schema) -> Schema | None:
 
 
 def resolve(schema: Schema, reference: Schema) -> Schema:
-    """The object that a plain reference means."""
+    """Return the object of a plain reference."""
     found: Schema = schema["$defs"][reference["$ref"].rsplit("/", 1)[1]]
     return found
 
 
 def type_words(schema: Schema, prop: Schema) -> str:
-    """The type of a property in a few words.
+    """Describe the type of a property in a few words.
 
     >>> type_words({}, {"anyOf": [{"type": "number"}, {"type": "null"}]})
     'number or null'
@@ -74,7 +74,7 @@ def type_words(schema: Schema, prop: Schema) -> str:
 
 
 def fields(schema: Schema, part: Schema, *, defaults: bool, head: str) -> str:
-    """A table of an object's properties."""
+    """Make a table of the properties of an object."""
     rows = []
     for name, prop in part.get("properties", {}).items():
         row = [code(name), cell(type_words(schema, prop))]

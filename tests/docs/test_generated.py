@@ -26,7 +26,7 @@ def test_generated_parts_are_up_to_date() -> None:
     assert (result.returncode, result.stdout) == (0, ""), result.stdout + result.stderr
 
 
-def test_a_stale_part_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stale_part_is_generated_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     filled = importlib.import_module("generator.parts").filled
     name = "examples/trainers/read_with_json_only.py"
@@ -108,3 +108,20 @@ def test_the_study_says_what_its_runs_say(name: str) -> None:
         ]
         shown = f"{statistics.fmean(found):.3f}{error}"
         assert any(shown in row for row in rows), (label, base, shown)
+
+
+def test_the_page_on_use_repeats_the_figures_of_the_pages_that_it_cites() -> None:
+    def text(name: str) -> str:
+        return " ".join((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").split())
+
+    page = text("should-i-use-it")
+    cited = {
+        "study": ("0.42 ± 0.20", "p = 0.10", "0.41 ± 0.13", "1.1 million parameters", "1.3 tokens per parameter"),
+        "training": ("0.9 % (60M)", "2.7 % (1B)"),
+        "performance": ("0.8 %", "5.0 %", "every 20 steps", "0.26"),
+        "concepts": ("0.216 at a base of 0.1",),
+    }
+    for name, figures in cited.items():
+        for figure in figures:
+            assert figure in page, figure
+            assert figure in text(name), (name, figure)
