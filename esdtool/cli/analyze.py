@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from esdtool.checkpoint.formats import weight_suffixes
 from esdtool.cli.options import (
     CacheOption,
     DeviceOption,
@@ -34,7 +35,7 @@ def analyze(
     checkpoints: Annotated[
         list[str],
         typer.Argument(
-            help="A .safetensors, .bin, .pt, .pth, .gguf, .onnx, .h5 or .keras file, a Hugging Face or "
+            help=f"A {', '.join(weight_suffixes()[:-1])} or {weight_suffixes()[-1]} file, a Hugging Face or "
             "torch.distributed.checkpoint directory, a PEFT adapter, or a Hub id org/name\\[@revision]. Several "
             "checkpoints are taken as steps of one training run.",
             show_default=False,

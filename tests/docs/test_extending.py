@@ -90,6 +90,25 @@ def test_family(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
+def test_container(extended: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    weights = {f"layers.{layer}.q_proj.weight": generator.standard_normal((64, 80)) for layer in range(2)}
+    path = tmp_path / "folder" / "weights.npz"
+    path.parent.mkdir()
+    np.savez(path, **weights)
+    (path.parent / "config.json").write_text('{"model_type": "llama"}')
+    expected = esdtool.analyze({name: torch.from_numpy(array) for name, array in weights.items()})
+    for location in (path, path.parent):
+        modules = json.loads(run(extended, "analyze", str(location), "--json", "-"))["modules"]
+        assert {module["name"]: module["alpha"] for module in modules} == pytest.approx(
+            {module.name: module.alpha for module in expected.scored}
+        )
+    assert ".npz" in run(extended, "analyze", "--help")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(AssertionError, match=r"weights\.npz: truncated: a zip archive without its directory"):
+        run(extended, "analyze", str(path))
+
+
 def test_own_numbers(tmp_path: Path, bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from esdtool.checkpoint.base import DTYPE_BYTES, Checkpoint, TensorInfo
+from esdtool.checkpoint.limits import shortened
 from esdtool.checkpoint.quantized.base import QuantizedTensor, Stored, UnconvertibleError, expect, logical
 from esdtool.checkpoint.quantized.roundoff import bnb_fp4_roundoff, nf4_roundoff
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 _ROUNDOFF = {"nf4": nf4_roundoff, "fp4": bnb_fp4_roundoff}
 _UINT8 = frozenset({"uint8"})
+_LONGEST_STATE = 2**16
+"""Bytes of the JSON object; bitsandbytes writes a hundred."""
+_LARGEST_OFFSET = 1e30
 _STORAGE = frozenset({"uint8", "int8", "float16", "bfloat16", "float32", "float64"})
 
 
@@ -94,9 +98,12 @@ def find_normal_float(codes: TensorInfo, stored: Stored) -> QuantizedTensor | No
             return None
         raise UnconvertibleError("'weight.quant_state.bitsandbytes__*' is not there")
     expect(state, state.shape, _UINT8)
+    if state.numel > _LONGEST_STATE:
+        raise UnconvertibleError(f"its quant_state has {state.numel} bytes")
     facts = _facts(stored.source.read(state.name).flatten().tolist())
-    shape, block = _shape(facts), _size(facts, "blocksize")
+    shape = _shape(facts)
     count = math.prod(shape)
+    block = min(_size(facts, "blocksize"), count)
     width = DTYPE_BYTES[codes.dtype]
     if not 0 <= 2 * width * codes.numel - count < 2 * width:
         raise UnconvertibleError(f"{width * codes.numel} bytes do not hold the {count} weights of {list(shape)}")
@@ -120,9 +127,9 @@ def find_normal_float(codes: TensorInfo, stored: Stored) -> QuantizedTensor | No
 
 
 def _nested(facts: Mapping[str, Any], blocks: int, codes: TensorInfo, stored: Stored) -> Nested:
-    size, offset = _size(facts, "nested_blocksize"), facts["nested_offset"]
-    if not isinstance(offset, float | int):
-        raise UnconvertibleError(f"its quant_state has nested_offset {offset!r}")
+    size, offset = min(_size(facts, "nested_blocksize"), blocks), facts["nested_offset"]
+    if type(offset) not in (float, int) or not -_LARGEST_OFFSET < offset < _LARGEST_OFFSET:
+        raise UnconvertibleError(f"its quant_state has nested_offset {shortened(repr(offset))}")
     absmax, meanings = stored.need(f"{codes.name}.nested_absmax"), stored.need(f"{codes.name}.nested_quant_map")
     expect(absmax, (-(-blocks // size),))
     expect(meanings, (256,))
@@ -132,7 +139,7 @@ def _nested(facts: Mapping[str, Any], blocks: int, codes: TensorInfo, stored: St
 def _facts(data: list[int]) -> Mapping[str, Any]:
     try:
         facts = json.loads(bytes(data).decode())
-    except ValueError:
+    except (ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict):
         raise UnconvertibleError("its quant_state is not a JSON object")
@@ -142,12 +149,12 @@ def _facts(data: list[int]) -> Mapping[str, Any]:
 def _shape(facts: Mapping[str, Any]) -> tuple[int, ...]:
     shape = facts.get("shape")
     if not isinstance(shape, list) or len(shape) < 2 or not all(type(size) is int and size > 0 for size in shape):
-        raise UnconvertibleError(f"its quant_state has shape {shape!r}")
+        raise UnconvertibleError(f"its quant_state has shape {shortened(repr(shape))}")
     return tuple(shape)
 
 
 def _size(facts: Mapping[str, Any], key: str) -> int:
     size = facts.get(key)
     if type(size) is not int or size <= 0:
-        raise UnconvertibleError(f"its quant_state has {key} {size!r}")
+        raise UnconvertibleError(f"its quant_state has {key} {shortened(repr(size))}")
     return size

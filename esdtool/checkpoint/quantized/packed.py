@@ -80,7 +80,7 @@ class PackedTensor(QuantizedTensor):
     def _check_shape(self, source: Checkpoint) -> None:
         if self.shape is None:
             return
-        shape = tuple(source.read(self.shape).tolist())
+        shape = tuple(source.read(self.shape).flatten().tolist())
         if shape != self.info.shape:
             raise CheckpointError(
                 f"{source.location}: tensor {self.codes!r}: {self.shape!r} says {shown(shape)}, but codes and scales "
@@ -149,6 +149,8 @@ def _bits_and_inputs(codes: TensorInfo, scale: TensorInfo, shape: TensorInfo | N
                 return bits, scale.shape[1] * size
     if shape is None:
         raise UnconvertibleError("'weight_shape' is not there")
+    if shape.numel != 2:
+        raise UnconvertibleError(f"'weight_shape' has shape {shown(shape.shape)}, expected [2]")
     sizes = stored.source.read(shape.name).flatten().tolist()
     if len(sizes) != 2 or sizes[0] != rows or sizes[1] <= 0:
         raise UnconvertibleError(f"'weight_shape' {sizes} does not fit codes {shown(codes.shape)}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from esdtool.checkpoint.base import Checkpoint, TensorInfo
+from esdtool.checkpoint.boundary import one_line_errors
 from esdtool.checkpoint.formats import container_of
 from esdtool.checkpoint.quantized.base import FLOAT8, INTEGERS, QuantizedTensor, Stored, UnconvertibleError
 from esdtool.checkpoint.quantized.bitsandbytes import find_normal_float
@@ -16,6 +17,7 @@ from esdtool.checkpoint.quantized.gptq import find_gptq
 from esdtool.checkpoint.quantized.packed import find_packed
 from esdtool.checkpoint.quantized.scaled import find_float8, find_int8
 from esdtool.checkpoint.quantized.scales import WEIGHT_SCALES
+from esdtool.errors import EsdtoolError
 from esdtool.support.words import counted
 
 if TYPE_CHECKING:
@@ -56,18 +58,20 @@ class DequantizedCheckpoint(Checkpoint):
 
     def read(self, name: str) -> torch.Tensor:
         """Read one tensor; a weight that is stored as codes is de-quantised to float32."""
-        info = self.info(name)
-        weight = self.weights.get(name)
-        return self.inner.read(name) if weight is None else weight.read_rows(self.inner, 0, info.shape[0])
+        return self._read(name, 0, self.info(name).shape[0]) if name in self.weights else self.inner.read(name)
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Read some rows of a tensor; most formats read only the codes of these rows."""
         info = self.info(name)
-        weight = self.weights.get(name)
-        if weight is None:
+        if name not in self.weights:
             return self.inner.read_rows(name, start, stop)
         first, last, _ = slice(start, stop).indices(info.shape[0])
-        return weight.read_rows(self.inner, first, max(first, last))
+        return self._read(name, first, max(first, last))
+
+    def _read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """De-quantise some rows. The values of codes and companions may contradict what their shapes promise."""
+        with one_line_errors(self.location, tensor=name):
+            return self.weights[name].read_rows(self.inner, start, stop)
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return the factors of a stored tensor; a de-quantised weight has none."""
@@ -98,6 +102,12 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
             weight = _recognised(info, stored)
         except UnconvertibleError as error:
             refused[name] = str(error)
+            weight = None
+        except EsdtoolError:
+            raise
+        # Companions of shapes that no format has, and settings that contradict them, meet arithmetic of any kind.
+        except Exception as error:
+            refused[name] = f"its parts do not fit ({type(error).__name__})"
             weight = None
         if weight is None:
             tensors[name] = info
