@@ -60,8 +60,10 @@ def _leave(code: int) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    """One line on stderr, whatever the message contains."""
-    print("esdtool: error: " + " ".join(message.split()), file=sys.stderr)
+    """Say on one line of stderr what went wrong, and end; nothing in the message steers the terminal."""
+    from esdtool.support.terminal import remark
+
+    remark("error: " + " ".join(message.split()))
     _leave(code)
 
 

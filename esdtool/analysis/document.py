@@ -8,9 +8,6 @@ gives the same bytes.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
@@ -26,6 +23,8 @@ from pydantic import (
 
 from esdtool.errors import CheckpointError
 from esdtool.modules.skipped import SkipKind
+from esdtool.support.csv_text import csv_text
+from esdtool.support.json_text import JsonTextError, model_json, parse_json
 from esdtool.support.words import dimensions
 
 if TYPE_CHECKING:
@@ -269,7 +268,7 @@ class Analysis(Record):
 
     def to_json(self) -> str:
         """The analysis as indented JSON with a final newline; the same input gives the same text."""
-        return self.model_dump_json(indent=1) + "\n"
+        return model_json(self)
 
     @classmethod
     def from_json(cls, path: str | Path) -> Self:
@@ -283,11 +282,7 @@ class Analysis(Record):
     def to_csv(self) -> str:
         """One line a module; columns are the JSON's module keys, nested values flattened (`alphas.ks`)."""
         rows = self.flat_rows()
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return buffer.getvalue()
+        return csv_text(list(rows[0]) if rows else [], rows)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row a module, columns as in `to_csv`. Needs pandas."""
@@ -329,10 +324,10 @@ def read_document(path: str | Path, kind: type[Document], *, format_name: str, v
         CheckpointError: if the file is missing, is no JSON, or is something else.
     """
     try:
-        document: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = parse_json(Path(path).read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read the {what}: {error.strerror}") from error
-    except ValueError as error:
+    except JsonTextError as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(document, dict) or document.get("format") != format_name:
         raise CheckpointError(f'{path}: not an esdtool {what} (no "format": "{format_name}")')

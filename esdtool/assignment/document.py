@@ -11,8 +11,6 @@ Imports no torch. `esdtool.assignment.assign.assign` makes assignments, `esdtool
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import re
@@ -22,7 +20,9 @@ from typing import Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from esdtool.errors import AssignmentError
+from esdtool.support.csv_text import csv_text
 from esdtool.support.files import atomic_write_text
+from esdtool.support.json_text import JsonTextError, escaped, parse_json
 from esdtool.support.words import dimensions
 
 FORMAT: Final = "esdtool.weight_decay"
@@ -197,14 +197,15 @@ class Assignment(_Part):
 
     def to_csv(self) -> str:
         """One line a parameter: parameter, weight_decay, ratio, alpha, score, role, layer, shape (2x3), note."""
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, ["parameter", *Entry.model_fields], lineterminator="\n")
-        writer.writeheader()
-        for name, entry in self.parameters.items():
-            row = entry.model_dump()
-            row["shape"] = None if entry.shape is None else dimensions(entry.shape)
-            writer.writerow({"parameter": name, **row})
-        return buffer.getvalue()
+        rows = [
+            {
+                "parameter": name,
+                **entry.model_dump(),
+                "shape": None if entry.shape is None else dimensions(entry.shape),
+            }
+            for name, entry in self.parameters.items()
+        ]
+        return csv_text(["parameter", *Entry.model_fields], rows)
 
     def to_torch_groups(self) -> str:
         """Parameter groups as JSON: a list of {"weight_decay": x, "params": [names]}, equal decays together."""
@@ -212,7 +213,7 @@ class Assignment(_Part):
         for name, entry in self.parameters.items():
             groups.setdefault(entry.weight_decay, []).append(name)
         document = [{"weight_decay": decay, "params": names} for decay, names in groups.items()]
-        return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return escaped(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
@@ -270,8 +271,8 @@ def parse_assignment(text: str, *, where: str = "assignment") -> Assignment:
         return found
 
     try:
-        document: Any = json.loads(text, object_pairs_hook=pairs)
-    except (ValueError, RecursionError) as error:
+        document = parse_json(text, object_pairs_hook=pairs)
+    except JsonTextError as error:
         raise AssignmentError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise AssignmentError(f'{where}: not a weight-decay assignment (no "format": "{FORMAT}")')
@@ -286,7 +287,7 @@ def parse_assignment(text: str, *, where: str = "assignment") -> Assignment:
 
 
 def _compact(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return escaped(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -121,7 +121,8 @@ def analyze(
     A small alpha means a heavy tail. The table also shows the null: the alpha of an untrained matrix of the same shape.
     For several checkpoints it shows alpha by role over the steps.
     """
-    from esdtool.cli.output import check_folder, check_outputs, note, progress_bar, write_esds, write_text
+    from esdtool.cli.output import note, progress_bar, write_esds, write_text, wrote
+    from esdtool.cli.targets import check_outputs
     from esdtool.errors import NothingToAnalyzeError, OutputError, UsageError
 
     options = ScoreOptions(
@@ -135,8 +136,11 @@ def analyze(
         farms_ratio=farms_ratio,
         farms_windows=farms_windows,
     )
-    stdout_is_data = check_outputs(json_path, csv_path, esd_path, html_path)
-    check_folder(plots)
+    stdout_is_data = check_outputs(
+        {"--json": json_path, "--csv": csv_path, "--esd": esd_path, "--html": html_path},
+        sources=[*checkpoints, *([] if base is None else [base])],
+        folder=plots,
+    )
     for option, value in (("--esd", esd_path), ("--html", html_path)):
         if value is not None and len(checkpoints) > 1:
             raise UsageError(f"{option} takes one checkpoint at a time")
@@ -203,20 +207,20 @@ def analyze(
     trajectory = make_trajectory(analyses) if len(analyses) > 1 else None
     analysis = analyses[-1]
     if json_path is not None:
-        write_text(json_path, (trajectory or analysis).to_json())
+        write_text(json_path, (trajectory or analysis).to_json(), quiet=quiet)
     if csv_path is not None:
-        write_text(csv_path, (trajectory or analysis).to_csv())
+        write_text(csv_path, (trajectory or analysis).to_csv(), quiet=quiet)
     if esd_path is not None:
-        write_esds(esd_path, analysis)
+        write_esds(esd_path, analysis, quiet=quiet)
     if html_path is not None:
         from esdtool.report.html import analysis_page
 
-        write_text(html_path, analysis_page(analysis, experts=experts))
+        write_text(html_path, analysis_page(analysis, experts=experts), quiet=quiet)
     if plots is not None:
         from esdtool.report.figures import save_figures
 
         for path in save_figures(analyses, Path(plots)):
-            note(f"wrote {path}", quiet=quiet)
+            wrote(path, quiet=quiet)
     if analysis.source.base is None:
         try:
             remember(analysis)
@@ -225,10 +229,9 @@ def analyze(
     if not quiet and not stdout_is_data:
         if table_format == "markdown":
             from esdtool.report.markdown import analysis_markdown, trajectory_markdown
-            from esdtool.report.terminal.console import make_stdout_forgiving
+            from esdtool.support.terminal import say
 
-            make_stdout_forgiving()
-            typer.echo(
+            say(
                 trajectory_markdown(trajectory)
                 if trajectory is not None
                 else analysis_markdown(analysis, sort=sort, top=top, experts=experts)

@@ -106,7 +106,8 @@ def assign(
     jobs: JobsOption = None,
 ) -> None:
     """Turn alphas into a weight decay for each module: the heavier the tail, the weaker the decay."""
-    from esdtool.cli.output import check_outputs, note, write_text
+    from esdtool.cli.output import note, write_text
+    from esdtool.cli.targets import check_outputs
     from esdtool.errors import UsageError
 
     if check is not None or model is not None:
@@ -116,7 +117,7 @@ def assign(
             raise UsageError("--check compares a file with --model and writes nothing: leave out SOURCE and --out")
         _check(check, model, quiet=quiet)
         return
-    stdout_is_data = check_outputs(out)
+    stdout_is_data = check_outputs({"--out": out}, sources=[] if source is None else [source])
 
     # Contradictions are refused before the spectra, which may take hours.
     options = AssignOptions(
@@ -146,7 +147,7 @@ def assign(
     if names == "live":
         assignment = _with_live_names(assignment, analysis)
     if out is not None:
-        write_text(out, _rendered(assignment, file_format))
+        write_text(out, _rendered(assignment, file_format), quiet=quiet)
     if not quiet and not stdout_is_data:
         from esdtool.report.terminal.decays import print_assignment
 

@@ -12,11 +12,10 @@ def info() -> None:
     """Say where the cache is, and how much it holds."""
     from esdtool.spectra.cache import SpectrumCache
     from esdtool.support.sizes import format_size
+    from esdtool.support.terminal import say
 
     found = SpectrumCache.of_user().info()
-    typer.echo(
-        f"{found.folder}: {found.entries} spectra, {format_size(found.bytes)} of at most {format_size(found.limit)}"
-    )
+    say(f"{found.folder}: {found.entries} spectra, {format_size(found.bytes)} of at most {format_size(found.limit)}")
 
 
 @app.command()
@@ -24,6 +23,7 @@ def clear() -> None:
     """Remove all spectra from the cache."""
     from esdtool.spectra.cache import SpectrumCache
     from esdtool.support.sizes import format_size
+    from esdtool.support.terminal import say
 
     found = SpectrumCache.of_user().clear()
-    typer.echo(f"{found.folder}: removed {found.entries} spectra, {format_size(found.bytes)}")
+    say(f"{found.folder}: removed {found.entries} spectra, {format_size(found.bytes)}")

@@ -105,11 +105,12 @@ def compare(
     and the difference from uniform decay, seed by seed.
     """
     from esdtool.cli.compare_sources import analyses_of, sort_out
-    from esdtool.cli.output import check_folder, check_outputs, note, write_text
+    from esdtool.cli.output import note, write_text, wrote
+    from esdtool.cli.targets import check_outputs
 
     options = ScoreOptions(fit=tuple(fit or ScoreOptions.fit), k_fraction=k_fraction, min_eigs=min_eigs, fast=fast)
-    shown = not check_outputs(json_path, csv_path, html_path) and not quiet
-    check_folder(plots)
+    outputs = {"--json": json_path, "--csv": csv_path, "--html": html_path}
+    shown = not check_outputs(outputs, sources=sources, folder=plots) and not quiet
     found = sort_out(sources)
     if found.runs:
         _refuse(context, _OF_CHECKPOINTS, "concerns checkpoints, and these are training runs")
@@ -139,26 +140,25 @@ def compare(
     for remark in comparison.notes:
         note(remark, quiet=quiet)
     if json_path is not None:
-        write_text(json_path, comparison.to_json())
+        write_text(json_path, comparison.to_json(), quiet=quiet)
     if csv_path is not None:
-        write_text(csv_path, comparison.to_csv())
+        write_text(csv_path, comparison.to_csv(), quiet=quiet)
     if html_path is not None:
         from esdtool.report.html import comparison_page
 
-        write_text(html_path, comparison_page(comparison))
+        write_text(html_path, comparison_page(comparison), quiet=quiet)
     if plots is not None:
         from esdtool.report.figures import save_comparison
 
         for path in save_comparison(analyses, Path(plots)):
-            note(f"wrote {path}", quiet=quiet)
+            wrote(path, quiet=quiet)
     if shown and table_format == "markdown":
         from esdtool.report.markdown import comparison_markdown
-        from esdtool.report.terminal.console import make_stdout_forgiving
+        from esdtool.support.terminal import say
 
-        make_stdout_forgiving()
-        typer.echo(comparison_markdown(comparison, sort=sort, top=top, experts=experts))
+        say(comparison_markdown(comparison, sort=sort, top=top, experts=experts))
     elif shown and table_format == "csv":
-        typer.echo(comparison.to_csv(), nl=False)
+        write_text("-", comparison.to_csv(), quiet=quiet)
     elif shown:
         from esdtool.report.terminal.comparison import print_comparison
 
@@ -180,7 +180,7 @@ def _compare_runs(
     quiet: bool,
     form: Format | None,
 ) -> None:
-    from esdtool.cli.output import note, write_text
+    from esdtool.cli.output import note, write_text, wrote
     from esdtool.comparison.runs import compare_runs, load_run
 
     runs = [load_run(folder) for folder in folders]
@@ -188,32 +188,31 @@ def _compare_runs(
     for remark in table.notes:
         note(remark, quiet=quiet)
     if json_path is not None:
-        write_text(json_path, table.to_json())
+        write_text(json_path, table.to_json(), quiet=quiet)
     if csv_path is not None:
-        write_text(csv_path, table.to_csv())
+        write_text(csv_path, table.to_csv(), quiet=quiet)
     if html_path is not None:
         from esdtool.report.html import runs_page
 
-        write_text(html_path, runs_page(table, runs))
+        write_text(html_path, runs_page(table, runs), quiet=quiet)
     if plots is not None:
         from esdtool.report.figures import save_run_figures
 
         for path in save_run_figures(runs, Path(plots)):
-            note(f"wrote {path}", quiet=quiet)
+            wrote(path, quiet=quiet)
     if form == "table":
         from esdtool.report.terminal.runs import print_runs
 
         print_runs(table)
     elif form == "markdown":
         from esdtool.report.markdown import runs_markdown
-        from esdtool.report.terminal.console import make_stdout_forgiving
+        from esdtool.support.terminal import say
 
-        make_stdout_forgiving()
-        typer.echo(runs_markdown(table))
+        say(runs_markdown(table))
     elif form == "csv":
         from esdtool.report.tables.runs import settings_csv
 
-        typer.echo(settings_csv(table), nl=False)
+        write_text("-", settings_csv(table), quiet=quiet)
 
 
 def _refuse(context: typer.Context, parameters: Sequence[str], why: str) -> None:

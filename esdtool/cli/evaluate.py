@@ -83,14 +83,18 @@ def evaluate(
     """Measure the loss and the perplexity of a checkpoint, as training does."""
     import json
 
-    from esdtool.cli.output import check_outputs, write_text
+    from esdtool.cli.output import write_text
+    from esdtool.cli.targets import check_outputs
     from esdtool.errors import UsageError
+    from esdtool.support.terminal import say
 
     given = [name for name, value in (("--data", data), ("--config", config), ("--dataset", dataset)) if value]
     if len(given) != 1:
         found = " and ".join(given) or "none"
         raise UsageError(f"exactly one of --data, --config and --dataset is needed, not {found}")
-    stdout_is_data = check_outputs(json_path)
+    stdout_is_data = check_outputs(
+        {"--json": json_path}, sources=[checkpoint] if config is None else [checkpoint, str(config)]
+    )
 
     from esdtool.train.evaluate import EvalRequest, evaluate_checkpoint
 
@@ -127,9 +131,9 @@ def evaluate(
             "targets": result.num_targets,
             "sequence_length": request.sequence_length,
         }
-        write_text(json_path, json.dumps(document, indent=2) + "\n")
+        write_text(json_path, json.dumps(document, indent=2) + "\n", quiet=quiet)
     if not quiet and not stdout_is_data:
-        typer.echo(f"loss {result.loss:.4f}  perplexity {result.perplexity:.3f}  ({result.num_targets:,} targets)")
+        say(f"loss {result.loss:.4f}  perplexity {result.perplexity:.3f}  ({result.num_targets:,} targets)")
 
 
 def _data(globs: list[str], dataset: str | None, text: dict[str, object]) -> DataSettings:

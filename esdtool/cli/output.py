@@ -1,16 +1,18 @@
-"""What the subcommands share: outputs checked before the work, progress and remarks on stderr."""
+"""What the subcommands share: outputs that are announced, remarks and progress on stderr."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from esdtool.errors import CheckpointError, OutputError, UsageError
-from esdtool.support.files import atomic_write, atomic_write_text
+from esdtool.cli.targets import STDOUT
+from esdtool.errors import CheckpointError
+from esdtool.support.files import atomic_write, atomic_write_text, is_stream
+from esdtool.support.terminal import new_console, remark, write_data
+from esdtool.support.words import visible
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,60 +21,26 @@ if TYPE_CHECKING:
     from esdtool.analysis.document import Analysis
     from esdtool.modules import WeightModule
 
-STDOUT = "-"
 
-
-def check_outputs(*paths: str | None) -> bool:
-    """Refuse outputs that could not be written, before hours of work. Returns whether stdout carries data.
+def write_text(path: str, text: str, *, quiet: bool) -> None:
+    """Write to stdout, or to a file, wholly or not at all, and say so.
 
     Raises:
-        UsageError: if two outputs are asked for on stdout.
-        OutputError: if a target's folder is missing or not writable, or the target is a folder.
+        OutputError: if the file cannot be written; what stood there before is intact.
     """
-    given = [path for path in paths if path is not None]
-    if given.count(STDOUT) > 1:
-        raise UsageError("only one output can go to stdout (-)")
-    for name in given:
-        if name == STDOUT:
-            continue
-        target = Path(name)
-        if target.is_dir():
-            raise OutputError(f"{target}: cannot write: it is a directory")
-        if not target.parent.is_dir():
-            raise OutputError(f"{target}: cannot write: the directory {target.parent} does not exist")
-        if not os.access(target.parent, os.W_OK):
-            raise OutputError(f"{target}: cannot write: permission denied")
-    return STDOUT in given
-
-
-def check_folder(folder: str | Path | None) -> None:
-    """Make a folder for figures before hours of work, or find out that it cannot be made.
-
-    Raises:
-        OutputError: if it cannot be made or written to.
-    """
-    if folder is None:
-        return
-    path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot make the folder: {error.strerror}") from error
-    if not os.access(path, os.W_OK):
-        raise OutputError(f"{path}: cannot write: permission denied")
-
-
-def write_text(path: str, text: str) -> None:
-    """Write to a file, wholly or not at all, or to stdout."""
     if path == STDOUT:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    else:
-        atomic_write_text(path, text)
+        write_data(text)
+        return
+    atomic_write_text(path, text)
+    wrote(path, quiet=quiet)
 
 
-def write_esds(path: str, analysis: Analysis) -> None:
-    """Save the eigenvalues of each module by its name, float64, ascending, as safetensors."""
+def write_esds(path: str, analysis: Analysis, *, quiet: bool) -> None:
+    """Save the eigenvalues of each module by its name, float64, ascending, as safetensors.
+
+    Raises:
+        OutputError: if the file cannot be written; what stood there before is intact.
+    """
     from safetensors.numpy import save, save_file
 
     metadata = {"format": "esdtool.esd", "created_by": analysis.created_by}
@@ -83,10 +51,11 @@ def write_esds(path: str, analysis: Analysis) -> None:
         return
     with atomic_write(path) as temporary:
         save_file(esds, temporary, metadata=metadata)
+    wrote(path, quiet=quiet)
 
 
 def read_esds(path: str) -> dict[str, npt.NDArray[np.float64]]:
-    """Eigenvalues of each module by its name, as `write_esds` saved them.
+    """Read the eigenvalues of each module by its name, as `write_esds` saved them.
 
     Raises:
         CheckpointError: if the file cannot be read or is another one.
@@ -103,21 +72,26 @@ def read_esds(path: str) -> dict[str, npt.NDArray[np.float64]]:
 
 
 def note(text: str, *, quiet: bool = False) -> None:
-    """A remark for the user, on stderr."""
+    """Make a remark for the user, on stderr."""
     if not quiet:
-        print(f"esdtool: {text}", file=sys.stderr)
+        remark(text)
+
+
+def wrote(path: str | Path, *, quiet: bool) -> None:
+    """Announce a file that was written; a device or a pipe is none."""
+    if not is_stream(path):
+        note(f"wrote {path}", quiet=quiet)
 
 
 @contextmanager
 def progress_bar(total: float, *, quiet: bool) -> Iterator[Callable[[WeightModule, float], None] | None]:
-    """A bar on stderr that advances by predicted cost; nothing if stderr is no terminal."""
+    """Show a bar on stderr that advances by predicted cost; nothing if stderr is no terminal."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=new_console(stderr=True), transient=True) as progress:
         task = progress.add_task("spectra", total=total)
-        yield lambda module, cost: progress.update(task, advance=cost, description=module.name)
+        yield lambda module, cost: progress.update(task, advance=cost, description=visible(module.name))

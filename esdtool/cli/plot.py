@@ -74,7 +74,8 @@ def plot(
     ] = False,
 ) -> None:
     """Draw spectra, alphas, weight decays and training curves, as PNG, SVG or PDF files."""
-    from esdtool.cli.output import check_folder, note
+    from esdtool.cli.output import wrote
+    from esdtool.cli.targets import check_folder
     from esdtool.errors import UsageError
     from esdtool.report.figures import KINDS
 
@@ -95,7 +96,7 @@ def plot(
     from esdtool.report.figures import save_figures
 
     for path in save_figures(material, out, kinds=kind or (), suffix=figure_format, dpi=dpi):
-        note(f"wrote {path}", quiet=quiet)
+        wrote(path, quiet=quiet)
 
 
 @dataclass(kw_only=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum, auto
 from pathlib import Path
-from typing import Any
 
 from esdtool.analysis.document import FORMAT as ANALYSIS
 from esdtool.assignment.document import FORMAT as ASSIGNMENT
+from esdtool.checkpoint.layout import INDEX_SUFFIX
 from esdtool.comparison.trajectory import FORMAT as TRAJECTORY
+from esdtool.errors import CheckpointError
+from esdtool.support.json_text import JsonTextError, parse_json
 from esdtool.train.run.log import CONFIG, METRICS
 
 
@@ -35,7 +36,11 @@ _DOCUMENTS = {
 
 
 def kind_of(source: str) -> SourceKind:
-    """Recognise a source by its files."""
+    """Recognise a source by its files.
+
+    Raises:
+        CheckpointError: if it is a JSON file that cannot be read.
+    """
     if is_run(Path(source)):
         return SourceKind.RUN
     document = format_of(source)
@@ -45,14 +50,20 @@ def kind_of(source: str) -> SourceKind:
 
 
 def format_of(source: str) -> str | None:
-    """Read the `format` of a JSON document; None for what is no JSON document or has no such entry."""
+    """Read the `format` of a JSON document; None for what is no JSON document or has no such entry.
+
+    Raises:
+        CheckpointError: if it is a JSON file that cannot be read; indices of shards are not looked into.
+    """
     path = Path(source)
-    if path.suffix != ".json" or not path.is_file():
+    if path.suffix != ".json" or source.endswith(INDEX_SUFFIX) or not path.is_file():
         return None
     try:
-        document: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
+        document = parse_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read: {error.strerror}") from error
+    except JsonTextError as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
     found = document.get("format") if isinstance(document, dict) else None
     return found if isinstance(found, str) else None
 

@@ -37,6 +37,7 @@ def sweep(
     Give the same command again to continue: finished runs are not repeated, and stopped runs resume.
     """
     from esdtool.cli.output import note
+    from esdtool.support.terminal import say
     from esdtool.train.sweep.plan import plan_sweep
     from esdtool.train.sweep.runner import run_sweep, state_of
 
@@ -44,7 +45,7 @@ def sweep(
     states = [state_of(run) for run in plan.runs]
     if dry_run:
         for run, state in zip(plan.runs, states, strict=True):
-            typer.echo(f"{state:<8}  {run.folder}")
+            say(f"{state:<8}  {run.folder}")
         return
     total, done = len(plan.runs), states.count("finished")
     note(f"{total} runs in {plan.folder}, {done} of them finished before", quiet=quiet)

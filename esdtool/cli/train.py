@@ -45,12 +45,13 @@ def train(
     On several GPUs or processes: torchrun --nproc-per-node N -m esdtool train CONFIG.
     """
     from esdtool.cli.output import note
+    from esdtool.support.terminal import write_data
     from esdtool.train.config.loading import load_config, to_toml
 
     is_first = os.environ.get("RANK", "0") == "0"
     config = load_config(configs, overrides or [], on_note=lambda text: note(text, quiet=quiet or not is_first))
     if print_config:
-        typer.echo(to_toml(config), nl=False)
+        write_data(to_toml(config))
         return
     if dry_run:
         _show_plan(config)
@@ -76,6 +77,7 @@ def train(
 def _show_plan(config: TrainConfig) -> None:
     from esdtool.cli.output import note
     from esdtool.support.sizes import format_size
+    from esdtool.support.terminal import say
     from esdtool.train.config.loading import check_batch
     from esdtool.train.config.presets import PRESETS
     from esdtool.train.estimate import estimate
@@ -112,4 +114,4 @@ def _show_plan(config: TrainConfig) -> None:
     ]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        typer.echo(f"{name:<{width}}  {value}")
+        say(f"{name:<{width}}  {value}")

@@ -5,8 +5,6 @@ A module and its counterparts share a row. Differences are those from the first 
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -15,6 +13,8 @@ from pydantic import Field
 
 from esdtool.analysis.document import Record, Settings, Source, read_document
 from esdtool.modules.skipped import SkipKind
+from esdtool.support.csv_text import csv_text
+from esdtool.support.json_text import model_json
 from esdtool.support.words import dimensions
 
 FORMAT: Final = "esdtool.checkpoint_comparison"
@@ -135,7 +135,7 @@ class CheckpointComparison(Record):
 
     def to_json(self) -> str:
         """The comparison as indented JSON with a final newline; the same input gives the same text."""
-        return self.model_dump_json(indent=1) + "\n"
+        return model_json(self)
 
     @classmethod
     def from_json(cls, path: str | Path) -> Self:
@@ -149,16 +149,14 @@ class CheckpointComparison(Record):
     def to_csv(self) -> str:
         """One line a module and checkpoint; `module` is the name in the first checkpoint."""
         fields = ["module", "role", "layer", "expert", "shape", "checkpoint", *Side.model_fields]
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, fieldnames=fields, lineterminator="\n")
-        writer.writeheader()
+        rows: list[dict[str, Any]] = []
         for module in self.modules:
             shared: dict[str, Any] = {"module": module.name, "role": module.role, "layer": module.layer}
             shared |= {"expert": module.expert, "shape": dimensions(module.shape)}
             for checkpoint, side in zip(self.checkpoints, module.sides, strict=True):
                 if side is not None:
-                    writer.writerow(shared | {"checkpoint": checkpoint.checkpoint} | side.model_dump())
-        return buffer.getvalue()
+                    rows.append(shared | {"checkpoint": checkpoint.checkpoint} | side.model_dump())
+        return csv_text(fields, rows)
 
 
 def is_significant(side: Side | None) -> bool:

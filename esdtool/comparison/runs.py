@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import statistics
@@ -14,6 +12,7 @@ from typing import Any, Final
 
 from esdtool.comparison.paired import Paired, paired, standard_error
 from esdtool.errors import ConfigError, UsageError
+from esdtool.support.csv_text import csv_text
 from esdtool.train.config.loading import load_run_config
 from esdtool.train.config.train_config import is_immaterial
 from esdtool.train.run.log import CONFIG, DECAY, METRICS, read_lines
@@ -120,13 +119,7 @@ class ComparisonTable:
         """One line per run; the differing keys are columns of their own."""
         keys = sorted({key for row in self.runs for key in row.setting})
         fields = [name for name in RunRow.__dataclass_fields__ if name != "setting"] + keys
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, fields, lineterminator="\n")
-        writer.writeheader()
-        for row in self.runs:
-            values = {name: value for name, value in asdict(row).items() if name != "setting"}
-            writer.writerow(values | row.setting)
-        return buffer.getvalue()
+        return csv_text(fields, [asdict(row) | row.setting for row in self.runs])
 
 
 def has_result(run: Path) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
@@ -13,6 +11,8 @@ from pydantic import Field
 
 from esdtool._version import __version__
 from esdtool.analysis.document import Analysis, Record, read_document
+from esdtool.support.csv_text import csv_text
+from esdtool.support.json_text import model_json
 
 FORMAT: Final = "esdtool.trajectory"
 VERSION: Final = 1
@@ -39,7 +39,7 @@ class Trajectory(Record):
 
     def to_json(self) -> str:
         """The trajectory as indented JSON with a final newline; the same input gives the same text."""
-        return self.model_dump_json(indent=1) + "\n"
+        return model_json(self)
 
     @classmethod
     def from_json(cls, path: str | Path) -> Self:
@@ -52,16 +52,12 @@ class Trajectory(Record):
 
     def to_csv(self) -> str:
         """One line a module and checkpoint: the columns of `Analysis.to_csv` after `checkpoint` and `step`."""
-        buffer = io.StringIO()
         rows = [
             {"checkpoint": step.checkpoint, "step": step.step, **row}
             for step, analysis in zip(self.steps, self.analyses, strict=True)
             for row in analysis.flat_rows()
         ]
-        writer = csv.DictWriter(buffer, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return buffer.getvalue()
+        return csv_text(list(rows[0]) if rows else [], rows)
 
 
 def in_order_of_training(checkpoints: Sequence[str]) -> list[str]:

@@ -54,7 +54,7 @@ def error_of(*arguments: object, code: int) -> str:
 
 def test_tables_and_words(esdtool_cli: Cli, pair: tuple[Path, Path], tmp_path: Path) -> None:
     result = esdtool_cli("compare", *pair, "--json", tmp_path / "c.json", "--sort", "difference", "--top", 3)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, f"esdtool: wrote {tmp_path / 'c.json'}\n")
     document = json.loads((tmp_path / "c.json").read_text())
     moved = next(module for module in document["modules"] if module["name"] == MOVED)
     table = result.stdout.split("module by module, 3 of 13 modules")[1].split("mean alpha by role")[0]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from esdtool.comparison.paired import Paired
 from esdtool.comparison.runs import BASE, ComparisonTable, SettingRow, described
+from esdtool.support.csv_text import csv_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class PolicyRow:
 
     label: str
     cells: tuple[SettingRow | None, ...]
-    """By column; without decay, the same in each."""
+    """The setting at each of the table's base decays; that without decay stands in each column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class PolicyTable:
 
     @property
     def headings(self) -> tuple[str, ...]:
-        """Of `shown`."""
+        """The headings of the columns of `shown`."""
         return (
             "policy",
             *(f"{base:g}" for base in self.bases or ()),
@@ -39,8 +39,8 @@ class PolicyTable:
             "seeds",
         )
 
-    def shown(self, bold: Callable[[str], str]) -> list[tuple[str, ...]]:
-        """The cells as text: `mean ± standard error`, the best of each column through `bold`."""
+    def shown(self, bold: Callable[[str], str] = str) -> list[tuple[str, ...]]:
+        """Write the cells as text: `mean ± standard error`, the best of each column through `bold`."""
         rows = []
         for row in self.rows:
             cells = [
@@ -53,7 +53,7 @@ class PolicyTable:
         return rows
 
     def is_best(self, column: int, cell: SettingRow) -> bool:
-        """Whether no policy has a lower mean at this base decay."""
+        """Tell whether no policy has a lower mean at this base decay."""
         others = [row.cells[column] for row in self.rows]
         return all(cell.final_mean <= other.final_mean for other in others if other is not None)
 
@@ -115,19 +115,31 @@ def settings_csv(table: ComparisonTable) -> str:
         for column, cell in enumerate(row.cells)
         if cell is not None and arranged.is_best(column, cell)
     ]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["policy", *keys, *_CSV_FIELDS])
+    rows: list[dict[str, Any]] = []
     for row in table.settings:
         test = row.paired
-        against = (
-            [""] * 7
-            if test is None
-            else [test.against, test.seeds, test.difference, test.standard_error, test.low, test.high, test.p_value]
+        rows.append(
+            {
+                **row.setting,
+                "policy": row.policy,
+                "seeds": len(row.seeds),
+                "mean": row.final_mean,
+                "standard_error": row.final_standard_error,
+                "is_best": row in best,
+                "mean_decay": row.mean_decay,
+            }
         )
-        found = [len(row.seeds), row.final_mean, row.final_standard_error, row in best, row.mean_decay]
-        writer.writerow([row.policy, *(row.setting.get(key) for key in keys), *found, *against])
-    return buffer.getvalue()
+        if test is not None:
+            rows[-1] |= {
+                "against": test.against,
+                "paired_seeds": test.seeds,
+                "difference": test.difference,
+                "difference_standard_error": test.standard_error,
+                "low": test.low,
+                "high": test.high,
+                "p_value": test.p_value,
+            }
+    return csv_text(["policy", *keys, *_CSV_FIELDS], rows)
 
 
 def _base(row: SettingRow) -> float | None:

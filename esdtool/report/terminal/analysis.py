@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from esdtool.analysis.document import Analysis, ModuleResult
 from esdtool.analysis.verdict import Verdict, closing_words, verdict
@@ -22,10 +20,11 @@ from esdtool.report.tables.analysis import (
     skipped_rows,
 )
 from esdtool.report.tables.experts import Experts, starred
-from esdtool.report.terminal.console import new_table, stdout_console
+from esdtool.report.terminal.console import new_table
 from esdtool.report.terminal.heatmap import alpha_heat_map
 from esdtool.report.terminal.sparkline import ESD_BINS, esd_sparkline, esds_of_rows, ramp_for, shortened, sparkline
 from esdtool.support.sizes import format_size
+from esdtool.support.terminal import new_console, styled
 from esdtool.support.words import dimensions
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def print_analysis(
     With `sparklines` each row shows the module's ESD, and a heat map follows. Rows of averaged experts show the
     eigenvalues of all of them.
     """
-    console = console or stdout_console()
+    console = console or new_console()
     if sparklines and not analysis.esds:
         console.print("No sparklines: the analysis carries no eigenvalues; analyse the checkpoint itself.")
     console.print(
@@ -88,14 +87,14 @@ def print_analysis(
             console.print(part)
     if analysis.skipped:
         console.print(_skipped(analysis.skipped))
-    console.print(Text(closing_words(analysis)))
+    console.print(styled(closing_words(analysis)))
 
 
 def print_plan(plan: Plan) -> None:
     """What `--dry-run` shows: modules, and what they will cost."""
     from esdtool.analysis.timing import ACCELERATORS, at_best, estimate_seconds
 
-    console = stdout_console()
+    console = new_console()
     table = new_table(f"{plan.checkpoint.location}: {len(plan.selection.modules)} weight modules")
     for heading in ("module", "role", "layer", "shape", "dtype", "eigenvalues"):
         table.add_column(heading, justify="left" if heading in ("module", "role", "dtype") else "right")
@@ -104,11 +103,11 @@ def print_plan(plan: Plan) -> None:
         rows.setdefault(starred(module.name, module.expert), []).append(module)
     for name, (module, *others) in rows.items():
         table.add_row(
-            escape(name if module.expert is None else f"{name} ({1 + len(others)})"),
-            escape(module.role),
+            styled(name if module.expert is None else f"{name} ({1 + len(others)})"),
+            styled(module.role),
             format_layer(module.layer),
             dimensions(module.shape),
-            module.dtype,
+            styled(module.dtype),
             str(module.num_eigs),
         )
     console.print(table)
@@ -126,19 +125,19 @@ def print_plan(plan: Plan) -> None:
 
 def print_trajectory(trajectory: Trajectory, *, sparklines: bool = False, console: Console | None = None) -> None:
     """Alpha by role over the steps, and each checkpoint in a sentence; with `sparklines` each role's course."""
-    console = console or stdout_console()
+    console = console or new_console()
     table = new_table("alpha by role over the checkpoints")
     table.add_column("checkpoint", overflow="fold")
     for heading in ("mean", *trajectory.roles):
-        table.add_column(Text(heading), justify="right")
+        table.add_column(styled(heading), justify="right")
     for step in trajectory.steps:
         alphas = [step.mean_alpha, *(step.alpha_by_role.get(role) for role in trajectory.roles)]
-        table.add_row(Text(step.checkpoint), *(format_number(alpha, ".3f") for alpha in alphas))
+        table.add_row(styled(step.checkpoint), *(format_number(alpha, ".3f") for alpha in alphas))
     console.print(table)
     if sparklines:
         console.print(_trends(trajectory, console))
     for analysis in trajectory.analyses:
-        console.print(Text(f"{analysis.source.checkpoint}: {closing_words(analysis)}"))
+        console.print(styled(f"{analysis.source.checkpoint}: {closing_words(analysis)}"))
 
 
 def _modules(
@@ -152,7 +151,7 @@ def _modules(
     table = new_table(found.title)
     for column in columns:
         table.add_column(
-            Text(column.heading),
+            styled(column.heading),
             justify="left" if column.is_text else "right",
             no_wrap=column.heading not in ("module", "verdict"),
             overflow="fold",
@@ -161,10 +160,10 @@ def _modules(
             table.add_column("ESD, | tail", no_wrap=True, min_width=ESD_BINS + 1)
     ramp = ramp_for(console.encoding)
     for module in found.rows:
-        cells = [Text(column.cell(module), style=_style(module, column.heading, analysis)) for column in columns]
+        cells = [styled(column.cell(module), style=_style(module, column.heading, analysis)) for column in columns]
         if sparklines:
             esd = esds.get(module.name)
-            cells.insert(1, Text("-") if esd is None else esd_sparkline(*esd, ramp=ramp))
+            cells.insert(1, styled("-") if esd is None else esd_sparkline(*esd, ramp=ramp))
         table.add_row(*cells)
     return table
 
@@ -182,7 +181,7 @@ def _roles(analysis: Analysis) -> Table:
     table.add_column("")
     low, high = _bar_range([row.mean_alpha for row in analysis.summary.by_role])
     for row in analysis.summary.by_role:
-        table.add_row(*(Text(column.cell(row)) for column in ROLE_COLUMNS), _bar(row.mean_alpha, low, high))
+        table.add_row(*(styled(column.cell(row)) for column in ROLE_COLUMNS), _bar(row.mean_alpha, low, high))
     return table
 
 
@@ -197,7 +196,7 @@ def _trends(trajectory: Trajectory, console: Console) -> Table:
         known = [step[role] for step in steps if role in step]
         line = sparkline(shortened([step.get(role) for step in steps], _TREND), ramp=ramp)
         change = f"{known[-1] - known[0]:+.3f}"
-        table.add_row(Text(role), f"{known[0]:.3f}", line, f"{known[-1]:.3f}", change)
+        table.add_row(styled(role), f"{known[0]:.3f}", line, f"{known[-1]:.3f}", change)
     return table
 
 
@@ -220,7 +219,7 @@ def _skipped(tensors: Iterable[Skipped]) -> Table:
     table.add_column("name", overflow="fold")
     table.add_column("reason")
     for count, name, reason in rows:
-        table.add_row(str(count), escape(name), escape(reason))
+        table.add_row(str(count), styled(name), styled(reason))
     return table
 
 

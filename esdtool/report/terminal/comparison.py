@@ -23,7 +23,8 @@ from esdtool.report.tables.comparison import (
     role_columns,
 )
 from esdtool.report.tables.experts import Experts
-from esdtool.report.terminal.console import new_table, stdout_console
+from esdtool.report.terminal.console import new_table
+from esdtool.support.terminal import new_console, styled
 
 _NARROW = 128
 """Below so many columns the table keeps to the essentials."""
@@ -43,7 +44,7 @@ def print_comparison(
     console: Console | None = None,
 ) -> None:
     """Everything a person wants to see of a comparison, on stdout unless a console is given."""
-    console = console or stdout_console()
+    console = console or new_console()
     positions = range(len(comparison.checkpoints))
     console.print(_table("checkpoints", checkpoint_columns(comparison), positions))
     if comparison.modules:
@@ -58,14 +59,14 @@ def print_comparison(
         console.print(_moved(comparison))
     if comparison.unmatched:
         console.print(_unmatched(comparison))
-    console.print(Text(comparison_words(comparison)))
+    console.print(styled(comparison_words(comparison)))
 
 
 def _table(title: str, columns: Sequence[Column[_Row]], rows: Iterable[_Row]) -> Table:
     table = new_table(title)
     for column in columns:
         table.add_column(
-            Text(column.heading),
+            styled(column.heading),
             justify="left" if column.is_text else "right",
             no_wrap=column.heading not in ("module", "checkpoint", "verdict", "modules"),
             overflow="fold",
@@ -78,10 +79,10 @@ def _table(title: str, columns: Sequence[Column[_Row]], rows: Iterable[_Row]) ->
 def _cell(column: Column[_Row], row: _Row) -> Text:
     shown = column.cell(row)
     if not column.heading.endswith("- A") or not isinstance(row, ComparedModule):
-        return Text(shown)
+        return styled(shown)
     if not shown.endswith(STAR):
-        return Text(f"{shown} ")  # so that the figures of all rows stand below each other
-    return Text(shown, style=_HEAVIER if shown.startswith("-") else _LIGHTER)
+        return styled(f"{shown} ")  # so that the figures of all rows stand below each other
+    return styled(shown, style=_HEAVIER if shown.startswith("-") else _LIGHTER)
 
 
 def _moved(comparison: CheckpointComparison) -> Table:
@@ -89,7 +90,7 @@ def _moved(comparison: CheckpointComparison) -> Table:
     for column in moved_columns(comparison):
         table.add_column(column.heading, justify="left" if column.is_text else "right", overflow="fold")
     for row in moved_most(comparison):
-        table.add_row(*(Text(column.cell(row)) for column in moved_columns(comparison)))
+        table.add_row(*(styled(column.cell(row)) for column in moved_columns(comparison)))
     return table
 
 
@@ -100,5 +101,5 @@ def _unmatched(comparison: CheckpointComparison) -> Table:
     table.add_column("name", overflow="fold")
     table.add_column("reason", overflow="fold")
     for count, name, reason in rows:
-        table.add_row(str(count), Text(name), Text(reason))
+        table.add_row(str(count), styled(name), styled(reason))
     return table

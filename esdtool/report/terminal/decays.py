@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from esdtool.assignment.check import CheckReport
 from esdtool.assignment.document import Assignment, Entry
 from esdtool.report.tables.analysis import format_number
-from esdtool.report.terminal.console import new_table, stdout_console
+from esdtool.report.terminal.console import new_table
+from esdtool.support.terminal import new_console, styled
 from esdtool.support.words import dimensions
 
 _BAR_WIDTH = 24
@@ -22,27 +21,27 @@ _SHADES = ("grey35", "deep_sky_blue4", "deep_sky_blue3", "green3", "yellow3", "o
 
 def print_assignment(assignment: Assignment, *, console: Console | None = None) -> None:
     """The table of decays, the picture, and what the file says of everything else."""
-    console = console or stdout_console()
+    console = console or new_console()
     console.print(_modules(assignment))
     picture = _picture(assignment)
     if picture is not None:
         console.print(picture)
-    console.print(Text(_closing_words(assignment)))
+    console.print(styled(_closing_words(assignment)))
 
 
 def print_check(report: CheckReport, *, path: str, model: str) -> None:
     """What `assign --check` found."""
-    console = stdout_console()
+    console = new_console()
     table = new_table(f"{path} against {model}")
     table.add_column("parameter", overflow="fold")
     table.add_column("finding")
     for name in report.unknown:
-        table.add_row(escape(name), Text("in the file, not in the model", style="red"))
+        table.add_row(styled(name), styled("in the file, not in the model", style="red"))
     for name, listed, found in report.wrong_shape:
         words = f"{dimensions(listed)} in the file, {dimensions(found)} in the model"
-        table.add_row(escape(name), Text(words, style="red"))
+        table.add_row(styled(name), styled(words, style="red"))
     for name in report.uncovered:
-        table.add_row(escape(name), Text("in the model, not in the file", style="red"))
+        table.add_row(styled(name), styled("in the model, not in the file", style="red"))
     if table.row_count:
         console.print(table)
     console.print(
@@ -63,11 +62,11 @@ def _modules(assignment: Assignment) -> Table:
     largest = max((entry.weight_decay for entry in assignment.parameters.values()), default=0.0)
     for name, entry in assignment.parameters.items():
         filled = round(_BAR_WIDTH * entry.weight_decay / largest) if largest > 0 else 0
-        bar = Text("█" * filled, style=_shade(entry, largest))
+        bar = styled("█" * filled, style=_shade(entry, largest))
         if entry.note:
-            bar.append(f" {entry.note}", style="yellow")
+            bar.append_text(styled(f" {entry.note}", "yellow"))
         table.add_row(
-            escape(name),
+            styled(name),
             format_number(entry.alpha, ".3f"),
             format_number(entry.ratio, ".3f"),
             f"{entry.weight_decay:.4g}",
@@ -89,17 +88,17 @@ def _picture(assignment: Assignment) -> Table | None:
     table = new_table("decay by layer and role")
     table.add_column("layer", justify="right")
     for role in roles:
-        table.add_column(escape(role), justify="right")
+        table.add_column(styled(role), justify="right")
     for layer in sorted({layer for layer, _ in cells}):
         row = []
         for role in roles:
             entries = cells.get((layer, role))
             if entries is None:
-                row.append(Text("-"))
+                row.append(styled("-"))
                 continue
             mean = sum(entry.weight_decay for entry in entries) / len(entries)
             shade = _shade(entries[0].model_copy(update={"weight_decay": mean}), largest)
-            row.append(Text(f"{mean:.3g} ■", style=shade))
+            row.append(styled(f"{mean:.3g} ■", style=shade))
         table.add_row(str(layer), *row)
     return table
 

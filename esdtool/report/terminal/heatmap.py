@@ -13,6 +13,7 @@ from rich.text import Text
 
 from esdtool.analysis.document import Analysis
 from esdtool.report.terminal.console import has_colours, new_table
+from esdtool.support.terminal import styled
 
 SHADES: Final = "░▒▓█"
 """From small to large alpha, where there are no colours."""
@@ -80,22 +81,22 @@ def _table(cells: Cells, corner: str, rows: Sequence[str], columns: Sequence[str
     table = new_table(f"alpha by layer and role: {ends[0]} {low:.2f} or less, {ends[1]} {high:.2f} or more")
     table.add_column(corner, justify="right" if corner == "layer" else "left", no_wrap=True)
     for heading in columns:
-        table.add_column(Text(heading), justify="right", no_wrap=True)
+        table.add_column(styled(heading), justify="right", no_wrap=True)
     for row in rows:
         shown = (_cell(cells.get((row, column)), low, high, len(column), coloured=coloured) for column in columns)
-        table.add_row(Text(row), *shown)
+        table.add_row(styled(row), *shown)
     return table
 
 
 def _cell(alpha: float | None, low: float, high: float, width: int, *, coloured: bool) -> Text:
     if alpha is None:
-        return Text("-")
+        return styled("-")
     scale = _COLOURS if coloured else SHADES
     share = (alpha - low) / (high - low) if high > low else 0.0
     level = min(max(int(share * len(scale)), 0), len(scale) - 1)
     if not coloured:
-        return Text(SHADES[level] + _figure(alpha))
-    return Text(
+        return styled(SHADES[level] + _figure(alpha))
+    return styled(
         f" {_figure(alpha)}".rjust(width), style=f"{'white' if level < _DARK else 'black'} on {_COLOURS[level]}"
     )
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from esdtool.analysis.document import Analysis, ModuleResult
 from esdtool.report.tables.density import drawn_fit, esd_histogram
 from esdtool.report.tables.experts import starred
-from esdtool.report.terminal.console import can_encode
+from esdtool.support.terminal import can_encode
 
 Vector = npt.NDArray[np.float64]
 

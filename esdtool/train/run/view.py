@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from esdtool.modules import WeightModule
+from esdtool.support.terminal import new_console, remark
+from esdtool.support.words import visible
 from esdtool.train.policy import DecayRecord
 from esdtool.train.run.log import by_role
 
@@ -25,8 +27,8 @@ class PlainView:
         self._started: tuple[float, int] | None = None
 
     def note(self, text: str) -> None:
-        """A remark."""
-        print(f"esdtool: {text}", file=sys.stderr, flush=True)
+        """Make a remark."""
+        remark(text)
 
     def metrics(self, line: Mapping[str, Any]) -> None:
         """A line of metrics.jsonl."""
@@ -51,7 +53,7 @@ class PlainView:
 
     def show(self, text: str) -> None:
         """Put out one line."""
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
 
     def remaining(self, step: int) -> str:
         """Time to the end, `h:mm:ss`, at the pace since this process began; `-` at its start."""
@@ -74,7 +76,6 @@ class LiveView(PlainView):
 
     def __init__(self, total_steps: int, modules: Mapping[str, WeightModule]) -> None:
         """Start drawing."""
-        from rich.console import Console
         from rich.live import Live
 
         super().__init__(total_steps, modules)
@@ -82,12 +83,12 @@ class LiveView(PlainView):
         self._validation: Mapping[str, Any] | None = None
         self._record: tuple[int, DecayRecord] | None = None
         self._eta = "-"
-        self._live = Live(console=Console(stderr=True), auto_refresh=False, redirect_stdout=False)
+        self._live = Live(console=new_console(stderr=True), auto_refresh=False, redirect_stdout=False)
         self._live.start()
 
     def note(self, text: str) -> None:
         """A remark, above the table."""
-        self._live.console.print(f"esdtool: {text}", markup=False, highlight=False)
+        self._live.console.print(f"esdtool: {visible(text)}")
 
     def metrics(self, line: Mapping[str, Any]) -> None:
         """A line of metrics.jsonl."""
@@ -109,6 +110,7 @@ class LiveView(PlainView):
 
     def _table(self) -> Table:
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(show_header=False, box=None, pad_edge=False)
         table.add_column(style="dim")
@@ -116,8 +118,8 @@ class LiveView(PlainView):
         if (line := self._train) is not None:
             step = int(line["step"])
             filled = 30 * step // self._total_steps
-            bar = "━" * filled + "[dim]" + "━" * (30 - filled) + "[/dim]"
-            table.add_row("step", f"{bar} {step:,}/{self._total_steps:,}  ETA {self._eta}")
+            counts = f" {step:,}/{self._total_steps:,}  ETA {self._eta}"
+            table.add_row("step", Text.assemble("━" * filled, ("━" * (30 - filled), "dim"), counts))
             table.add_row("train", f"loss {line['loss']:.4f}  perplexity {line['perplexity']:.2f}")
             table.add_row(
                 "",
