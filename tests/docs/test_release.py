@@ -50,6 +50,15 @@ def test_citation() -> None:
     )
 
 
+def test_the_lowest_versions_are_those_that_ci_tests() -> None:
+    lowest = (ROOT / ".ci" / "lowest.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in lowest if not line.startswith("#"))
+    claimed = dict(re.split(r">=", requirement) for requirement in PYPROJECT["project"]["dependencies"])
+    assert tested.keys() == claimed.keys()
+    for name, version in claimed.items():
+        assert [*tested[name].split("."), "0"][: version.count(".") + 1] == version.split("."), name
+
+
 @pytest.mark.parametrize("words", [["-c", "import esdtool"], ["-m", "esdtool", "--version"]])
 def test_clean_under_w_error(words: list[str]) -> None:
     result = subprocess.run([sys.executable, "-W", "error", *words], capture_output=True, text=True, check=False)
