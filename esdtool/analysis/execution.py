@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from esdtool.checkpoint.base import DTYPE_BYTES
@@ -39,6 +39,12 @@ class Limits:
     """Bytes that the modules in flight may take together; None: no limit. One that needs more is done alone."""
     read_ahead: bool = True
     """Whether a further module may be read meanwhile; not where reading is a collective."""
+    beside: Mapping[str, int] = field(default_factory=dict)
+    """Bytes that a module takes besides its own, by name: its base's weight, and the difference or sum of both."""
+
+    def need(self, batch: Batch) -> int:
+        """Predicted memory of a batch in flight."""
+        return sum(working_bytes(module) + self.beside.get(module.name, 0) for module in batch)
 
 
 class MemoryGate:
@@ -86,7 +92,7 @@ def carry_out(
     slots = threading.BoundedSemaphore(limits.jobs)
 
     def work(batch: Batch) -> Result:
-        with gate.hold(sum(map(working_bytes, batch))):
+        with gate.hold(limits.need(batch)):
             weights = read(batch)
             with slots:
                 return compute(batch, weights)
@@ -110,7 +116,7 @@ def batches_of(modules: Sequence[WeightModule], *, together: bool, limits: Limit
     batches: list[list[WeightModule]] = []
     size = 0
     for module in modules:
-        need = working_bytes(module)
+        need = limits.need((module,))
         if batches and size + need <= most and _go_together(batches[-1][0], module):
             batches[-1].append(module)
             size += need
@@ -127,8 +133,8 @@ def _go_together(one: WeightModule, other: WeightModule) -> bool:
 
 def peak_bytes(batches: Sequence[Batch], limits: Limits) -> int:
     """Predicted peak memory of the batches in flight."""
-    needs = sorted((sum(map(working_bytes, batch)) for batch in batches), reverse=True)
-    ahead = max((sum(map(_stored_bytes, batch)) for batch in batches), default=0) if limits.read_ahead else 0
+    needs = sorted(map(limits.need, batches), reverse=True)
+    ahead = max((_bytes_ahead(batch, limits) for batch in batches), default=0) if limits.read_ahead else 0
     together = sum(needs[: limits.jobs]) + (ahead if len(needs) > limits.jobs else 0)
     return together if limits.memory is None else min(together, max(limits.memory, needs[0]))
 
@@ -136,9 +142,14 @@ def peak_bytes(batches: Sequence[Batch], limits: Limits) -> int:
 def working_bytes(module: WeightModule) -> int:
     """Memory of one module in flight: stored tensor, a float64 slice of it, its Gram matrix and a solver's copy."""
     short, long = sorted(module.matrix_shape)
-    return _stored_bytes(module) + 8 * short * min(long, max(short, 2048)) + 3 * 8 * short**2
+    return read_bytes(module) + 8 * short * min(long, max(short, 2048)) + 3 * 8 * short**2
 
 
-def _stored_bytes(module: WeightModule) -> int:
+def _bytes_ahead(batch: Batch, limits: Limits) -> int:
+    return sum(read_bytes(module) + limits.beside.get(module.name, 0) for module in batch)
+
+
+def read_bytes(module: WeightModule) -> int:
+    """Memory of the part of a stored tensor that a module is read from."""
     read = (module.rows[1] - module.rows[0]) * math.prod(module.stored_shape[1:])
     return read * DTYPE_BYTES.get(module.dtype, 4)

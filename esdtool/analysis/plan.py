@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from esdtool.analysis.difference import Pairing, pair_modules
-from esdtool.analysis.execution import Batch, Limits, batches_of, peak_bytes
+from esdtool.analysis.execution import Batch, Limits, batches_of, peak_bytes, read_bytes
 from esdtool.checkpoint import Checkpoint, from_model, from_state_dict, open_checkpoint
-from esdtool.checkpoint.adapters import is_adapter, merged
-from esdtool.errors import NothingToAnalyzeError, UsageError
+from esdtool.checkpoint.adapters import MergedCheckpoint, is_adapter, merged
+from esdtool.errors import CheckpointError, NothingToAnalyzeError, UsageError
 from esdtool.modules import Selection, WeightModule, select_modules
 from esdtool.modules.base import cost
 from esdtool.spectra.cache import SpectrumCache
@@ -83,7 +85,30 @@ class Plan:
     @property
     def limits(self) -> Limits:
         """How much is done at a time."""
-        return Limits(jobs=self.jobs, memory=self.memory, read_ahead=not self.checkpoint.collective_reads)
+        return Limits(
+            jobs=self.jobs, memory=self.memory, read_ahead=not self.collective_reads, beside=self._bytes_beside
+        )
+
+    @property
+    def collective_reads(self) -> bool:
+        """Whether all ranks must read in one order: the checkpoint, or its base, is a sharded live model."""
+        return self.checkpoint.collective_reads or (self.base is not None and self.base.checkpoint.collective_reads)
+
+    @cached_property
+    def _bytes_beside(self) -> Mapping[str, int]:
+        """Bytes that the base adds to each module in flight, by the module's name."""
+        if self.base is not None:
+            pairs = self.base.pairing.base
+            # The base's weight as it is stored, and the difference, float32 or wider.
+            return {name: read_bytes(other) + 8 * math.prod(other.shape) for name, other in pairs.items()}
+        if not isinstance(self.checkpoint, MergedCheckpoint):
+            return {}
+        # An update is computed in float64 and added in float32.
+        return {
+            module.name: 16 * math.prod(module.stored_shape)
+            for module in self.selection.modules
+            if module.parameter in self.checkpoint.updated
+        }
 
     @property
     def peak_bytes(self) -> int:
@@ -112,6 +137,8 @@ def make_plan(
     checkpoint = _open(source, revision)
     other = None if base is None else _open(base, None)
     merged_with = None
+    if other is not None and is_adapter(other):
+        raise CheckpointError(f"{other.location}: an adapter, not a base: it holds updates of weights and no weights")
     if other is not None and is_adapter(checkpoint):
         merged_with, checkpoint, other = other.location, merged(checkpoint, other), None
     selection = select_modules(
@@ -130,7 +157,7 @@ def make_plan(
             + _reasons(selection)
         )
     available = available_cores() if chosen.type == "cpu" else 1
-    if checkpoint.collective_reads:
+    if checkpoint.collective_reads or (other is not None and other.collective_reads):
         jobs = 1  # one thread, one order
     return Plan(
         checkpoint=checkpoint,

@@ -8,6 +8,6 @@ adds an adapter to a base that lies elsewhere.
 from __future__ import annotations
 
 from esdtool.checkpoint.adapters.checkpoint import AdapterCheckpoint, adapter_weights, is_adapter
-from esdtool.checkpoint.adapters.merged import merged
+from esdtool.checkpoint.adapters.merged import MergedCheckpoint, merged
 
-__all__ = ["AdapterCheckpoint", "adapter_weights", "is_adapter", "merged"]
+__all__ = ["AdapterCheckpoint", "MergedCheckpoint", "adapter_weights", "is_adapter", "merged"]
