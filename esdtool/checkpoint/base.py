@@ -116,6 +116,8 @@ class Checkpoint(ABC):
     there is none."""
     notes: tuple[str, ...] = ()
     """Remarks that the user should see, one line each (e.g. which of two formats was taken)."""
+    adapter_config: Mapping[str, Any] = field(default_factory=dict)
+    """PEFT's configuration of the adapter in a live model; empty elsewhere."""
     folder: Path | None = None
     """Where the files lie, for checkpoints on disk: what belongs to an adapter may be beside them."""
     collective_reads: bool = False

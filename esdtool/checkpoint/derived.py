@@ -104,5 +104,6 @@ def inherited(inner: Checkpoint) -> dict[str, Any]:
         "revision": inner.revision,
         "config": inner.config,
         "collective_reads": inner.collective_reads,
+        "adapter_config": inner.adapter_config,
         "folder": inner.folder,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import torch
@@ -78,17 +79,29 @@ def from_model(model: nn.Module) -> Checkpoint:
     stripped = {canonical_name(name): tensor for name, tensor in tensors.items()}
     # A model may have a submodule that is really called `module`; distinct names come first.
     names_are_distinct = len(stripped) == len(tensors)
-    return _checkpoint(stripped if names_are_distinct else tensors, config=_config(model), location="memory", notes=())
+    return _checkpoint(
+        stripped if names_are_distinct else tensors,
+        config=_config(model),
+        adapter_config=_adapter_config(model),
+        location="memory",
+        notes=(),
+    )
 
 
 def _checkpoint(
-    tensors: Mapping[str, torch.Tensor], *, config: Mapping[str, Any], location: str, notes: tuple[str, ...]
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    config: Mapping[str, Any],
+    location: str,
+    notes: tuple[str, ...],
+    adapter_config: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     check_names(location, tensors)
     return MemoryCheckpoint(
         location=location,
         tensors={name: tensor_info(name, tensor, "") for name, tensor in tensors.items()},
         config=config,
+        adapter_config=adapter_config or {},
         notes=notes,
         collective_reads=any(hasattr(tensor, "full_tensor") for tensor in tensors.values()),
         values=tensors,
@@ -131,3 +144,22 @@ def _config(model: nn.Module) -> dict[str, Any]:
             return dict(config)
         inner = next((wrapped for name in WRAPPERS if (wrapped := inner._modules.get(name)) is not None), None)
     return {}
+
+
+def _adapter_config(model: nn.Module) -> dict[str, Any]:
+    """PEFT's configuration of a live model's adapter, where it has exactly one, with plain values as in a file."""
+    for module in model.modules():
+        configs = getattr(module, "peft_config", None)
+        if isinstance(configs, Mapping) and len(configs) == 1:
+            (config,) = configs.values()
+            if callable(getattr(config, "to_dict", None)):
+                return {key: _plain(value) for key, value in config.to_dict().items()}
+    return {}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, set | frozenset | tuple):
+        return sorted(value, key=str)
+    return dict(vars(value)) if hasattr(value, "__dict__") else value

@@ -15,7 +15,7 @@ import transformers as hf
 from torch import nn
 
 import esdtool
-from esdtool.checkpoint import from_state_dict, open_checkpoint
+from esdtool.checkpoint import from_model, from_state_dict, open_checkpoint
 from esdtool.checkpoint.adapters import is_adapter, merged
 from esdtool.checkpoint.adapters.unsupported import COMPUTED, REFUSED
 from esdtool.errors import CheckpointError
@@ -312,12 +312,15 @@ def test_a_live_state_dict_gives_the_weights_that_act(case: str, tmp_path: Path)
     _, model = _adapted(case, tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "adapter_model.safetensors").unlink()  # adapter_config.json stays beside the state dict
-    checkpoint = open_checkpoint(tmp_path)
+    checkpoint, live = open_checkpoint(tmp_path), from_model(model)
     assert not is_adapter(checkpoint)
+    found = {name: checkpoint.read(name) for name in checkpoint.tensors}
+    of_live = {name: live.read(name) for name in live.tensors}
     expected = model.merge_and_unload().state_dict()
-    assert set(checkpoint.tensors) == set(expected)
+    assert found.keys() == expected.keys() == of_live.keys()
     for name, weight in expected.items():
-        torch.testing.assert_close(checkpoint.read(name), weight.detach(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found[name], weight.detach(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(of_live[name], weight.detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_module_that_is_trained_whole_replaces_the_original(tmp_path: Path) -> None:

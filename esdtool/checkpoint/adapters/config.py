@@ -110,7 +110,7 @@ def read_adapter_config(checkpoint: Checkpoint) -> AdapterConfig:
     Raises:
         CheckpointError: if a value is of a wrong type or range; the message names the key.
     """
-    own: Mapping[str, Any] = checkpoint.config
+    own: Mapping[str, Any] = checkpoint.adapter_config or checkpoint.config
     place = checkpoint.location
     if not _describes_adapter(own):
         beside = None if checkpoint.folder is None else checkpoint.folder / FILE_NAME

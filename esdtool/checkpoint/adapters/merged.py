@@ -112,7 +112,7 @@ class _Index:
         self._flat: dict[str, list[TensorInfo]] = defaultdict(list)
         for info in base.tensors.values():
             self._paths[_bare(info.name)].append(info)
-            self._flat[flat(".".join(_bare(info.name)))].append(info)
+            self._flat[flat(info.name)].append(info)
 
     def by_path(self, name: str) -> Sequence[TensorInfo]:
         """The base's tensors of a name, outer prefixes aside."""

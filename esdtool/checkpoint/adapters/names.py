@@ -19,6 +19,16 @@ SHARED = "base_model"
 FLAT_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_transformer_", "lycoris_")
 """Prefixes of names whose dots have become underscores."""
 
+_COMPONENTS = (
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "unet.",
+    "transformer.",
+    "text_encoder.",
+    "text_encoder_2.",
+)
+"""Prefixes of a pipeline's parts, which flattened names lack."""
+
 _PROCESSOR = re.compile(r"^(?P<module>.+)\.processor\.(?P<entry>[^.]+)$")
 _ENTRIES = {"to_out": "to_out.0"}
 """Modules that a diffusers attention processor calls otherwise than the model does."""
@@ -100,14 +110,15 @@ def _of_model(module: str) -> str:
 
 
 def flat(name: str) -> str:
-    """A parameter's or module's name as kohya's scripts flatten it, without their prefix.
+    """A parameter's or module's name as kohya's scripts flatten it, without the prefix of a pipeline's part.
 
     >>> flat("lora_unet_mid_block_proj_in"), flat("unet.mid_block.proj_in.weight")
-    ('mid_block_proj_in', 'unet_mid_block_proj_in')
+    ('mid_block_proj_in', 'mid_block_proj_in')
     """
-    for prefix in FLAT_PREFIXES:
+    for prefix in (*FLAT_PREFIXES, *_COMPONENTS):
         if name.startswith(prefix):
-            return name.removeprefix(prefix)
+            name = name.removeprefix(prefix)
+            break
     return name.removesuffix(".weight").replace(".", "_")
 
 
