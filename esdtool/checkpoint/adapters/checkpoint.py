@@ -309,7 +309,7 @@ def _scale_notes(found: _Found) -> list[str]:
     if not found.context.guessed:
         return []
     return [
-        f"{found.checkpoint.location}: no {FILE_NAME} that tells the scale, so the scale is taken as 1: alone it "
+        f"{found.checkpoint.location}: no {FILE_NAME} that tells the scale: the scale is taken as 1. Alone it "
         "changes norms, not alphas; in a sum with the base it changes both"
     ]
 
