@@ -1,4 +1,4 @@
-"""What a parameter's name tells: its module, its block, and its place in the model's natural order.
+"""Read a parameter's name: its module, its block, and its place in the model's natural order.
 
 Everything here works on names alone; no shape, no configuration.
 """

@@ -14,13 +14,13 @@ import esdtool
 
 PACKAGE = Path(esdtool.__file__).parent
 
-# Grows until it holds every room.
-ROOMS = ("integrations", "schemas", "checkpoint/quantized")
+# Rooms that are not ready yet; it shrinks until it is empty.
+WAITING: tuple[str, ...] = ("train", "report/figures")
 
 # A docstring that begins so continues the name of what it describes, instead of saying what that is or does.
-FRAGMENTS = ("Of", "Those", "That", "As", "See", "What", "Which", "Where", "When", "How", "Why", "Its", "Their")
-# Clauses that describe a value: fine for an attribute, not for a function.
-VALUES = ("Whether", "If")
+FRAGMENTS = ("Of", "Those", "That", "As", "See", "Its", "Their")
+# Clauses that describe a value: fine under an attribute, but a module, a class or a function needs a sentence.
+CLAUSES = ("What", "Which", "Where", "When", "How", "Why", "Whether", "If")
 QUAINT = re.compile(
     r"\b(anew|lest|dearest|thereof|whereof|wherein|hitherto|henceforth|albeit|amongst|whilst|of old)\b", re.IGNORECASE
 )
@@ -72,9 +72,9 @@ def faults(docstring: Docstring) -> list[str]:
     found = []
     if not opening.endswith((".", ":", "?")):
         found.append("does not end as a sentence")
-    if first in FRAGMENTS or (first in VALUES and docstring.kind != "attribute"):
+    if first in FRAGMENTS or (first in CLAUSES and docstring.kind != "attribute"):
         found.append(f"begins as a fragment: {first!r}")
-    if first[0].islower():
+    if first[0].islower() and docstring.kind != "attribute":  # there it may be a formula
         found.append("begins with a small letter")
     found += [f"quaint: {word!r}" for word in QUAINT.findall(docstring.text)]
     return found
@@ -86,6 +86,7 @@ def test_the_rules_see_what_they_should() -> None:
 
     assert found("Return the spectrum of a matrix.\n\nArgs: ...") == []
     assert found("Whether the matrix is square.", "attribute") == []
+    assert found("What the matrix is.", "Module") == ["begins as a fragment: 'What'"]
     assert found("Whether the matrix is square.") == ["begins as a fragment: 'Whether'"]
     assert found("Of the module.") == ["begins as a fragment: 'Of'"]
     assert found("Those that are known.", "attribute") == ["begins as a fragment: 'Those'"]
@@ -94,13 +95,18 @@ def test_the_rules_see_what_they_should() -> None:
     assert found("Compute the list anew.") == ["quaint: 'anew'"]
 
 
+ROOMS = sorted({path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py")})
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_docstrings_are_sentences(room: str) -> None:
-    paths = sorted((PACKAGE / room).rglob("*.py"))
+    top = PACKAGE / room
+    paths = [top] if top.is_file() else sorted(top.rglob("*.py"))
     assert paths
     wrong = [
         f"{docstring.where}: {docstring.opening!r} {fault}"
         for path in paths
+        if not path.relative_to(PACKAGE).as_posix().startswith(WAITING)
         for docstring in docstrings(path)
         for fault in faults(docstring)
     ]

@@ -1,4 +1,4 @@
-"""Which modules are estimated so that an analysis keeps within a time (`--budget`)."""
+"""Choose the modules to estimate so that an analysis stays within a time (`--budget`)."""
 
 from __future__ import annotations
 

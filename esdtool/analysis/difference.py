@@ -1,4 +1,4 @@
-"""What fine-tuning changed: the modules of two checkpoints side by side.
+"""Compute what fine-tuning changed: the modules of two checkpoints side by side.
 
 Modules are compared, not tensors: a fused projection meets its separate counterparts, a stack of experts the
 experts' own files.
@@ -22,7 +22,7 @@ from esdtool.support.words import dimensions
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing:
-    """Which modules of two checkpoints are the same."""
+    """The modules that two checkpoints share."""
 
     base: Mapping[str, WeightModule]
     """The base's module by the other's name."""

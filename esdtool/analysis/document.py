@@ -43,7 +43,7 @@ class Record(BaseModel):
 
 
 class Source(Record):
-    """Where the weights came from."""
+    """The origin of the weights."""
 
     checkpoint: str = Field(description="Path or Hub id as the user gave it; 'memory' for a live model.")
     revision: str | None = Field(default=None, description="Commit of a Hub checkpoint.")

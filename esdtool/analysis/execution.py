@@ -31,7 +31,7 @@ _BATCH_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much may be done at a time."""
+    """The limits on the work done at a time."""
 
     jobs: int
     """Modules computed at a time."""
@@ -104,7 +104,7 @@ def carry_out(
 
 
 def batches_of(modules: Sequence[WeightModule], *, together: bool, limits: Limits) -> list[Batch]:
-    """What is computed at a time, in the order of `modules`.
+    """Return the jobs, in the order of `modules`.
 
     On a CPU (`together` false) each module by itself: threads share the work, and a core is busy with any matrix. On an
     accelerator, which a small matrix leaves idle, neighbours of one shape up to order 1024 are put together, as far as

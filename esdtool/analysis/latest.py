@@ -11,7 +11,7 @@ from esdtool.support.files import atomic_write_text, cache_directory
 
 
 def latest_path() -> Path:
-    """Where the latest analysis is kept."""
+    """Return the path of the latest analysis."""
     return cache_directory() / "latest-analysis.json"
 
 

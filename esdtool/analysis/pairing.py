@@ -1,4 +1,4 @@
-"""Which modules of two checkpoints are the same.
+"""The modules that two checkpoints share.
 
 Counterparts have equal shapes and equal names, or else the same place (block, role, expert) where only one module on
 either side has it.
@@ -93,5 +93,5 @@ def _place(module: Placed) -> Hashable:
 
 
 def _comparable(module: Placed, other: Placed) -> bool:
-    """Whether the shapes are equal, or a matrix's and its transpose's (Conv1D beside Linear)."""
+    """Return whether the shapes are equal, or a matrix's and its transpose's (Conv1D beside Linear)."""
     return module.shape == other.shape or (len(module.shape) == 2 and module.shape == other.shape[::-1])

@@ -1,4 +1,4 @@
-"""What an analysis will do, known from headers alone."""
+"""The work of an analysis, known from headers alone."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Base:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What an analysis will do, known from headers alone."""
+    """The work of an analysis, known from headers alone."""
 
     checkpoint: Checkpoint
     selection: Selection
@@ -78,7 +78,7 @@ class Plan:
         return sum(cost(module) for module in self.selection.modules)
 
     def batches(self, modules: Sequence[WeightModule]) -> list[Batch]:
-        """What is computed at a time, dearest first."""
+        """Return the jobs, the most expensive first."""
         ordered = sorted(modules, key=cost, reverse=True)
         return batches_of(ordered, together=self.device.type != "cpu", limits=self.limits)
 

@@ -1,4 +1,4 @@
-"""How long an analysis will take: a short calibration on this machine, carried over to the plan's shapes.
+"""Predict the time of an analysis from a short calibration on this machine, applied to the shapes of the plan.
 
 Square random matrices of a few orders are scored as the plan's modules will be, as many at a time, so that the threads'
 contention for memory and caches is in the figures. Between the orders time is interpolated on logarithmic axes; beyond
@@ -43,9 +43,9 @@ class Calibration:
     orders: tuple[int, ...]
     """Ascending."""
     seconds: tuple[float, ...]
-    """Of a square matrix of each order, reading aside."""
+    """Seconds for a square matrix of each order, without reading it."""
     seconds_per_flop: float
-    """Of the Gram matrix, for what a matrix is longer than square."""
+    """Rate of the Gram matrix, for the part by which a matrix is longer than square."""
     growth: float = 3.0
     """Exponent of the time beyond the largest order."""
 
@@ -105,7 +105,7 @@ def estimate_seconds(plan: Plan) -> float:
 
 
 def makespan(costs: Sequence[float], slots: int) -> float:
-    """When the last of several pieces of work ends, the dearest begun first, each as soon as a slot is free.
+    """Return the time when the last of several jobs ends; the longest starts first, each as soon as a slot is free.
 
     >>> makespan([3.0, 3.0, 2.0, 2.0, 2.0], 2)
     7.0

@@ -1,4 +1,4 @@
-"""What an alpha says: verdicts as an enum, an analysis's conclusion as a dataclass, and the words of both."""
+"""Interpret alphas: verdicts as an enum, the conclusion of an analysis as a dataclass, and the words of both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIGNIFICANT = 2.0
 
 
 class Verdict(StrEnum):
-    """What the alpha of one module says. The value is the verdict in words."""
+    """The verdict on the alpha of one module. The value is the verdict in words."""
 
     HEAVY_TAILED = "heavy-tailed"
     LIKE_RANDOM = "like random"
@@ -78,7 +78,7 @@ def verdict_words(module: ModuleResult, fit: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Conclusion:
-    """What a person should take from an analysis."""
+    """The conclusion of an analysis."""
 
     mean_alpha: float | None
     """Mean over the scored modules; None if there are none."""

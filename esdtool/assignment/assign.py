@@ -229,7 +229,7 @@ def _scope(analysis: Analysis, options: AssignOptions) -> Scope[ModuleResult]:
 
 
 def _left_out(analysis: Analysis, scope: Scope[ModuleResult]) -> dict[str, str]:
-    """Why parameters are not assigned that hold weight matrices, by canonical name."""
+    """Return the reason why each parameter with a weight matrix is not assigned, by canonical name."""
     unsplit = {
         canonical_name(tensor.name): tensor.reason
         for tensor in analysis.skipped

@@ -10,7 +10,7 @@ from esdtool.assignment.rule import DecayRule
 
 @dataclass(frozen=True, kw_only=True)
 class AssignOptions:
-    """How an analysis becomes an assignment. Checked on construction, before spectra that may take hours."""
+    """The options of an assignment, checked on construction, before spectra that may take hours."""
 
     weight_decay: float = 0.1
     """Base decay: what uniform weight decay would be."""

@@ -1,4 +1,4 @@
-"""How an assignment fits a checkpoint: `esdtool assign --check`."""
+"""Check an assignment against a checkpoint: `esdtool assign --check`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from esdtool.support.words import dimensions, others
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """How an assignment fits a checkpoint."""
+    """The result of checking an assignment against a checkpoint."""
 
     matched: tuple[str, ...]
     """Listed parameters that the checkpoint holds in the right shape."""

@@ -47,7 +47,7 @@ class Source(_Part):
 
 
 class Method(_Part):
-    """How scores became decays."""
+    """The settings by which scores became decays."""
 
     name: str = Field(description="'alphadecay' or 'uniform'.")
     score: str = Field(default="alpha", description="What the decays follow, e.g. 'alpha'.")
@@ -76,7 +76,7 @@ class DefaultRule(_Part):
         return value
 
     def matches(self, ndim: int) -> bool:
-        """Whether a parameter of `ndim` dimensions falls under the rule."""
+        """Return whether a parameter of `ndim` dimensions falls under the rule."""
         found = _RULE.fullmatch(self.match)
         assert found is not None
         operator, bound = found[1], int(found[2])
@@ -85,7 +85,7 @@ class DefaultRule(_Part):
 
 
 class Default(_Part):
-    """What holds for parameters that are not listed: norms, biases, embeddings, heads."""
+    """The decay of parameters that are not listed: norms, biases, embeddings, heads."""
 
     unlisted: Literal["keep", "no-decay", "base"] | None = Field(
         default=None, description="What the writer chose in words; weight_decay says the same as a number."
@@ -117,7 +117,7 @@ class Entry(_Part):
 
 
 class Members(_Part):
-    """Where the value of a fused parameter comes from."""
+    """A module whose decay contributes to the value of a fused parameter."""
 
     aggregate: str = Field(description="How the members' values became one, e.g. 'parameter-weighted mean'.")
     members: tuple[str, ...] = Field(alias="from", description="Names of the modules that the parameter holds.")

@@ -1,4 +1,4 @@
-"""What can be asked of an assignment. Imports nothing heavy, so that the command line can show its choices."""
+"""Define the options of an assignment. Imports nothing heavy, so that the command line can show the choices."""
 
 from __future__ import annotations
 

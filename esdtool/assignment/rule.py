@@ -94,7 +94,7 @@ def decay_ratios(
 
 @dataclass(frozen=True, kw_only=True)
 class DecayRule:
-    """How scores become ratios: everything but the scores themselves. Checked on construction."""
+    """The options that turn scores into ratios, checked on construction."""
 
     assign: AssignName = "linear"
     """Formula of `decay_ratios`."""
@@ -225,7 +225,7 @@ def _linear(scores: Sequence[float], low: float, high: float) -> list[float]:
 
 
 def _share(scores: Sequence[float], values: Sequence[float], name: str, *, bound: int) -> list[float]:
-    """n f(a_i) / sum f(a_j), where f(a) = 0 at `bound`; values below it are marked by -1."""
+    """Compute n f(a_i) / sum f(a_j), where f(a) = 0 at `bound`; values below it are marked by -1."""
     if not scores:
         return []
     if min(values) < 0 or max(values) == 0:

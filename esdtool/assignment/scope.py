@@ -1,4 +1,4 @@
-"""Which modules get a decay of their own. `assign`, `AlphaDecay` and `train` all decide it here."""
+"""Decide which modules get a decay of their own, for `assign`, `AlphaDecay` and `train` alike."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Module = TypeVar("Module", bound=Scorable)
 
 
 class Cause(Enum):
-    """Why a module gets no decay of its own."""
+    """The reason why a module gets no decay of its own."""
 
     OUTSIDE_BLOCKS = auto()
     EXCLUDED = auto()

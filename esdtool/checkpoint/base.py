@@ -1,4 +1,4 @@
-"""What every checkpoint reader offers: a catalogue of tensors and lazy access to each.
+"""Define the interface of checkpoint readers: a catalogue of tensors and lazy access to each.
 
 A reader is opened once and then used from several threads. Opening reads headers
 only; `Checkpoint.read` brings one tensor into memory at a time, so that memory does

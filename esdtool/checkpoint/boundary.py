@@ -1,4 +1,4 @@
-"""Where errors of libraries become errors of esdtool: one line that names the file and the tensor.
+"""Turn errors of libraries into errors of esdtool: one line that names the file and the tensor.
 
 A library that meets arbitrary bytes fails in as many ways as it has lines, and reads lazily. So errors are caught
 around every call of a reader, opening and reading, and whatever their type.
@@ -59,7 +59,7 @@ def one_line_errors(path: Path | str, *, tensor: str | None = None, kind: str | 
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of any library says that memory could not be had."""
+    """Return whether an error of any library says that memory could not be had."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)

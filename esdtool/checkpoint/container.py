@@ -1,4 +1,4 @@
-"""What a container of weights is: its names, and a function that opens it."""
+"""Define a container of weights: its names, and a function that opens it."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class DerivedTensor(ABC):
     """One tensor of the catalogue that is not stored as it is."""
 
     info: TensorInfo
-    """Its entry in the catalogue."""
+    """Entry of the tensor in the catalogue."""
     stored: tuple[str, ...]
     """Names of the stored tensors that it is computed from, in whose place it is listed."""
 

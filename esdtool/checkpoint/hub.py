@@ -122,7 +122,7 @@ def _cached_snapshot(hub_id: HubId) -> Path | None:
 
 
 def _is_verdict(error: Exception) -> bool:
-    """Whether the Hub itself has said no, so that the cache must not answer in its stead."""
+    """Return whether the Hub itself has said no, so that the cache must not answer in its stead."""
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     return isinstance(error, HFValidationError | RepositoryNotFoundError | RevisionNotFoundError)

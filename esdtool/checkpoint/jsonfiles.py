@@ -49,7 +49,7 @@ _Size = Annotated[Any, BeforeValidator(_size)]
 
 
 class ModelConfig(BaseModel):
-    """What is read of a `config.json`, by the names that most models use. Other keys are the model's own affair."""
+    """The keys of a `config.json` that esdtool reads, by the names that most models use. Other keys are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
@@ -145,7 +145,7 @@ def validated(model: type[Model], value: Mapping[str, Any], where: str) -> Model
 
 
 def leaves_folder(shard: str) -> bool:
-    """Whether a relative path can climb out, as spelt on any platform.
+    """Return whether a relative path can climb out, as spelt on any platform.
 
     Links inside the folder may point anywhere (the Hub's cache is made of them): only the spelling counts.
     """

@@ -1,4 +1,4 @@
-"""Which of a folder's files hold the weights. Names alone: works on a listing of a folder or of a Hub repository."""
+"""Find the files that hold the weights in a listing of a folder or of a Hub repository, by their names alone."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _STATE = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class WeightChoice:
-    """What to open in a folder."""
+    """The files to open in a folder."""
 
     kind: Literal["single", "index", "dcp"]
     """One weight file, an index of shards, or a torch.distributed.checkpoint folder."""
@@ -68,7 +68,7 @@ class WeightChoice:
 
 
 def is_weight_file(name: str) -> bool:
-    """Whether a file's name says that it may hold weights, rather than a trainer's state.
+    """Return whether a file's name says that it may hold weights, rather than a trainer's state.
 
     >>> [is_weight_file(name) for name in ("model.safetensors", "training_args.bin", "config.json")]
     [True, False, False]
@@ -82,7 +82,7 @@ def unread_suffixes() -> tuple[str, ...]:
 
 
 def has_known_name(name: str) -> bool:
-    """Whether a single file is named as in a Hugging Face folder, so that `config.json` beside it is its own.
+    """Return whether a single file is named as in a Hugging Face folder, so that `config.json` beside it is its own.
 
     >>> [has_known_name(name) for name in ("pytorch_model.bin", "model-00001-of-00002.safetensors", "best.pt")]
     [True, True, False]

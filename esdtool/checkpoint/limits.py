@@ -1,4 +1,4 @@
-"""How much a file may ask for: one budget for every reader, checked before memory is taken.
+"""Limit what a file may ask for: one budget for every reader, checked before memory is allocated.
 
 Files come from strangers, so that no number in one is believed before it has been compared with the bytes that are
 there. The bounds are several times what the largest public checkpoints need.
@@ -118,7 +118,7 @@ def check_shapes(what: str, shapes: Iterable[tuple[int, ...]]) -> None:
 
 
 def is_text(text: str) -> bool:
-    """Whether a string can be written: it has no lone surrogates.
+    """Return whether a string can be written: it has no lone surrogates.
 
     >>> is_text("caf\u00e9"), is_text("\\ud800")
     (True, False)

@@ -122,7 +122,7 @@ def model_tensors(tree: object, is_tensor: Callable[[object], bool], *, file: st
 
 
 class _Tensors:
-    """Which containers of a tree hold tensors, at any depth. Each is walked once, however often it is shared."""
+    """The containers of a tree that hold tensors, at any depth. Each is walked once, however often it is shared."""
 
     def __init__(self, tree: object, is_tensor: Callable[[object], bool]) -> None:
         self.is_tensor = is_tensor
@@ -152,7 +152,7 @@ class _Tensors:
                 holders += parents.get(holder, ())
 
     def below(self, node: object) -> bool:
-        """Whether a container holds a tensor."""
+        """Return whether a container holds a tensor."""
         return id(node) in self._holding
 
 
@@ -177,7 +177,7 @@ def _branch(node: Mapping[object, object], found: _Tensors, *, top: bool) -> tup
 
 
 def _is_trainers(key: object, value: object) -> bool:
-    """Whether a branch is the state of an optimizer or another part of the trainer."""
+    """Return whether a branch is the state of an optimizer or another part of the trainer."""
     if isinstance(value, Mapping) and "state" in value and "param_groups" in value:
         return True
     return _TRAINER_KEY.fullmatch(str(key)) is not None

@@ -38,7 +38,7 @@ class AccessError(CheckpointError):
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What tells whether a file is still the same."""
+    """The properties that show whether a file is still the same."""
 
     device: int
     inode: int
@@ -177,7 +177,7 @@ class StoredFile:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is a file of that name, however impossible the name."""
+    """Return whether there is a file of that name, however impossible the name."""
     try:
         return path.exists()
     except (OSError, ValueError):

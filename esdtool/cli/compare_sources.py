@@ -1,4 +1,4 @@
-"""What `esdtool compare` is given: runs, or checkpoints and analyses; and how the checkpoints become analyses."""
+"""Sort the sources of `esdtool compare` into runs, checkpoints and analyses, and analyse the checkpoints."""
 
 from __future__ import annotations
 

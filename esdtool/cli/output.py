@@ -1,4 +1,4 @@
-"""What the subcommands share: outputs that are announced, remarks and progress on stderr."""
+"""Share output between the subcommands: outputs that are announced, remarks and progress on stderr."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def _sort_out(sources: list[str]) -> _Found:
 def _material(
     found: _Found, options: ScoreOptions, *, modules: tuple[str, ...], device: str, jobs: int | None, quiet: bool
 ) -> Material:
-    """What is to be drawn, with the checkpoints analysed."""
+    """Collect the material of the figures, and analyse the checkpoints among it."""
     from esdtool.analysis.plan import make_plan
     from esdtool.analysis.run import run
     from esdtool.cli.output import note, progress_bar

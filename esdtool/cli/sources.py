@@ -1,4 +1,4 @@
-"""What a source on the command line is: a checkpoint, one of esdtool's documents, a run, or a folder of runs."""
+"""Recognise a source on the command line: a checkpoint, one of esdtool's documents, a run, or a folder of runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from esdtool.train.run.log import CONFIG, METRICS
 
 
 class SourceKind(Enum):
-    """What a source is, told from the file system without opening a checkpoint."""
+    """The kind of a source, determined from the file system without opening a checkpoint."""
 
     CHECKPOINT = auto()
     """Anything that is nothing else: a path, a Hub id, or a mistake that opening it will name."""

@@ -1,4 +1,4 @@
-"""Where a command may write: outputs are checked before hours of work, not after."""
+"""Check where a command will write, before hours of work and not after."""
 
 from __future__ import annotations
 

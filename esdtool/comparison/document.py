@@ -160,7 +160,7 @@ class CheckpointComparison(Record):
 
 
 def is_significant(side: Side | None) -> bool:
-    """Whether the alpha differs from the first checkpoint's by more than chance."""
+    """Return whether the alpha differs from the first checkpoint's by more than chance."""
     return side is not None and side.significance is not None and abs(side.significance) > SIGNIFICANT
 
 

@@ -59,5 +59,5 @@ def paired(against: str, these: Mapping[int, float], others: Mapping[int, float]
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean; None for a single value."""
+    """Return the standard error of the mean, or None for a single value."""
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None

@@ -79,7 +79,7 @@ class SettingRow:
     best_mean: float
     best_std: float | None
     mean_decay: float | None
-    """As of each run, averaged."""
+    """Mean over the runs of the setting."""
     paired: Paired | None = None
     """Against uniform decay, if that was run with at least two of the same seeds."""
 
@@ -96,7 +96,7 @@ class SettingRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonTable:
-    """What `esdtool compare` prints."""
+    """The comparison of runs that `esdtool compare` prints."""
 
     runs: tuple[RunRow, ...]
     settings: tuple[SettingRow, ...]
@@ -105,7 +105,7 @@ class ComparisonTable:
     """Why numbers may not be comparable, one line each."""
 
     def to_json(self) -> str:
-        """As JSON, `runs` and `settings` as lists of objects."""
+        """Return the comparison for JSON, with `runs` and `settings` as lists of objects."""
         document = {
             "format": "esdtool.comparison",
             "version": 1,
@@ -123,7 +123,7 @@ class ComparisonTable:
 
 
 def has_result(run: Path) -> bool:
-    """Whether a run directory has a validation result, without which `load_run` refuses it."""
+    """Return whether a run directory has a validation result, without which `load_run` refuses it."""
     return any(map(_is_result, read_lines(run / METRICS)))
 
 

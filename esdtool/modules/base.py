@@ -1,4 +1,4 @@
-"""What a weight module is: a parameter, or a part of one, that holds one matrix, or one matrix per kernel position."""
+"""Define weight modules: a parameter, or a part of one, that holds one matrix, or one matrix per kernel position."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONVOLUTION_SCALE = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Where one module's weight lies in a tensor that holds several.
+    """The place of one module's weight in a tensor that holds several.
 
     The first dimension may stack the matrices of all experts, of which one is taken. Along `axis` of what is left,
     positions come in `groups` equal groups (one per head, say), and positions `start` to `stop` of every group are

@@ -1,4 +1,4 @@
-"""Which numbers in the names of a model's tensors count its blocks.
+"""Find the numbers that count the blocks in the names of a model's tensors.
 
 A name alone does not tell: `trf_blocks.1.ff.layers.2.weight` is of block 1, its `layers` is the Sequential of an MLP.
 All names of the model together do: the modules of a block container have one structure, which repeats.
@@ -25,7 +25,7 @@ _LEAF = ""
 
 @dataclass
 class _Members:
-    """What the numbered modules of one container hold."""
+    """The contents of the numbered modules of one container."""
 
     name: str
     """Last segment of the container, without number."""

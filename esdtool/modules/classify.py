@@ -63,7 +63,7 @@ class Classifier:
         self._find_named = _Lookup(rules, self._children)
 
     def verdict(self, tensor: TensorInfo) -> Verdict:
-        """What to do with one of the checkpoint's tensors, and why."""
+        """Decide what to do with one tensor of the checkpoint, and why."""
         companion = self._find_companion(tuple(canonical_name(tensor.name).split(".")))
         if companion is not None:
             return companion
@@ -100,7 +100,7 @@ class Classifier:
         return split_tensor(tensor, verdict, config=self._config, neighbours=neighbours, whole_experts=whole_experts)
 
     def _unsuitable(self, tensor: TensorInfo) -> Skip | None:
-        """Why dtype or shape rule the tensor out whatever its name, or because of its scale."""
+        """Explain why dtype, shape or scale exclude the tensor whatever its name."""
         reason: SkipReason | None = None
         if tensor.dtype not in FLOAT_DTYPES:
             reason = self._not_float(tensor)
@@ -117,7 +117,7 @@ class Classifier:
         return None if reason is None else Skip(reason=reason, forceable=False)
 
     def _scaled(self, tensor: TensorInfo) -> SkipReason | None:
-        """Why a float weight is not a weight yet: a tensor beside it holds its scale."""
+        """Explain why a float tensor holds codes and not weights: another tensor holds its scale."""
         base = canonical_name(tensor.name).removesuffix("weight")
         for suffix in WEIGHT_SCALES:
             scale = self._tensors.get(base + suffix)
@@ -129,7 +129,7 @@ class Classifier:
         return None
 
     def _not_float(self, tensor: TensorInfo) -> SkipReason:
-        """Why a tensor of another dtype than floating-point numbers is left out."""
+        """Explain why a tensor whose dtype is not a float is left out."""
         if tensor.dtype == "bool":
             return SkipReason(kind=SkipKind.BUFFER, words="boolean mask or buffer")
         if tensor.dtype.startswith("complex"):
@@ -155,7 +155,7 @@ class Classifier:
         return Fused(parts=_GATES[gates], layout=layouts.stacked_rows)
 
     def _is_stack(self, tensor: TensorInfo, path: Segments) -> bool:
-        """Whether the tensor stacks the matrices of several experts, [experts, ., .]."""
+        """Return whether the tensor stacks the matrices of several experts, [experts, ., .]."""
         return len(tensor.shape) == 3 and any(_STACKED.fullmatch(segment) for segment in path)
 
     def _kernel(self, tensor: TensorInfo, path: Segments, role: str) -> Verdict:
@@ -221,7 +221,7 @@ def _unknown_layout(words: str, *, forceable: bool = True) -> Skip:
 
 
 def is_weight(parameter: str) -> bool:
-    """Whether a parameter is the `weight` of a module."""
+    """Return whether a parameter is the `weight` of a module."""
     return parameter.rpartition(".")[2] == "weight"
 
 

@@ -1,4 +1,4 @@
-"""How projections lie side by side in one tensor: along which axis, in which order, contiguous or head by head.
+"""Describe how projections are arranged in one tensor: along which axis, in which order, contiguous or head by head.
 
 A layout is a function from a `Fusion` (the matrix's shape, the model's sizes, its neighbours) to a `Split`. It
 raises `UnknownLayoutError` where shape and configuration do not tell; then the tensor is skipped with the words of
@@ -24,7 +24,7 @@ _TOWERS = (
 
 
 class UnknownLayoutError(Exception):
-    """Why a fused tensor cannot be split, in words."""
+    """A fused tensor cannot be split; the message says why."""
 
     def __init__(self, words: str, *, config_would_tell: bool = False) -> None:
         super().__init__(words)
@@ -43,7 +43,7 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Fusion:
-    """What is known of a fused tensor."""
+    """The facts about a fused tensor."""
 
     shape: tuple[int, ...]
     """Shape of the matrix (of one expert's matrix in a stack)."""
@@ -67,7 +67,7 @@ class Fusion:
         return None
 
     def need(self, *names: str) -> int:
-        """As `size`, but it must be there."""
+        """Return the same as `size`, or fail if it is missing."""
         value = self.size(*names)
         if value is None:
             raise self.unsaid(f"config.json has no {names[0]}")
@@ -84,7 +84,7 @@ class Fusion:
 
     @property
     def known_heads(self) -> int:
-        """As `heads`, but it must be there."""
+        """Number of heads; an error if it is missing."""
         heads = self.heads
         if heads is None:
             raise self.unsaid("config.json does not tell the number of heads")
@@ -150,7 +150,7 @@ def gate_up(fusion: Fusion) -> Split:
 
 
 def gate_up_of_config(fusion: Fusion) -> Split:
-    """As `gate_up`, where there are biases beside it as gpt-oss has them: never without knowing the model."""
+    """Split like `gate_up`, if there are biases as in gpt-oss: never without knowing the model."""
     if not fusion.config:
         raise UnknownLayoutError(
             "whether its parts are halves or alternate is known only from config.json", config_would_tell=True
@@ -218,7 +218,7 @@ def query_key_value(fusion: Fusion) -> Split:
 
 
 def query_key_value_of_config(fusion: Fusion) -> Split:
-    """As `query_key_value`, for a name that a model with another layout has too: never by the shape alone."""
+    """Split like `query_key_value`, for a name that other layouts use too: never by the shape alone."""
     if not fusion.config:
         raise UnknownLayoutError(_NEED_CONFIG, config_would_tell=True)
     return query_key_value(fusion)

@@ -1,4 +1,4 @@
-"""Why tensors are left out: the reasons that several rule tables share."""
+"""Define the reasons for leaving out tensors that several rule tables share."""
 
 from __future__ import annotations
 

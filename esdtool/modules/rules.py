@@ -158,7 +158,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def matches(rule: Rule, path: Segments) -> bool:
-    """Whether the rule's pattern matches a module path (its `beside` is not looked at)."""
+    """Return whether the rule's pattern matches a module path (its `beside` is not looked at)."""
     if rule.pattern.startswith("^"):
         path = without_root(path)
     return rule.regex.search(".".join(path)) is not None

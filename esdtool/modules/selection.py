@@ -88,7 +88,7 @@ class _Part:
     verdict: Score | Skip
     piece: Piece | None = None
     name: str
-    """Of the module."""
+    """Name of the module."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -96,7 +96,7 @@ class _Part:
         return self.tensor.name, self.name
 
     def matches(self, pattern: re.Pattern[str]) -> bool:
-        """Whether an expression means this part."""
+        """Return whether an expression means this part."""
         return any(pattern.search(name) for name in self.names)
 
 
@@ -171,7 +171,7 @@ def _restrict(parts: Sequence[_Part], includes: Sequence[re.Pattern[str]]) -> li
 
 
 def _can_be_forced(tensor: TensorInfo, verdict: Skip) -> bool:
-    """Whether the tensor is one float matrix or convolution, whatever it is for."""
+    """Return whether the tensor is one float matrix or convolution, whatever it is for."""
     return verdict.forceable and (len(tensor.shape) == 2 or is_weight(tensor.name))
 
 

@@ -1,4 +1,4 @@
-"""Why a tensor is left out: its kind, which decisions rest on, and its reason in words, which people read."""
+"""Describe why a tensor is left out: its kind, on which decisions rest, and its reason in words, for people."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class SkipKind(StrEnum):
-    """What a tensor that is left out is."""
+    """The kind of a tensor that is left out."""
 
     VECTOR = "vector"
     """A norm's scale or a bias, with one dimension."""

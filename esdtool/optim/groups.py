@@ -129,7 +129,7 @@ def set_decays(optimizer: Optimizer, decay_of: Callable[[nn.Parameter], float | 
 
 
 def is_l2(optimizer: Optimizer) -> bool:
-    """Whether an optimizer of the Adam family adds the decay to the gradient (L2) instead of to the step.
+    """Return whether an optimizer of the Adam family adds the decay to the gradient (L2) instead of to the step.
 
     Adam, Adamax, NAdam and RAdam do unless told otherwise.
     """
@@ -164,7 +164,7 @@ def _own(value: object) -> object:
 
 
 def _has_scheduler(optimizer: Optimizer) -> bool:
-    """Whether a scheduler of `torch.optim.lr_scheduler` has wrapped the optimizer's step."""
+    """Return whether a scheduler of `torch.optim.lr_scheduler` has wrapped the optimizer's step."""
     return any(hasattr(item.step, "_wrapped_by_lr_sched") for item in (optimizer, unwrapped(optimizer)))
 
 

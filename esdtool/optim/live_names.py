@@ -229,7 +229,7 @@ def _of_torch(kind: type) -> bool:
 
 
 class _Loader:
-    """What transformers calls a file's tensors once they are loaded."""
+    """The names that transformers gives a file's tensors on loading."""
 
     def __init__(self, model: Any) -> None:
         try:
@@ -288,7 +288,7 @@ def _joined(target: str, entries: Sequence[Entry], shape: tuple[int, ...] | None
 
 
 def _members(assignment: Assignment, target: str, names: Sequence[str]) -> Members | None:
-    """What a live parameter is made of; None where it is the file's own under the file's own name."""
+    """Return the tensors that make up a live parameter, or None if it is one of the file under the same name."""
     if len(names) == 1:
         known = assignment.members.get(names[0])
         return known or (None if names[0] == target else Members.of(RENAMED, (names[0],)))

@@ -1,4 +1,4 @@
-"""What decays follow during training, computed for one module of a live model."""
+"""Compute the quantity that decays follow during training, for one module of a live model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LiveScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """What is computed of one module. Called with its whole parameter."""
+    """A function that computes the score of one module from its whole parameter."""
 
     score: LiveScoreName
     options: ScoreOptions

@@ -1,4 +1,4 @@
-"""Which parameters AlphaDecay rules over, and what their optimizers must look like for that."""
+"""Choose the parameters that AlphaDecay manages, and prepare their optimizers."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from esdtool.support.threads import Beside
 
 
 class PendingScores:
-    """What `live_scores` would return for the operands as they are now, later. A collective where `ranks` has several.
+    """The result of `live_scores` for the current operands, available later. A collective where `ranks` has several.
 
     The caller takes the snapshot: this rank's own parameters are copied (sharded ones gathered) before it goes on.
     Threads do the rest, on CUDA in a stream of their own. All communication is in the caller's thread.

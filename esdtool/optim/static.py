@@ -21,7 +21,7 @@ from esdtool.optim.parameters import live_model, resolve, unlisted_decay, warn_u
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What became of each entry of an assignment."""
+    """The outcome of each entry of an assignment."""
 
     matched: tuple[str, ...]
     """Entries whose parameter is in the model, in the file's order."""
@@ -101,7 +101,7 @@ def apply(
     """Write an assignment's decays into an existing optimizer, splitting its groups where they need several values.
 
     The state of the optimizer (moments, step counts) stays. Call it before a learning-rate scheduler is built, since
-    schedulers count groups, and once more after `optimizer.load_state_dict`, which restores the decays of old.
+    schedulers count groups, and once more after `optimizer.load_state_dict`, which restores old decays.
 
     Args:
         optimizer: one or several (Muon beside AdamW, ...).

@@ -1,1 +1,1 @@
-"""What people look at: tables in the terminal."""
+"""Present results to people: tables, terminal, HTML, Markdown and figures."""

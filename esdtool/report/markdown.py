@@ -166,7 +166,7 @@ def _counted(what: str) -> list[Column[tuple[int, str, str]]]:
 
 
 def _settings(created_by: str, settings: Settings) -> str:
-    """What the numbers depend on, in a line."""
+    """Describe in one line what the numbers depend on."""
     said = [f"alpha by {', '.join(settings.fit)}"]
     if "hill" in settings.fit:
         said.append(f"k-fraction {settings.k_fraction:g}")

@@ -1,4 +1,4 @@
-"""Whether a fit may be believed: the eigenvalues that it rests on against the error of the path that computed them."""
+"""Decide whether a fit is reliable: compare its eigenvalues with the error of the path that computed them."""
 
 from __future__ import annotations
 

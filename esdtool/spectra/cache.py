@@ -46,7 +46,7 @@ DEFAULT_LIMIT: Final = 2 * 2**30
 
 
 class _Facts(BaseModel):
-    """What an entry holds beside the eigenvalues."""
+    """The metadata of an entry, stored with the eigenvalues."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -61,7 +61,7 @@ class _Facts(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheInfo:
-    """What the cache holds."""
+    """The contents of the cache."""
 
     folder: Path
     entries: int

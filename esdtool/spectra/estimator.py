@@ -1,4 +1,4 @@
-"""What an estimator of alpha says about itself: the form of every file in `esdtool.spectra.estimators`."""
+"""Define an estimator of alpha: the form of every file in `esdtool.spectra.estimators`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SubMatrices:
-    """How an estimator cuts matrices into parts whose pooled eigenvalues it fits."""
+    """A rule that cuts matrices into parts, whose pooled eigenvalues an estimator fits."""
 
     cut: Callable[[Sequence[torch.Tensor], ScoreOptions], list[torch.Tensor]]
     """Turn matrices [rows, columns] of one shape into parts of one shape. It must also work on tensors without

@@ -134,7 +134,7 @@ def quadrature(blocks: Matrix, steps: int, order: int, total: float) -> Quadratu
 
 
 def _converged(nodes: Vector, shares: Matrix, residuals: Vector, order: int) -> int:
-    """How many Ritz values from the top are single eigenvalues."""
+    """Count the Ritz values from the top that are single eigenvalues."""
     single = residuals[1:] <= _CONVERGED * np.diff(nodes)
     count = int(np.argmin(np.r_[single[::-1], False]))
     # One eigenvalue's shares sum to about 1 / n; a cluster behind one Ritz value has more, one by one or together.

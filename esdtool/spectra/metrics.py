@@ -26,7 +26,7 @@ _REPORTED_ERROR = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class SpectralMetrics:
-    """What the eigenvalues lambda_1 <= ... <= lambda_n of W^T W say about a module, alpha aside."""
+    """The metrics of the eigenvalues lambda_1 <= ... <= lambda_n of W^T W of a module, except alpha."""
 
     lambda_max: float | None
     """Largest eigenvalue. It, the other eigenvalues and the norms are None where float64 has no number of their
@@ -146,7 +146,7 @@ def _smoothed_entropy(eigenvalues: Vector, total: float, *, exponent: int) -> fl
 
 
 def _resolved(spectrum: Spectrum, eigenvalue: float) -> bool:
-    """Whether a number that rests on this eigenvalue may be reported. The float64 floor is 1e-13: zero to anyone."""
+    """Return whether a number that rests on this eigenvalue may be reported; float64 errors of 1e-13 always may."""
     return spectrum.path != "gram-float32" or spectrum.relative_error(eigenvalue) <= _REPORTED_ERROR
 
 

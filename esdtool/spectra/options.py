@@ -1,4 +1,4 @@
-"""What can be asked of an analysis. Imports nothing heavy, so that the command line can show its choices."""
+"""Define the options of an analysis. Imports nothing heavy, so that the command line can show the choices."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ScoreOptions:
     fast: bool = False
     """Allow float32 where its error bound admits it."""
     fix_finger_bound: FixFingerBound = "linear"
-    """See `esdtool.spectra.estimators.fix_finger`."""
+    """Lower bound of `fix-finger`; `esdtool.spectra.estimators.fix_finger` explains both."""
     farms_rows: int = 100
     """Rows of a FARMS window."""
     farms_ratio: float = 2.0

@@ -166,7 +166,7 @@ def estimate_from(blocks: Matrix, order: int, total: float, *, k_fraction: float
 
 
 def _log_eigenvalue(rule: Quadrature, weights: Vector, index: int) -> float:
-    """ln of the eigenvalue with this index among all n, ascending."""
+    """Return ln of the eigenvalue with this index among all n, ascending."""
     if index >= rule.order - rule.converged:
         return math.log(rule.nodes[index - rule.order])  # known itself: means over neighbours would only blur it
     kernel = np.full(PROBES, 1 / PROBES)
@@ -175,7 +175,7 @@ def _log_eigenvalue(rule: Quadrature, weights: Vector, index: int) -> float:
 
 
 def _in_gap(nodes: Vector, log_xmin: float) -> bool:
-    """Whether xmin lies in a gap of the spectrum, where a small error of the counting function is a large one of it."""
+    """Return whether xmin lies in a gap of the spectrum, where a small error of the count is a large error of xmin."""
     here = int(np.searchsorted(np.log(nodes), log_xmin))
     near = np.log(nodes[max(0, here - 3 * PROBES // 2) : here + 3 * PROBES // 2])
     return near.size < 2 or float(np.diff(near).max()) > _GAP * float(near[-1] - near[0])
@@ -195,7 +195,7 @@ def _jackknife(rule: Quadrature, index: int) -> float:
 
 
 def _log_norm(nodes: Vector, numbers: Vector, alpha: float) -> float:
-    """log10 sum numbers * nodes^alpha, without overflow."""
+    """Compute log10 sum numbers * nodes^alpha without overflow."""
     logs = alpha * np.log(nodes)
     peak = float(logs.max())
     return (peak + math.log(float(numbers @ np.exp(logs - peak)))) / math.log(10)

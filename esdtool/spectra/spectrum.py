@@ -262,7 +262,7 @@ def scaling_exponent(peak: float, path: SpectrumPath) -> int:
 
 
 def in_float32_range(peak: float) -> bool:
-    """Whether matrices with this largest absolute element can be squared and summed in float32 as they are."""
+    """Return whether matrices with this largest absolute element can be squared and summed in float32 as they are."""
     return scaling_exponent(peak, "gram-float32") == 0
 
 

@@ -53,7 +53,7 @@ class TailFit:
     xmin: float
     """Smallest eigenvalue of the tail."""
     xmin_index: int
-    """Its index in the ascending eigenvalues that were given."""
+    """Index of xmin in the given ascending eigenvalues."""
     num_tail: int
     """Number of eigenvalues in the tail, xmin included."""
     ks_distance: float

@@ -1,1 +1,1 @@
-"""What every room needs and no room owns: files, sizes, threads, devices and words."""
+"""Provide what every package needs: files, sizes, threads, devices and wording."""

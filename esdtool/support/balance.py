@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def balance(costs: Sequence[float], num_ranks: int) -> list[int]:
-    """The rank of each piece of work: the dearest first, each to the rank with the least so far (Graham 1969).
+    """Assign each piece of work to a rank: the largest first, each to the rank with the least so far (Graham 1969).
 
     >>> balance([5, 4, 3, 3], 2)
     [0, 1, 1, 0]

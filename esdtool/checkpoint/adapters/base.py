@@ -1,4 +1,4 @@
-"""What the kinds of adapters have in common: a module's parts in a file, and the update that follows from them."""
+"""Share code between the kinds of adapters: the parts of a module in a file, and the update that they make."""
 
 from __future__ import annotations
 

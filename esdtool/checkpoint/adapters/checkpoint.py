@@ -42,7 +42,7 @@ class UpdatedWeight(DerivedTensor):
 
 
 def is_adapter(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint holds weight updates rather than weights."""
+    """Return whether a checkpoint holds weight updates rather than weights."""
     return isinstance(checkpoint, AdapterCheckpoint)
 
 

@@ -1,4 +1,4 @@
-"""What esdtool reads of an adapter's configuration: PEFT's `adapter_config.json`, and MLX's file of the same name."""
+"""Read the configuration of an adapter: `adapter_config.json` of PEFT, and the file of the same name of MLX."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NullIsEmpty = BeforeValidator(lambda value: {} if value is None else value)
 
 
 class BlockDiagonal(BaseModel):
-    """Which factors of a BD-LoRA adapter are block-diagonal."""
+    """The factors of a BD-LoRA adapter that are block-diagonal."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 

@@ -36,7 +36,7 @@ _ENTRIES = {"to_out": "to_out.0"}
 
 @dataclass(frozen=True, kw_only=True)
 class Parsed:
-    """What the name of an adapter's tensor tells."""
+    """The information in the name of an adapter's tensor."""
 
     stored_module: str
     """Path of the module as the file has it."""
@@ -123,5 +123,5 @@ def flat(name: str) -> str:
 
 
 def is_flat(module: str) -> bool:
-    """Whether a module's name has lost its dots."""
+    """Return whether a module's name has lost its dots."""
     return "." not in module and module.startswith(FLAT_PREFIXES)

@@ -60,9 +60,9 @@ class StoredPart:
     """One rank's part of a tensor, and where it lies."""
 
     offsets: tuple[int, ...]
-    """Its first position in the tensor, for each dimension."""
+    """First position in the tensor, for each dimension."""
     sizes: tuple[int, ...]
-    """Its shape."""
+    """Shape of the part."""
     file: str
     """Relative to the folder."""
     start: int
@@ -76,7 +76,7 @@ class StoredTensor:
     """A tensor of the folder's catalogue. Its parts cover it without gaps and overlaps."""
 
     key: str
-    """Its key in `.metadata`."""
+    """Key of the tensor in `.metadata`."""
     shape: tuple[int, ...]
     dtype: str
     parts: tuple[StoredPart, ...]
@@ -89,7 +89,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Location:
-    """Where a part's bytes are."""
+    """The place of a part's bytes."""
 
     file: str
     start: int
@@ -177,7 +177,7 @@ def _tensor(path: Path, key: str, record: Instance, locations: Mapping[tuple[str
 
 
 def _locations(path: Path, storage: Any) -> dict[tuple[str, Any], _Location]:
-    """Where each part lies, by its tensor's key and its first position.
+    """Find the place of each part, by its tensor's key and its first position.
 
     Raises:
         CheckpointError: if a file lies outside the folder, or is compressed.
@@ -207,7 +207,7 @@ def _locations(path: Path, storage: Any) -> dict[tuple[str, Any], _Location]:
 
 
 def _misfit(shape: tuple[int, ...], boxes: Sequence[Sequence[tuple[int, ...]]]) -> str:
-    """Why boxes (offsets, sizes) do not tile a shape; empty if they do, each element in exactly one."""
+    """Explain why boxes (offsets, sizes) do not tile a shape; empty if each element is in exactly one."""
     for offsets, sizes in boxes:
         inside = len(offsets) == len(sizes) == len(shape) and all(
             offset + size <= length for offset, size, length in zip(offsets, sizes, shape, strict=True)

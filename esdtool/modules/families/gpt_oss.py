@@ -1,4 +1,4 @@
-"""gpt-oss: the experts' gate and up lie on alternate columns."""
+"""The family `gpt-oss`: gate and up of the experts are on alternate columns."""
 
 from __future__ import annotations
 

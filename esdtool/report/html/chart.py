@@ -35,7 +35,7 @@ def range_glyph(low: float, mean: float, high: float, null: float | None, *, end
 
 
 def shift_glyph(first: float | None, last: float | None, *, ends: tuple[float, float]) -> Html:
-    """Where a value came from (hollow) and went (filled), on the axis that `range_glyph` has."""
+    """Draw where a value came from (hollow) and went (filled), on the axis of `range_glyph`."""
     x = _glyph_axis(ends)
     parts = [tag("line", x1=6, x2=154, y1=8, y2=8, class_="axis")]
     if first is not None and last is not None:

@@ -65,7 +65,7 @@ def _lead(comparison: CheckpointComparison) -> Html:
 
 
 def _sentence(comparison: CheckpointComparison, position: int) -> Html:
-    """What became of the first checkpoint's alphas in another."""
+    """Summarise what became of the first checkpoint's alphas in another."""
     summary = comparison.summary
     before, after = summary.mean_alphas[0], summary.mean_alphas[position]
     label = name_tag(comparison.labels[position])

@@ -80,7 +80,7 @@ def _other_names(module: ComparedModule, labels: tuple[str, ...]) -> list[Html]:
 
 
 def _change(module: ComparedModule) -> str:
-    """Where the alphas went, as far as their errors tell."""
+    """Summarise in which direction the alphas moved, as far as their errors tell."""
     differences = [side.difference for side in module.sides[1:] if side is not None and side.difference is not None]
     if not differences:
         return "not compared"

@@ -1,4 +1,4 @@
-"""How the report opens: the conclusion, and what was analysed how."""
+"""Write the opening of the report: the conclusion, and what was analysed how."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FILES = 8
 
 
 def subject(analysis: Analysis) -> str:
-    """What was analysed, for titles."""
+    """Name what was analysed, for titles."""
     source = analysis.source
     return source.checkpoint if source.base is None else f"{source.checkpoint} minus {source.base}"
 

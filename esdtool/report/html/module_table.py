@@ -80,7 +80,7 @@ def _cells(module: ModuleResult, fit: tuple[str, ...], *, estimated: bool) -> li
 
 
 def glossary(analysis: Analysis) -> Html:
-    """What the columns mean, closed at first."""
+    """Explain the columns, closed at first."""
     fit = analysis.settings.fit
     terms: list[tuple[Content, Content]] = [
         (

@@ -84,7 +84,7 @@ def facts(pairs: list[tuple[str, Content]]) -> Html:
 
 
 def noscript(words: str) -> Html:
-    """What a reader without JavaScript misses."""
+    """Tell a reader without JavaScript what is missing."""
     return tag("noscript", tag("p", escaped(words), class_="note"))
 
 

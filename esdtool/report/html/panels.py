@@ -1,4 +1,4 @@
-"""What the script draws and lists when a module's row is opened, in as few bytes as that takes.
+"""Encode what the script shows when a module's row is opened, in as few bytes as possible.
 
 A row's entry is a list in the order of `_entry`, or a text where the row has no spectrum of its own. The
 Marchenko-Pastur densities of all matrices of a shape differ in scale only: each shape is sampled once, and a module
@@ -41,7 +41,7 @@ NO_ESDS = "No figures: the analysis was read from a file, which does not hold th
 
 
 def panel_data(analysis: Analysis, rows: ModuleRows) -> dict[str, Any]:
-    """What `figure.js` reads: one entry for each row of the module table, and what they share."""
+    """Build the data that `figure.js` reads: one entry for each row of the module table, and shared values."""
     nulls = _Nulls()
     return {
         "estimators": list(analysis.settings.fit),

@@ -11,7 +11,7 @@ from esdtool.report.tables.experts import Experts, fold_experts, starred
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleRows:
-    """What the module table shows, from top to bottom."""
+    """The rows of the module table, from top to bottom."""
 
     modules: tuple[ModuleResult, ...]
     """One for each row; that of several experts holds their means."""

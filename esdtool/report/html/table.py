@@ -44,7 +44,7 @@ class Row:
 
     cells: Sequence[Cell]
     anchor: str | None = None
-    """Its id, for links."""
+    """Id of the table, for links."""
 
 
 def number(value: float | None, spec: str, *, class_: str | None = None) -> Cell:

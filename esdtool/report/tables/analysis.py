@@ -39,7 +39,7 @@ class Column(Generic[_Row]):
 
 @dataclass(frozen=True, kw_only=True)
 class Rows(Generic[_Row]):
-    """What a table shows, and its title."""
+    """The content of a table, and its title."""
 
     title: str
     rows: tuple[_Row, ...]
@@ -167,6 +167,6 @@ def format_layer(layer: int | None) -> str:
 
 
 def _subject(analysis: Analysis) -> str:
-    """What was analysed, for a title."""
+    """Name what was analysed, for a title."""
     source = analysis.source
     return source.checkpoint if source.base is None else f"{source.checkpoint} minus {source.base}"

@@ -35,7 +35,7 @@ _NAMED = 3
 
 
 def letter(position: int) -> str:
-    """What the checkpoint is called in headings.
+    """Name the checkpoint for headings.
 
     >>> letter(0), letter(25), letter(26)
     ('A', 'Z', '#27')

@@ -1,4 +1,4 @@
-"""What is drawn of a spectrum: its histogram on a logarithmic axis, the fitted tail and the untrained null.
+"""Compute the curves of a spectrum: its histogram on a logarithmic axis, the fitted tail and the untrained null.
 
 The one source of numbers for the figures, the HTML report and the terminal's sparklines.
 """

@@ -91,7 +91,7 @@ def print_analysis(
 
 
 def print_plan(plan: Plan) -> None:
-    """What `--dry-run` shows: modules, and what they will cost."""
+    """Print the result of `--dry-run`: modules, and their expected cost."""
     from esdtool.analysis.timing import ACCELERATORS, at_best, estimate_seconds
 
     console = new_console()

@@ -30,7 +30,7 @@ def print_assignment(assignment: Assignment, *, console: Console | None = None) 
 
 
 def print_check(report: CheckReport, *, path: str, model: str) -> None:
-    """What `assign --check` found."""
+    """Print the result of `assign --check`."""
     console = new_console()
     table = new_table(f"{path} against {model}")
     table.add_column("parameter", overflow="fold")

@@ -120,7 +120,7 @@ def _blocks(group: Group, context: Context) -> tuple[int, int]:
 
 
 def has_pair(group: Group, context: Context) -> bool:  # noqa: ARG001 - the signature of `Kind.claims`
-    """Whether both factors are there."""
+    """Return whether both factors are there."""
     return {"left", "right"} <= group.parts.keys()
 
 

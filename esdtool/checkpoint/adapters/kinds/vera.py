@@ -97,7 +97,7 @@ def _build(group: Group, context: Context) -> Update:
 
 
 def _same_inputs(context: Context) -> bool:
-    """Whether all modules take equally many inputs, so that A has that many columns: the hidden state, or one name."""
+    """Return whether all modules have equally many inputs, so that A has that many columns."""
     leaves = {other.module.rpartition(".")[2] for other in context.groups if "outputs" in other.parts}
     return len(leaves) == 1 or leaves <= _FROM_HIDDEN
 

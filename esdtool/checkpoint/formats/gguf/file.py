@@ -188,14 +188,14 @@ def roundoff(kind: str) -> float:
 
 
 def _transposed(name: str, record: TensorRecord) -> bool:
-    """Whether each head's matrix is stored transposed: `attn_k_b`, which llama.cpp applies to the query."""
+    """Return whether each head's matrix is stored transposed: `attn_k_b`, which llama.cpp applies to the query."""
     match = _HEAD_MAJOR.fullmatch(name)
     return match is not None and match["which"] == "k" and len(record.shape) == 3
 
 
 @functools.cache
 def _can_dequantise(kind: str) -> bool:
-    """Whether the package knows the type: tried on a block of zeros, since it has no list to ask."""
+    """Return whether the package knows the type: tried on a block of zeros, since it has no list to ask."""
     import gguf
 
     number = getattr(gguf.GGMLQuantizationType, kind, None)

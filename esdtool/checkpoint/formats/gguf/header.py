@@ -36,7 +36,7 @@ _DEEPEST_ARRAY = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorRecord:
-    """Where and how one tensor is stored."""
+    """The place and the type of one stored tensor."""
 
     file: StoredFile
     offset: int
@@ -49,14 +49,14 @@ class TensorRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a file says of itself."""
+    """The metadata of a file."""
 
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorRecord]
 
 
 class _DamageError(Exception):
-    """What is wrong with a header. The message names no file."""
+    """A header is invalid. The message does not name the file."""
 
 
 class _Cursor:
@@ -197,7 +197,7 @@ def _place(
     base: int,
     alignment: int,
 ) -> dict[str, TensorRecord]:
-    """Where each tensor lies. As llama.cpp demands, they follow one another, each padded to the alignment.
+    """Find the place of each tensor. As llama.cpp demands, they follow one another, each padded to the alignment.
 
     Raises:
         CheckpointError: if one ends beyond the file.

@@ -244,7 +244,7 @@ def _member(group: Any, name: str) -> Any:
 
 
 def _dtype(dataset: Any) -> str | None:
-    """torch's name of a dataset's type; None if it is no number. HDF5 knows no bfloat16: Keras marks its own."""
+    """Name a dataset's type as torch does; None if it is not a number. Keras marks bfloat16, which HDF5 lacks."""
     mark = dataset.attrs.get("dtype")
     if isinstance(mark, str) and mark == "bfloat16" and dataset.dtype.itemsize == 2:
         return "bfloat16"

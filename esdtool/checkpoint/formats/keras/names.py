@@ -1,4 +1,4 @@
-"""What Keras's datasets are called in torch's terms, and how their axes are turned for that."""
+"""Translate the names of Keras's datasets into torch's, and permute their axes accordingly."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """How a tensor comes from a dataset: axes in this order, then this shape."""
+    """A conversion from a dataset to a tensor: axes in this order, then this shape."""
 
     path: str
     axes: tuple[int, ...]
@@ -156,7 +156,7 @@ def _default_class(name: str) -> str | None:
 
 
 def _guess(dataset: Dataset, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """What a numbered variable of a layer of unknown class may be: a matrix is a kernel, what it feeds is a bias."""
+    """Guess the role of a numbered variable in a layer of unknown class: a kernel, a recurrent kernel, or None."""
     number = dataset.path.rpartition("/")[2]
     if number == "0" and len(dataset.shape) >= 2:
         return "kernel"
@@ -166,7 +166,7 @@ def _guess(dataset: Dataset, shapes: Mapping[str, tuple[int, ...]]) -> str | Non
 
 
 def _has_recurrent(dataset: Dataset, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a recurrent kernel [units, gates * units] lies beside a kernel [in, gates * units]."""
+    """Return whether a recurrent kernel [units, gates * units] lies beside a kernel [in, gates * units]."""
     group = dataset.path.rpartition("/")[0]
     suffix = ":0" if dataset.path.endswith(":0") else ""
     if f"{group}/recurrent_kernel{suffix}" in shapes:

@@ -42,7 +42,7 @@ TYPES: dict[int, tuple[str, int]] = {
     21: ("uint4", 4),
     22: ("int4", 4),
 }
-"""Of `TensorProto.DataType`: torch's name, and the bits of an element."""
+"""Name in torch and bits of an element, by `TensorProto.DataType`."""
 
 _BIT_PATTERNS = {
     "bfloat16": np.int16,
@@ -60,7 +60,7 @@ _LONGEST_NUMBER = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Where the elements of one tensor are."""
+    """The place of the elements of one tensor."""
 
     shape: tuple[int, ...]
     type: int
@@ -70,7 +70,7 @@ class Data:
     file: StoredFile | None = field(default=None, repr=False)
     """The stretch of another file that holds them."""
     location: str | None = None
-    """That file, relative to the model's folder."""
+    """Path of that file, relative to the model's folder."""
 
     @property
     def dtype(self) -> str:
@@ -123,7 +123,7 @@ def _owned(array: Array) -> Array:
 
 
 def data_of(model: StoredFile, name: str, proto: Any) -> Data:
-    """Where the elements of a `TensorProto` are.
+    """Find the elements of a `TensorProto`.
 
     Raises:
         CheckpointError: if there are not as many as its shape says, or they are in no file of the model's folder.

@@ -1,4 +1,4 @@
-"""What an ONNX graph does with its initialisers: which are weights, which way round, and of which module."""
+"""Find the use of the initialisers of an ONNX graph: which are weights, in which orientation, and of which module."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Affine:
     block: int
 
     def fits(self, codes: tuple[int, ...]) -> bool:
-        """Whether scale and zero point have as many elements as codes of a shape have blocks, or one."""
+        """Return whether scale and zero point have as many elements as codes of a shape have blocks, or one."""
         return all(self._fits(part.shape, codes) for part in (self.scale, self.zero) if part is not None)
 
     def _fits(self, scale: tuple[int, ...], codes: tuple[int, ...]) -> bool:
@@ -68,7 +68,7 @@ class _Use:
 
 @dataclass(kw_only=True)
 class Weight:
-    """What is known of one tensor of the graph."""
+    """The facts about one tensor of the graph."""
 
     data: Data
     uses: list[_Use] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What a file of `torch.save` holds: the tree of its pickle, and where the bytes of its storages lie.
+"""Read a file of `torch.save`: the tree of its pickle, and the places of its storages.
 
 Since torch 1.6 a file is a zip archive, `<name>/data.pkl` with the bytes of each storage in `<name>/data/<key>`,
 uncompressed. Before, it was five pickles in a row and then the storages, each after its number of elements.
@@ -123,7 +123,7 @@ def _open_legacy(file: StoredFile) -> Saved:
 def _places(
     file: StoredFile, start: int, keys: Any, found: Mapping[str, Storage], little: bool
 ) -> dict[str, StoredFile | ZipMember]:
-    """Where each storage lies behind the pickles, in the order of their keys."""
+    """Find the place of each storage behind the pickles, in the order of their keys."""
     if not isinstance(keys, list):
         raise PickleError("no list of storages")
     places: dict[str, StoredFile | ZipMember] = {}

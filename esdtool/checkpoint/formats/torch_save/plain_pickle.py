@@ -29,7 +29,7 @@ MOST_KEY_PARTS = 16
 
 
 class Stream(Protocol):
-    """What is read of a file."""
+    """The part of a file that is read."""
 
     def read(self, count: int, /) -> bytes:
         """Read up to `count` bytes."""
@@ -279,7 +279,7 @@ class _Machine:
 
 
 def _is_key(value: Any) -> bool:
-    """Whether a value's hash takes a bounded time: that of a tuple walks all that it holds, however much is shared."""
+    """Return whether a value's hash takes bounded time: that of a tuple walks its members, even shared ones."""
     if type(value) is tuple:
         return len(value) <= MOST_KEY_PARTS and all(_is_scalar(part) for part in value)
     return type(value) in (Symbol, Instance) or _is_scalar(value)

@@ -60,7 +60,7 @@ _INERT = (
 
 
 class Kind(Enum):
-    """How a tensor is saved."""
+    """A tensor as it is saved."""
 
     DENSE = "dense"
     SPARSE = "sparse"
@@ -80,7 +80,7 @@ class Storage:
     dtype: str | None
     """None: bytes, and the tensor tells its own dtype."""
     nbytes: int
-    """As the pickle says."""
+    """Value in the pickle."""
     offset: int = 0
     """Elements of the stored bytes to pass over (files of torch before 0.4)."""
 
@@ -99,9 +99,9 @@ class SavedTensor:
     conjugated: bool = False
     negated: bool = False
     layout: str = ""
-    """Of a sparse tensor, e.g. `sparse_coo`."""
+    """Layout of a sparse tensor, e.g. `sparse_coo`."""
     parts: tuple[SavedTensor, ...] = ()
-    """Of a sparse tensor: indices and values, in the order of torch's constructors."""
+    """Parts of a sparse tensor: indices and values, in the order of torch's constructors."""
 
     @property
     def numel(self) -> int:
@@ -144,7 +144,7 @@ class SavedTensor:
 
 
 def admitted() -> frozenset[Symbol]:
-    """What a pickle of `torch.save` may name: torch's own list, and what this process has added to it."""
+    """Return the names that a pickle of `torch.save` may use: torch's own list, and the additions of this process."""
     import torch
 
     own = set()
@@ -156,7 +156,7 @@ def admitted() -> frozenset[Symbol]:
 
 
 def make(symbol: Symbol, arguments: tuple[Any, ...]) -> Any:
-    """What a call in the pickle stands for: a tensor, or an inert record.
+    """Return the meaning of a call in the pickle: a tensor, or an inert record.
 
     Raises:
         PickleError: if a tensor's arguments are not such.
