@@ -1,4 +1,4 @@
-"""What a run will need, from its configuration alone: for `esdtool train --dry-run`."""
+"""Estimate what a run will need from its configuration alone, for `esdtool train --dry-run`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in one line that names the key, its value and where it came from."""
+"""Explain what is wrong with a configuration, in one line that names the key, its value and its origin."""
 
 from __future__ import annotations
 

@@ -22,11 +22,9 @@ class OneOf:
     """The mark of such a section: `Annotated[First | Second, OneOf("name", default="first")]`.
 
     >>> from typing import Annotated, Literal
-    >>> class First(Section):
-    ...     name: Literal["first"] = "first"
-    >>> class Second(Section):
-    ...     name: Literal["second"]
-    ...     speed: int = 1
+    >>> from pydantic import create_model
+    >>> First = create_model("First", __base__=Section, name=(Literal["first"], "first"))
+    >>> Second = create_model("Second", __base__=Section, name=(Literal["second"], ...), speed=(int, 1))
     >>> choices_of(Annotated[First | Second, OneOf("name", default="first")]).owners_of("speed")
     ('second',)
     """
@@ -39,7 +37,7 @@ class OneOf:
     """The models by choice, where the annotation does not list them."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """See pydantic: a union that looks at the selector first, so that a complaint is of the chosen model alone."""
+        """Build a union for pydantic that checks the selector first, so that errors concern only the chosen model."""
         models = self.choices(source).models
         return core_schema.tagged_union_schema(
             {name: handler.generate_schema(model) for name, model in models.items()}, discriminator=self._chosen

@@ -1,4 +1,4 @@
-"""What every section of a training configuration is made of: the base of the models, and the types of their fields."""
+"""Define the base of all sections of a training configuration, and the types of their fields."""
 
 from __future__ import annotations
 

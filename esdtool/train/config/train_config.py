@@ -37,7 +37,7 @@ _IMMATERIAL_SECTIONS: Final = frozenset({"logging", "checkpoint"})
 
 
 def is_immaterial(key: str) -> bool:
-    """Whether runs that differ in nothing but `section.key` are the same experiment.
+    """Return whether runs that differ in nothing but `section.key` are the same experiment.
 
     >>> is_immaterial("logging.every"), is_immaterial("run.threads"), is_immaterial("run.seed")
     (True, True, False)

@@ -31,7 +31,7 @@ class StreamReader(Protocol):
         """The next documents; fewer than `count` only where the stream ends. Held-out documents do not count."""
 
     def position(self) -> dict[str, Any]:
-        """Where the next `read` begins, as plain values."""
+        """Return the position of the next `read`, as plain values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def held_out_splits(corpus: Corpus, fraction: float) -> Splits:
 
 
 def is_held_out(document: str, fraction: float) -> bool:
-    """Whether a document belongs to the validation text: its 64-bit hash is in the lowest `fraction` of all hashes."""
+    """Return whether a document is validation text: its 64-bit hash is in the lowest `fraction` of all hashes."""
     digest = hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64
 

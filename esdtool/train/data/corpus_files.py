@@ -171,7 +171,7 @@ def _read_parquet(file: Path, column: str) -> Iterator[str]:
 
 
 def _pyarrow(file: Path) -> Any:
-    """pyarrow comes with `datasets`."""
+    """Import pyarrow, which comes with `datasets`."""
     try:
         import pyarrow
     except ImportError as error:

@@ -189,7 +189,7 @@ class Encoder:
         return [self._framed(encoding.ids) for encoding in encodings]
 
     def encode_all(self, documents: Iterable[str]) -> Iterable[npt.NDArray[Any]]:
-        """As `encode`, a few hundred documents or a few million characters at a time."""
+        """Encode documents, a few hundred documents or a few million characters at a time."""
         batch: list[str] = []
         characters = 0
         for document in documents:

@@ -20,7 +20,7 @@ class AdaDecaySettings(PolicySettings):
     """Scores of whole modules (the paper's comparison), or the original rule for every single weight."""
 
     def start(self, target: Target) -> Policy:
-        """See `PolicySettings`."""
+        """Start the policy on a model and its optimizers."""
         return ParameterAdaDecay(target) if self.adadecay_rule == "parameter" else ModuleAdaDecay(self, target)
 
 
@@ -37,7 +37,7 @@ class ModuleAdaDecay:
         self._count = 0
 
     def step(self, grad_norm: float) -> DecayRecord | None:
-        """See `Policy`."""
+        """Set the decays of the next update."""
         from esdtool.train.norms import gradient_norms  # and with it torch, which reading a configuration does not need
 
         del grad_norm
@@ -56,15 +56,15 @@ class ModuleAdaDecay:
         return DecayRecord(seconds=0.0, modules=decays)
 
     def initial(self) -> DecayRecord | None:
-        """See `Policy`."""
+        """Return the record of the initial decays, if there is one."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Policy`. The decays are of one step only: nothing else is kept."""
+        """Return the state that a checkpoint keeps. The decays are of one step only: nothing else is kept."""
         return {"count": self._count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Policy`."""
+        """Restore the state from a checkpoint."""
         self._count = int(state["count"])
 
 
@@ -85,7 +85,7 @@ class ParameterAdaDecay:
             group["weight_decay"] = 0.0
 
     def step(self, grad_norm: float) -> DecayRecord | None:
-        """See `Policy`."""
+        """Set the decays of the next update."""
         import torch
 
         del grad_norm
@@ -103,15 +103,15 @@ class ParameterAdaDecay:
         return None
 
     def initial(self) -> DecayRecord | None:
-        """See `Policy`."""
+        """Return the record of the initial decays, if there is one."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Policy`."""
+        """Return the state that a checkpoint keeps."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Policy`."""
+        """Restore the state from a checkpoint."""
         del state
         self._apply()
 

@@ -24,7 +24,7 @@ class AwdSettings(PolicySettings):
     """Weight of the newest value in the running mean."""
 
     def start(self, target: Target) -> AdaptiveWeightDecay:
-        """See `PolicySettings`."""
+        """Start the policy on a model and its optimizers."""
         return AdaptiveWeightDecay(self, target)
 
 
@@ -44,7 +44,7 @@ class AdaptiveWeightDecay:
         self._count = 0
 
     def step(self, grad_norm: float) -> DecayRecord | None:
-        """See `Policy`."""
+        """Set the decays of the next update."""
         from esdtool.train.norms import total_norm  # and with it torch, which reading a configuration does not need
 
         parameters = trainable(self._target.model).values()
@@ -60,15 +60,15 @@ class AdaptiveWeightDecay:
             group["weight_decay"] = self._mean
 
     def initial(self) -> DecayRecord | None:
-        """See `Policy`."""
+        """Return the record of the initial decays, if there is one."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Policy`."""
+        """Return the state that a checkpoint keeps."""
         return {"mean": self._mean, "count": self._count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Policy`."""
+        """Restore the state from a checkpoint."""
         self._mean, self._count = float(state["mean"]), int(state["count"])
         self._apply()
 

@@ -15,7 +15,7 @@ class NoDecaySettings(PolicySettings):
     """`none`: 0 everywhere."""
 
     def start(self, target: Target) -> ConstantDecay:
-        """See `PolicySettings`."""
+        """Start the policy on a model and its optimizers."""
         return ConstantDecay(target, 0.0)
 
 

@@ -14,7 +14,7 @@ class UniformSettings(PolicySettings):
     """`uniform`: base everywhere."""
 
     def start(self, target: Target) -> ConstantDecay:
-        """See `PolicySettings`."""
+        """Start the policy on a model and its optimizers."""
         return ConstantDecay(target, target.base_decay)
 
 
@@ -30,20 +30,20 @@ class ConstantDecay:
             group["weight_decay"] = self._value
 
     def step(self, grad_norm: float) -> DecayRecord | None:
-        """See `Policy`."""
+        """Set the decays of the next update."""
         del grad_norm
         return None
 
     def initial(self) -> DecayRecord | None:
-        """See `Policy`."""
+        """Return the record of the initial decays, if there is one."""
         return DecayRecord(seconds=0.0, modules=self._target.current_decays())
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Policy`."""
+        """Return the state that a checkpoint keeps."""
         return {"value": self._value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Policy`."""
+        """Restore the state from a checkpoint."""
         del state  # the value is the configuration's
         self._apply()
 

@@ -1,4 +1,4 @@
-"""What a checkpoint folder says of itself: its step, its configuration, and a checksum of every file.
+"""Describe a checkpoint folder: its step, its configuration, and a checksum of every file.
 
 A folder without `esdtool_checkpoint.json`, or with a file that differs from what it says there, is no whole checkpoint.
 """
@@ -125,7 +125,7 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def step_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint after `step` updates lies."""
+    """Return the path of the checkpoint after `step` updates."""
     return run / "checkpoints" / f"step_{step:06d}"
 
 

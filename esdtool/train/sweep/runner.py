@@ -29,7 +29,7 @@ _POLL_SECONDS: Final = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What happened to one run."""
+    """The outcome of one run."""
 
     run: SweepRun
     outcome: Literal["begun", "finished", "failed", "elsewhere"]
@@ -43,7 +43,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """How a sweep ended."""
+    """The outcome of a sweep."""
 
     finished: tuple[SweepRun, ...]
     """Also those that were finished before."""
@@ -54,7 +54,7 @@ class SweepResult:
 
 
 def state_of(run: SweepRun) -> State:
-    """How far a run is.
+    """Return the progress of a run.
 
     Raises:
         ConfigError: if its folder holds a run with other settings.
@@ -160,7 +160,7 @@ class _Process:
         )
 
     def ended(self) -> Progress | None:
-        """What came of it, or None while it is at work."""
+        """Return the outcome, or None while the run is in progress."""
         if self._popen.poll() is None:
             return None
         seconds = time.perf_counter() - self._began
@@ -198,7 +198,7 @@ def _begin(run: SweepRun, slot: int, jobs: int, report: Callable[[Progress], Non
 
 
 def _lock(file: TextIO) -> bool:
-    """Whether nobody else holds this run. The lock lives as long as the run's process, whatever becomes of ours."""
+    """Return whether nobody else holds this run. The lock lives as long as the run's process, even if ours ends."""
     try:
         import fcntl
     except ImportError:  # Windows
