@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -146,44 +147,51 @@ def analyze(
             raise UsageError(f"{option} takes one checkpoint at a time")
 
     from esdtool.analysis.latest import remember
-    from esdtool.analysis.plan import make_plan
+    from esdtool.analysis.plan import Plan, make_plan
     from esdtool.analysis.ranks import join_ranks
     from esdtool.analysis.run import run
     from esdtool.comparison.trajectory import in_order_of_training, make_trajectory
+    from esdtool.support.launch import speaks
     from esdtool.support.sizes import parse_size
     from esdtool.support.threads import available_cores
 
     memory_bytes = None if memory is None else parse_size(memory)
-    with join_ranks() as ranks:
+    if dry_run and not speaks():
+        return
+    with nullcontext() if dry_run else join_ranks() as ranks:
         if ranks is not None:
             device = ranks.device(device)
             jobs = jobs or max(1, available_cores() // ranks.local_size)
             quiet = quiet or not ranks.is_first
-        # All are opened before the first is computed: a mistake in the last name shows at once.
-        plans = [
-            make_plan(
-                checkpoint,
-                options,
-                include=include or (),
-                exclude=exclude or (),
-                split_fused=split_fused,
-                base=base,
-                device=device,
-                jobs=jobs,
-                revision=revision,
-                cache=cache,
-                memory=memory_bytes,
-            )
-            for checkpoint in in_order_of_training(checkpoints)
-        ]
+
+        def open_all() -> list[Plan]:
+            """Open all before the first is computed: a mistake in the last name shows at once."""
+            if budget is not None and ranks is not None:
+                raise UsageError("--budget is for one process: each would time and choose for itself")
+            return [
+                make_plan(
+                    checkpoint,
+                    options,
+                    include=include or (),
+                    exclude=exclude or (),
+                    split_fused=split_fused,
+                    base=base,
+                    device=device,
+                    jobs=jobs,
+                    revision=revision,
+                    cache=cache,
+                    memory=memory_bytes,
+                )
+                for checkpoint in in_order_of_training(checkpoints)
+            ]
+
+        plans = open_all() if ranks is None else ranks.together(open_all)
         for plan in plans:
             for remark in plan.notes:
                 note(remark, quiet=quiet)
         if budget is not None:
             from esdtool.analysis.budget import keep_within
 
-            if ranks is not None:
-                raise UsageError("--budget is for one process: each would time and choose for itself")
             # Several checkpoints share the time in proportion to their work.
             work = sum(plan.cost for plan in plans)
             limited = [keep_within(plan, budget * plan.cost / work) for plan in plans]
@@ -192,11 +200,10 @@ def analyze(
                 if choice is not None:
                     note(choice, quiet=quiet)
         if dry_run:
-            if ranks is None or ranks.is_first:
-                from esdtool.report.terminal.analysis import print_plan
+            from esdtool.report.terminal.analysis import print_plan
 
-                for plan in plans:
-                    print_plan(plan)
+            for plan in plans:
+                print_plan(plan)
             return
         shares = [plan.cost if ranks is None else ranks.cost(plan.selection.modules) for plan in plans]
         with progress_bar(sum(shares), quiet=quiet) as advance:
