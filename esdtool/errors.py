@@ -51,5 +51,9 @@ class NothingToAnalyzeError(EsdtoolError):
     exit_code = 3
 
 
+class LackOfMemoryError(EsdtoolError):
+    """Too little memory for a module that was asked for."""
+
+
 class DeviceError(EsdtoolError):
     """A device that was asked for and is not there."""

@@ -14,8 +14,12 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from esdtool.checkpoint.base import DTYPE_BYTES
+from esdtool.errors import LackOfMemoryError
 from esdtool.modules import WeightModule
+from esdtool.support.memory import is_lack_of_memory
+from esdtool.support.sizes import format_size
 from esdtool.support.threads import single_blas_workers
+from esdtool.support.words import dimensions, listed
 
 Batch = tuple[WeightModule, ...]
 Read = TypeVar("Read")
@@ -101,6 +105,31 @@ def carry_out(
         futures = {pool.submit(work, batch): batch for batch in batches}
         for future in as_completed(futures):
             yield futures.pop(future), future.result()
+
+
+@contextmanager
+def lack_of_memory_named(batch: Batch, limits: Limits, *, location: str) -> Iterator[None]:
+    """Turn a lack of memory in the body into an error that names the modules and what to do.
+
+    Args:
+        batch: the modules that are read or computed.
+        limits: how much is done at a time.
+        location: the checkpoint's.
+
+    Raises:
+        LackOfMemoryError: in the place of whatever exception means that memory did not suffice.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_lack_of_memory(error):
+            raise
+        shapes = listed(dict.fromkeys(dimensions(module.shape) for module in batch))
+        raise LackOfMemoryError(
+            f"{location}: {listed(module.name for module in batch)}: not enough memory: {shapes} takes about "
+            f"{format_size(limits.need(batch))}; lower --jobs (modules at a time) or --memory (bytes that they may take "
+            "together), or use a larger machine"
+        ) from error
 
 
 def batches_of(modules: Sequence[WeightModule], *, together: bool, limits: Limits) -> list[Batch]:

@@ -23,6 +23,9 @@ from esdtool.spectra.options import ScoreOptions
 from esdtool.support.devices import resolve_device
 from esdtool.support.threads import available_cores
 
+_DIFFERENCE_BYTES = 17
+"""Bytes per element of a float32 difference while it is made: four numbers and a mask."""
+
 Readable = str | Path | torch.nn.Module | Mapping[str, torch.Tensor] | Checkpoint
 """What can be analysed: a path or Hub id, a live model, a state dict, or an open checkpoint."""
 
@@ -99,8 +102,10 @@ class Plan:
         """Bytes that the base adds to each module in flight, by the module's name."""
         if self.base is not None:
             pairs = self.base.pairing.base
-            # The base's weight as it is stored, and the difference, float32 or wider.
-            return {name: read_bytes(other) + 8 * math.prod(other.shape) for name, other in pairs.items()}
+            # The base's weight as it is stored; the difference, and up to three more copies while its error is taken.
+            return {
+                name: read_bytes(other) + _DIFFERENCE_BYTES * math.prod(other.shape) for name, other in pairs.items()
+            }
         if not isinstance(self.checkpoint, MergedCheckpoint):
             return {}
         # An update is computed in float64 and added in float32.

@@ -14,7 +14,7 @@ import torch
 from esdtool._version import __version__
 from esdtool.analysis.difference import difference
 from esdtool.analysis.document import Analysis, ModuleResult, Settings, SkippedResult, Source
-from esdtool.analysis.execution import carry_out
+from esdtool.analysis.execution import Batch, carry_out, lack_of_memory_named
 from esdtool.analysis.module_result import module_result
 from esdtool.analysis.plan import Plan, Readable, make_plan
 from esdtool.analysis.ranks import AnalysisRanks
@@ -195,13 +195,18 @@ Weights = tuple[list[torch.Tensor], float | None]
 def _results(
     plan: Plan, modules: Sequence[WeightModule]
 ) -> Iterator[tuple[WeightModule, tuple[ModuleResult, Vector | None]]]:
-    """Every module's result, in the order in which they get done."""
-    for batch, results in carry_out(
-        plan.batches(modules),
-        lambda batch: [_read(plan, module) for module in batch],
-        lambda batch, weights: _score(plan, batch, weights),
-        limits=plan.limits,
-    ):
+    """Yield every module's result, in the order in which they get done."""
+    limits, location = plan.limits, plan.checkpoint.location
+
+    def read(batch: Batch) -> list[Weights]:
+        with lack_of_memory_named(batch, limits, location=location):
+            return [_read(plan, module) for module in batch]
+
+    def compute(batch: Batch, weights: list[Weights]) -> list[tuple[ModuleResult, Vector | None]]:
+        with lack_of_memory_named(batch, limits, location=location):
+            return _score(plan, batch, weights)
+
+    for batch, results in carry_out(plan.batches(modules), read, compute, limits=limits):
         yield from zip(batch, results, strict=True)
 
 
