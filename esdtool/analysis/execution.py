@@ -127,8 +127,8 @@ def lack_of_memory_named(batch: Batch, limits: Limits, *, location: str) -> Iter
         shapes = listed(dict.fromkeys(dimensions(module.shape) for module in batch))
         raise LackOfMemoryError(
             f"{location}: {listed(module.name for module in batch)}: not enough memory: {shapes} takes about "
-            f"{format_size(limits.need(batch))}; lower --jobs (modules at a time) or --memory (bytes that they may take "
-            "together), or use a larger machine"
+            f"{format_size(limits.need(batch))}; lower --jobs (modules at a time) or --memory (bytes that they may "
+            "take together), or use a larger machine"
         ) from error
 
 
