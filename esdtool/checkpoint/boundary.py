@@ -39,6 +39,11 @@ def one_line_errors(path: Path | str, *, tensor: str | None = None, kind: str | 
         if tensor is None:
             raise
         raise CheckpointError(f"{visible(str(error.path))}: tensor {tensor!r}: cannot read: {error.why}") from error
+    except CheckpointError as error:
+        # Names of a file's content are in its messages.
+        if visible(str(error)) != str(error):
+            raise CheckpointError(visible(str(error))) from error
+        raise
     except EsdtoolError:
         raise
     except Exception as error:
