@@ -48,18 +48,19 @@ def train(
     from esdtool.support.terminal import write_data
     from esdtool.train.config.loading import load_config, to_toml
 
-    is_first = os.environ.get("RANK", "0") == "0"
-    config = load_config(configs, overrides or [], on_note=lambda text: note(text, quiet=quiet or not is_first))
+    remarks: list[str] = []
+    config = load_config(configs, overrides or [], on_note=remarks.append)
     if print_config:
         write_data(to_toml(config))
         return
     if dry_run:
-        _show_plan(config)
+        _show_plan(config, resume, remarks)
         return
 
     from esdtool.train.loop import train as run
 
-    result = run(config, resume=resume, quiet=quiet)
+    result = run(config, resume=resume, quiet=quiet, remarks=remarks)
+    is_first = os.environ.get("RANK", "0") == "0"
     if result.stopped_by is not None:
         name = signal.Signals(result.stopped_by).name
         text = f"{name}: stopped after step {result.step}; {result.checkpoint} is saved; go on with --resume auto"
@@ -67,6 +68,8 @@ def train(
         # Not typer.Exit: 130 would be reported once more, as an interruption without a checkpoint.
         sys.exit(128 + result.stopped_by)
     if result.evaluation is not None:
+        if config.logging.tensorboard:
+            note(f"curves: tensorboard --logdir {result.run}", quiet=quiet or not is_first)
         note(
             f"{result.run / 'final'}: validation loss {result.evaluation.loss:.4f}, "
             f"perplexity {result.evaluation.perplexity:.2f}",
@@ -74,29 +77,22 @@ def train(
         )
 
 
-def _show_plan(config: TrainConfig) -> None:
+def _show_plan(config: TrainConfig, resume: str | None, remarks: list[str]) -> None:
     from esdtool.cli.output import note
     from esdtool.support.sizes import format_size
     from esdtool.support.terminal import say
-    from esdtool.train.config.loading import check_batch
-    from esdtool.train.config.presets import PRESETS
-    from esdtool.train.estimate import estimate
+    from esdtool.train.config.sections import HubData
+    from esdtool.train.dry_run import rehearse
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if os.environ.get("RANK", "0") != "0":
         return
-    check_batch(config, world_size)
-    train_tokens = None
-    if config.data.source == "huggingface":
+    if isinstance(config.data, HubData):
         note("dataset and tokenizer are not fetched: their vocabulary is not checked")
-        preset = PRESETS.get(config.model.preset or "")
-        vocab_size = (preset.vocab_size if preset else None) or 1
-    else:
-        from esdtool.train.data.open import open_data
-
-        data = open_data(config, world_size=world_size)
-        vocab_size, train_tokens = data.vocab_size, data.train_tokens
-    plan = estimate(config, vocab_size=vocab_size, world_size=world_size)
+    found = rehearse(config, resume=resume, world_size=world_size)
+    for remark in remarks:
+        note(remark)
+    plan, train_tokens = found.estimate, found.train_tokens
     policy = config.weight_decay.policy
     rows = [
         ("parameters", f"{plan.parameters:,} ({plan.block_parameters:,} in the blocks)"),
@@ -104,7 +100,7 @@ def _show_plan(config: TrainConfig) -> None:
         ("tokens", f"{plan.total_tokens:,} ({plan.tokens_per_step:,} a step)"),
         ("passes over the text", "unknown" if not train_tokens else f"{plan.total_tokens / train_tokens:.3g}"),
         ("micro-batches", f"{plan.micro_batches_per_step} a step and rank, {world_size} rank(s)"),
-        ("weight decay", f"{policy}, base {config.base_decay:g}"),
+        ("weight decay", f"{policy}, base {config.base_decay:g}, {found.num_modules} modules"),
         ("weights", format_size(plan.weight_bytes)),
         ("gradients", format_size(plan.gradient_bytes)),
         ("optimizer state", format_size(plan.optimizer_bytes)),

@@ -1,4 +1,4 @@
-"""Ranks: who this process is, how the model is spread, and the few collectives that the loop needs.
+"""TrainingRanks: who this process is, how the model is spread, and the few collectives that the loop needs.
 
 One process without torchrun is the ordinary case: then nothing here communicates.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranks:
+class TrainingRanks:
     """This process among the others."""
 
     rank: int
@@ -72,7 +72,7 @@ class RankZeroError(EsdtoolError):
 
 
 @contextmanager
-def open_ranks(config: TrainConfig) -> Iterator[Ranks]:
+def open_ranks(config: TrainConfig) -> Iterator[TrainingRanks]:
     """Join the process group that torchrun describes, and leave it at the end; alone, just choose a device.
 
     NCCL for GPUs, gloo for CPUs.
@@ -82,26 +82,38 @@ def open_ranks(config: TrainConfig) -> Iterator[Ranks]:
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = _device(config.run.device, local_rank)
-    if world_size == 1 and config.run.distributed == "ddp":
-        yield Ranks(rank=0, world_size=1, device=device)
-        return
+    device = check_device(config, world_size=world_size, local_rank=local_rank)
     if world_size == 1:
-        raise ConfigError(
-            'run.distributed = "fsdp2" needs ranks: torchrun --nproc-per-node N -m esdtool train ..., or "ddp"'
-        )
+        yield TrainingRanks(rank=0, world_size=1, device=device)
+        return
     if device.type == "cuda":
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
     try:
-        yield Ranks(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
+        yield TrainingRanks(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
     finally:
         dist.destroy_process_group()
 
 
-def _device(wanted: str, local_rank: int) -> torch.device:
+def check_device(config: TrainConfig, *, world_size: int, local_rank: int = 0) -> torch.device:
+    """The device of a rank.
+
+    Args:
+        config: for [run].
+        world_size: ranks in all.
+        local_rank: this rank among those of this machine.
+
+    Raises:
+        DeviceError: if run.device is not there.
+        ConfigError: if run.distributed needs more ranks.
+    """
+    wanted = config.run.device
+    if world_size == 1 and config.run.distributed == "fsdp2":
+        raise ConfigError(
+            'run.distributed = "fsdp2" needs ranks: torchrun --nproc-per-node N -m esdtool train ..., or "ddp"'
+        )
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "cpu" or (wanted == "auto" and not available):
         return torch.device("cpu")
@@ -119,7 +131,7 @@ class Spread:
     forward pass goes through.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, ranks: Ranks) -> None:
+    def __init__(self, model: nn.Module, config: TrainConfig, ranks: TrainingRanks) -> None:
         """Move the model to the rank's device, shard or wrap it, and compile it if asked to.
 
         With fully_shard, every transformer block is one unit, and the rest another.
@@ -148,7 +160,7 @@ class Spread:
             yield
 
 
-def _shard(model: nn.Module, ranks: Ranks) -> nn.Module:
+def _shard(model: nn.Module, ranks: TrainingRanks) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

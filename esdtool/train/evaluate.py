@@ -15,11 +15,11 @@ from torch.nn.functional import cross_entropy, pad
 from esdtool.train.config.loading import config_from_mapping
 from esdtool.train.config.sections import DataSettings
 from esdtool.train.config.train_config import TrainConfig
-from esdtool.train.data.batches import Layout, MicroBatch, ValidationBatches
+from esdtool.train.data.batches import BatchLayout, MicroBatch, ValidationBatches
 from esdtool.train.data.open import open_corpus, open_validation, open_whole_corpus
 from esdtool.train.data.packing import NO_TARGET
 from esdtool.train.data.tokenizer import Encoder, load_tokenizer
-from esdtool.train.distributed import Ranks, open_ranks
+from esdtool.train.distributed import TrainingRanks, open_ranks
 from esdtool.train.model import build_model
 from esdtool.train.run.log import perplexity
 
@@ -60,7 +60,7 @@ def summed_loss(model: nn.Module, batch: MicroBatch, *, device: torch.device, au
 
 
 def evaluate(
-    model: nn.Module, batches: ValidationBatches, *, ranks: Ranks, autocast: bool, root: nn.Module | None = None
+    model: nn.Module, batches: ValidationBatches, *, ranks: TrainingRanks, autocast: bool, root: nn.Module | None = None
 ) -> Evaluation:
     """Mean loss over all validation targets. All ranks must call it.
 
@@ -135,7 +135,7 @@ def evaluate_checkpoint(request: EvalRequest) -> Evaluation:
     corpus = open_corpus(config.data).validation if request.held_out else open_whole_corpus(config.data)
     encoder = Encoder(load_tokenizer(config, corpus))
     with open_ranks(config) as ranks:
-        layout = Layout.from_config(config, pad=encoder.pad, rank=ranks.rank, world_size=ranks.world_size)
+        layout = BatchLayout.from_config(config, pad=encoder.pad, rank=ranks.rank, world_size=ranks.world_size)
         batches = open_validation(corpus, encoder, layout, tokens=request.tokens, micro_size=request.micro_size)
         model = build_model(config, vocab_size=encoder.vocab_size)
         if request.precision == "bf16":

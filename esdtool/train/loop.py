@@ -19,13 +19,13 @@ from esdtool.train.config.train_config import TrainConfig
 from esdtool.train.data.batches import count_targets
 from esdtool.train.data.open import open_data
 from esdtool.train.data.packing import MicroBatch
-from esdtool.train.distributed import Ranks, Spread, open_ranks
+from esdtool.train.distributed import Spread, TrainingRanks, open_ranks
 from esdtool.train.evaluate import Evaluation, evaluate, summed_loss, to_bfloat16
 from esdtool.train.model import build_model
 from esdtool.train.norms import total_norm
 from esdtool.train.optimizers import build_optimizers, scored_modules, set_learning_rate
 from esdtool.train.parameter_groups import mean_decay, trainable
-from esdtool.train.policy import DecayRecord, Target
+from esdtool.train.policy import DecayRecord
 from esdtool.train.run import directory as run_directory
 from esdtool.train.run.checkpoints import (
     check_same_run,
@@ -36,11 +36,12 @@ from esdtool.train.run.checkpoints import (
     save_final,
     take_snapshot,
 )
-from esdtool.train.run.log import RunLog, perplexity, sync_logs
+from esdtool.train.run.log import RunLog, check_loggers, perplexity, sync_logs
 from esdtool.train.run.manifest import SavedRun
-from esdtool.train.run.view import open_view
+from esdtool.train.run.view import PlainView, open_view
 from esdtool.train.schedule import lr_factor
 from esdtool.train.signals import StopSignals
+from esdtool.train.target import make_target
 
 
 class TrainingDivergedError(EsdtoolError):
@@ -63,7 +64,9 @@ class TrainResult:
     """Number of the signal that stopped the run, or None."""
 
 
-def train(config: TrainConfig, *, resume: str | None = None, quiet: bool = False) -> TrainResult:
+def train(
+    config: TrainConfig, *, resume: str | None = None, quiet: bool = False, remarks: Sequence[str] = ()
+) -> TrainResult:
     """Train a model as the configuration says. Under torchrun, every rank calls it.
 
     torch's random numbers are seeded again at each step, from run.seed, the step and the rank: so a resumed run
@@ -74,6 +77,7 @@ def train(config: TrainConfig, *, resume: str | None = None, quiet: bool = False
         resume: `auto` to go on from the newest whole checkpoint of the run directory, from the beginning
             if there is none; or the path of a checkpoint; None for a new run.
         quiet: show nothing on stderr.
+        remarks: what else to tell the user when the run begins.
 
     Returns:
         What came out; on every rank the same, except that only the first knows the checkpoint.
@@ -92,7 +96,11 @@ def train(config: TrainConfig, *, resume: str | None = None, quiet: bool = False
             cuda = [ranks.device] if ranks.device.type == "cuda" else []
             with torch.random.fork_rng(devices=cuda):
                 check_batch(config, ranks.world_size)
-                return _Run(config, ranks, resume=resume, quiet=quiet).go()
+                view = open_view(config.schedule.steps, quiet=quiet or not ranks.is_first)
+                try:
+                    return _Run(config, ranks, view, resume=resume, remarks=remarks).go()
+                finally:
+                    view.close()
     finally:
         torch.set_num_threads(threads)
 
@@ -100,16 +108,27 @@ def train(config: TrainConfig, *, resume: str | None = None, quiet: bool = False
 class _Run:
     """One run on one rank."""
 
-    def __init__(self, config: TrainConfig, ranks: Ranks, *, resume: str | None, quiet: bool) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        ranks: TrainingRanks,
+        view: PlainView,
+        *,
+        resume: str | None,
+        remarks: Sequence[str],
+    ) -> None:
         """Build everything, or restore it."""
-        self.config, self.ranks = config, ranks
+        self.config, self.ranks, self.view = config, ranks, view
+        view.phase("looking for a checkpoint" if resume else "looking at the run directory")
         self.run = Path(config.run_dir)
-        saved, remarks = run_directory.find(self.run, resume)
-        remarks += check_same_run(saved, config) if saved else []
+        saved, found = run_directory.find(self.run, resume)
+        remarks = [*remarks, *found, *(check_same_run(saved, config) if saved else [])]
         # Only looked at here; made when everything else is there, so that a mistake leaves nothing behind.
         ranks.on_first(lambda: run_directory.check_unused(self.run, resume=resume))
+        check_loggers(config)
 
-        self.data = open_data(config, rank=ranks.rank, world_size=ranks.world_size)
+        self.data = open_data(config, rank=ranks.rank, world_size=ranks.world_size, on_phase=view.phase)
+        view.phase("building the model")
         model = build_model(config, vocab_size=self.data.vocab_size, tokenizer=self.data.tokenizer)
         if config.precision.name == "bf16":
             to_bfloat16(model)
@@ -118,19 +137,11 @@ class _Run:
         self.spread = Spread(model, config, ranks)
         self.optimizers = build_optimizers(self.spread.model, config, modules)
         if saved is not None:
+            view.phase(f"loading {saved.path}")
             load_weights(saved, model)
+        self.view.phase("computing the first spectra")
         self.policy = config.weight_decay.start(
-            Target(
-                model=self.spread.model,
-                optimizers=self.optimizers,
-                modules=modules,
-                base_decay=config.base_decay,
-                optimizer_name=config.optimizer.name,
-                steps=config.schedule.steps,
-                seed=config.run.seed,
-                unlisted=config.weight_decay.unlisted,
-                resuming=saved is not None,
-            )
+            make_target(config, self.spread.model, self.optimizers, modules, resuming=saved is not None)
         )
         self.step = 0
         """Updates done."""
@@ -142,7 +153,7 @@ class _Run:
             self._restore(saved)
 
         by_name = {module.name: module for module in modules}
-        self.view = open_view(config.schedule.steps, by_name, quiet=quiet or not ranks.is_first)
+        view.begin(by_name)
         self.log: RunLog | None = None
         self.newest = saved.path if saved else None
         self._remark: str | None = None
@@ -160,17 +171,14 @@ class _Run:
                 resumed=saved is not None,
             )
 
-        try:
-            ranks.on_first(open_log)
-        except EsdtoolError:
-            self.view.close()
-            raise
+        ranks.on_first(open_log)
         for remark in remarks:
             self.view.note(remark)
         if saved is not None:
             self.view.note(f"going on from {saved.path}")
         elif (record := self.policy.initial()) is not None:
             self._log_decay(0, record)
+        view.phase("compiling the model" if config.run.compile else "taking the first step")
 
     def _restore(self, saved: SavedRun) -> None:
         state = load_trainer(saved, self.spread.model, self.optimizers)
@@ -186,10 +194,9 @@ class _Run:
     def go(self) -> TrainResult:
         """All steps, then `RUN/final`."""
         try:
-            with StopSignals() as signals:
+            with StopSignals(self.view.stopping) as signals:
                 return self._go(signals)
         finally:
-            self.view.close()
             if self.log is not None:
                 self.log.close()
 
@@ -197,6 +204,7 @@ class _Run:
         config, steps = self.config, self.config.schedule.steps
         evaluation: Evaluation | None = None
         if self.evaluation_due:
+            self.view.phase("evaluating, where the run was stopped before it could")
             self._log_evaluation(self._evaluate(), self._last_lr)
             self.evaluation_due = False
         seconds = 0.0
@@ -204,6 +212,8 @@ class _Run:
             began = time.perf_counter()
             stop, norm, lr = self._update(signals)
             seconds += time.perf_counter() - began
+            self.view.phase("")
+            self.view.step(self.step)
             is_end = self.step == steps
             if self.step == 1 or is_end or self.step % config.logging.every == 0:
                 self._log_training(norm, lr, seconds)
@@ -212,10 +222,13 @@ class _Run:
             # Whoever stops a run may not wait for an evaluation: the process that resumes it makes up for it.
             self.evaluation_due = is_evaluated and stop is not None and not is_end
             if is_evaluated and not self.evaluation_due:
+                self.view.phase("evaluating")
                 evaluation = self._evaluate()
                 self._log_evaluation(evaluation, lr)
             if is_end or stop is not None or self.step % config.checkpoint.every == 0:
+                self.view.phase("saving a checkpoint")
                 self._save(final=is_end)
+            self.view.phase("")
             if stop is not None and not is_end:
                 return self._result(None, stopped_by=stop)
         if evaluation is None:  # resumed behind its last step

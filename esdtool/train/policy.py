@@ -50,6 +50,13 @@ class PolicySettings(Section, ABC):
             ConfigError, AssignmentError, UsageError: if the settings do not fit the model.
         """
 
+    def rehearse(self, target: Target) -> None:
+        """Refuse what `start` would refuse, for a model whose parameters hold no numbers (torch's meta device).
+
+        Raises:
+            ConfigError, AssignmentError, UsageError: if the settings do not fit the model.
+        """
+
     def defaults(self, optimizer: OptimizerName) -> dict[str, Any]:
         """Values of the unset keys whose default depends on the kind of decay."""
         return {"base": self.published_bases[optimizer]} if self.base is None else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -11,8 +12,13 @@ from typing import Any, Self
 class StopSignals:
     """Remembers a signal while it is open; a second one acts at once, as if nothing had caught it."""
 
-    def __init__(self) -> None:
-        """Catch nothing yet."""
+    def __init__(self, on_signal: Callable[[int], None] | None = None) -> None:
+        """Catch nothing yet.
+
+        Args:
+            on_signal: called in the handler of the first signal, with its number.
+        """
+        self._on_signal = on_signal
         self.received: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -33,6 +39,8 @@ class StopSignals:
         del frame
         self.received = number
         self._restore()
+        if self._on_signal is not None:
+            self._on_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -180,3 +180,40 @@ def test_eval_measures_any_text(esdtool_cli: Cli, bundled: Path, text: str) -> N
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("loss ")
     assert "targets)" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run.device=cuda"], "run.device"),
+        (["logging.wandb=true"], "logging.wandb = true needs an optional extra"),
+        (["weight_decay.include=nothing"], "weight_decay.include 'nothing' matches no module"),
+        (["weight_decay.exclude=."], "the model has no weight module to assign"),
+        (["run.distributed=fsdp2"], 'run.distributed = "fsdp2" needs ranks'),
+        (["weight_decay.policy=file", "weight_decay.path={other}"], "lm_head"),
+        (["weight_decay.policy=file", "weight_decay.path=nowhere.json"], "nowhere.json"),
+        (["run.dir={used}"], "already holds a run"),
+    ],
+    ids=["cuda", "wandb", "include", "exclude", "fsdp2", "other", "nowhere", "used"],
+)
+def test_a_dry_run_refuses_what_the_run_refuses(
+    overrides: list[str], message: str, esdtool_cli: Cli, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    import torch
+
+    if "run.device=cuda" in overrides and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    entry = {"weight_decay": 0.1, "shape": [300, 65]}
+    document = {"format": "esdtool.weight_decay", "version": 1, "optimizer": "decoupled", "base_weight_decay": 0.1}
+    (tmp_path / "other.json").write_text(
+        json.dumps(document | {"unlisted": "keep", "parameters": {"lm_head.weight": entry}})
+    )
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used/metrics.jsonl").write_text("")
+    places = {"other": tmp_path / "other.json", "used": tmp_path / "used"}
+    options = [word for override in overrides for word in ("--set", override.format(**places))]
+    config = write_config()
+    dry = one_line(esdtool_cli("train", config, "--dry-run", *options))
+    assert message in dry
+    assert one_line(esdtool_cli("train", config, "-q", *options)) == dry
+    assert not (tmp_path / "run").exists()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
 
+from esdtool.support.words import listed
 from esdtool.train.config.one_of import Choices, OneOf
 from esdtool.train.config.train_config import TrainConfig
 
@@ -87,7 +88,7 @@ class Layers:
         for key in dropped:
             del table[key]
         if dropped:
-            names = ", ".join(f"{section}.{key}" for key in dropped)
+            names = listed(f"{section}.{key}" for key in dropped)
             sources = " and ".join(dict.fromkeys(self.origins[section, key] for key in dropped))
             self.notes.append(
                 f"{sources}: {names} left out: not of {section}.{choices.selector} = "

@@ -11,13 +11,13 @@ from esdtool.train.config.loading import check_batch
 from esdtool.train.config.train_config import TrainConfig
 from esdtool.train.data.packing import Ids, MicroBatch, PackingName, count_targets, targets_of, to_micro_batches
 
-__all__ = ["Layout", "MicroBatch", "TrainBatches", "ValidationBatches", "check_identity", "count_targets"]
+__all__ = ["BatchLayout", "MicroBatch", "TrainBatches", "ValidationBatches", "check_identity", "count_targets"]
 
 Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class BatchLayout:
     """How rows become this rank's tensors."""
 
     global_size: int
@@ -33,7 +33,7 @@ class Layout:
     world_size: int = 1
 
     @classmethod
-    def from_config(cls, config: TrainConfig, *, pad: int, rank: int, world_size: int) -> Layout:
+    def from_config(cls, config: TrainConfig, *, pad: int, rank: int, world_size: int) -> BatchLayout:
         """The layout of [batch] and [data].
 
         Raises:
@@ -100,7 +100,7 @@ class ValidationBatches:
     num_targets: int
     """Targets over all ranks: what the sum of the losses is divided by."""
 
-    def __init__(self, rows: Iterable[Ids], layout: Layout, *, tokens: int, micro_size: int, name: str) -> None:
+    def __init__(self, rows: Iterable[Ids], layout: BatchLayout, *, tokens: int, micro_size: int, name: str) -> None:
         """Take rows until they hold `tokens` targets or end.
 
         Raises:

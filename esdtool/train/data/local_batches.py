@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esdtool.errors import ConfigError
-from esdtool.train.data.batches import Layout, check_identity
+from esdtool.train.data.batches import BatchLayout, check_identity
 from esdtool.train.data.packing import Ids, MicroBatch
 from esdtool.train.data.token_store import TokenStore
 
@@ -20,7 +20,7 @@ class LocalBatches:
     def __init__(
         self,
         store: TokenStore,
-        layout: Layout,
+        layout: BatchLayout,
         *,
         seed: int,
         corpus_fingerprint: str,

@@ -14,14 +14,14 @@ The loop's view of the data:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from esdtool.train.config.sections import DataSettings, FilesData, HubData, StdlibData
 from esdtool.train.config.train_config import DEFAULT_FRACTION, TrainConfig
 from esdtool.train.data import corpus_files, corpus_hub, corpus_stdlib
-from esdtool.train.data.batches import Layout, TrainBatches, ValidationBatches
+from esdtool.train.data.batches import BatchLayout, TrainBatches, ValidationBatches
 from esdtool.train.data.corpus import Corpus, Splits, Stream, held_out_splits
 from esdtool.train.data.local_batches import LocalBatches
 from esdtool.train.data.packing import Ids, pack
@@ -51,20 +51,32 @@ class Data:
     """Rows in one pass over the training text; None for a stream."""
 
 
-def open_data(config: TrainConfig, *, rank: int = 0, world_size: int = 1) -> Data:
+def open_data(
+    config: TrainConfig, *, rank: int = 0, world_size: int = 1, on_phase: Callable[[str], None] | None = None
+) -> Data:
     """Open the corpus, load or train the tokenizer, tokenise what is local, and check that there is enough.
 
     Every rank calls it; the first one to come does the work under a file lock in the
     cache directory, the others wait and read.
 
+    Args:
+        config: the run.
+        rank: this process among the others.
+        world_size: how many there are.
+        on_phase: is told what is being done.
+
     Raises:
         ConfigError: for text or tokenizers that cannot be had, and for a corpus shorter than one batch.
         OutputError: if the cache cannot be written.
     """
+    tell: Callable[[str], object] = on_phase or str
+    tell("reading the text")
     splits = open_corpus(config.data)
+    tell("loading the tokenizer" if config.tokenizer.train_vocab_size is None else "training the tokenizer")
     tokenizer = load_tokenizer(config, splits.train)
     encoder = Encoder(tokenizer)
-    layout = Layout.from_config(config, pad=encoder.pad, rank=rank, world_size=world_size)
+    layout = BatchLayout.from_config(config, pad=encoder.pad, rank=rank, world_size=world_size)
+    tell("tokenizing and packing the validation text")
     validation = open_validation(
         splits.validation, encoder, layout, tokens=config.eval.tokens, micro_size=config.eval_micro_size
     )
@@ -88,6 +100,7 @@ def open_data(config: TrainConfig, *, rank: int = 0, world_size: int = 1) -> Dat
             train_tokens=None,
             train_rows=None,
         )
+    tell("tokenizing the training text")
     store = open_token_store(splits.train, encoder)
     local = LocalBatches(
         store,
@@ -109,7 +122,7 @@ def open_data(config: TrainConfig, *, rank: int = 0, world_size: int = 1) -> Dat
 
 
 def open_validation(
-    corpus: Corpus, encoder: Encoder, layout: Layout, *, tokens: int, micro_size: int
+    corpus: Corpus, encoder: Encoder, layout: BatchLayout, *, tokens: int, micro_size: int
 ) -> ValidationBatches:
     """The first `tokens` targets of a corpus as batches: for the run's own validation and for `esdtool eval`.
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from esdtool.errors import ConfigError
-from esdtool.train.data.batches import Layout, check_identity
+from esdtool.train.data.batches import BatchLayout, check_identity
 from esdtool.train.data.corpus import Stream, StreamReader
 from esdtool.train.data.packing import Ids, MicroBatch, document_row, pack
 from esdtool.train.data.tokenizer import Encoder
@@ -45,7 +45,7 @@ class StreamBatches:
         self,
         stream: Stream,
         encoder: Encoder,
-        layout: Layout,
+        layout: BatchLayout,
         *,
         seed: int,
         block_size: int,

@@ -109,6 +109,13 @@ class AlphaDecaySettings(PolicySettings):
         """See `PolicySettings`."""
         return ScheduledAlphaDecay(self, target)
 
+    def rehearse(self, target: Target) -> None:
+        """See `PolicySettings`."""
+        if not target.modules:
+            raise ConfigError(
+                'weight_decay.policy = "alphadecay": the model has no weight module to assign; see include and exclude'
+            )
+
 
 class ScheduledAlphaDecay:
     """`alphadecay`: `esdtool.optim.AlphaDecay` with the settings of [weight_decay]."""
@@ -121,10 +128,7 @@ class ScheduledAlphaDecay:
         """
         from esdtool.optim import AlphaDecay
 
-        if not target.modules:
-            raise ConfigError(
-                'weight_decay.policy = "alphadecay": the model has no weight module to assign; see include and exclude'
-            )
+        settings.rehearse(target)
         is_linear = settings.assign == "linear"
         low, high = settings.ratio_range(target.optimizer)
         began = time.perf_counter()

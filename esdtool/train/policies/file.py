@@ -24,6 +24,10 @@ class FileSettings(PolicySettings):
         """See `PolicySettings`."""
         return FixedAssignment(self, target)
 
+    def rehearse(self, target: Target) -> None:
+        """See `PolicySettings`: to apply the file needs no weights."""
+        self.start(target)
+
 
 class FixedAssignment:
     """`file`: a wd.json, applied at the start and unchanged."""

@@ -9,6 +9,7 @@ import re
 import secrets
 from collections import defaultdict
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -198,21 +199,33 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _open_tensorboard(run: Path, start_step: int) -> Any:
+def check_loggers(config: TrainConfig) -> None:
+    """Refuse loggers of [logging] that are not installed.
+
+    Raises:
+        MissingExtraError: naming the extra to install.
+    """
+    if config.logging.tensorboard:
+        _import("torch.utils.tensorboard", "logging.tensorboard = true", extra="train")
+    if config.logging.wandb:
+        _import("wandb", "logging.wandb = true", extra="wandb")
+
+
+def _import(package: str, what: str, *, extra: str) -> Any:
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        return import_module(package)
     except ImportError as error:
-        raise MissingExtraError("logging.tensorboard = true", "train") from error
+        raise MissingExtraError(what, extra) from error
+
+
+def _open_tensorboard(run: Path, start_step: int) -> Any:
+    writer = _import("torch.utils.tensorboard", "logging.tensorboard = true", extra="train").SummaryWriter
     with naming_the_file(run / "tensorboard"):
-        return SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1 if start_step else 0)
+        return writer(str(run / "tensorboard"), purge_step=start_step + 1 if start_step else 0)
 
 
 def _open_wandb(run: Path, config: TrainConfig, *, resumed: bool) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise MissingExtraError("logging.wandb = true", "wandb") from error
-    return wandb.init(
+    return _import("wandb", "logging.wandb = true", extra="wandb").init(
         project=config.logging.wandb_project,
         dir=str(run),
         name=config.logging.wandb_name or _default_name(run),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from esdtool.modules import WeightModule
 from esdtool.support.terminal import new_console, remark
@@ -14,17 +17,46 @@ from esdtool.train.policy import DecayRecord
 from esdtool.train.run.log import by_role
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
+
+_LONG_PHASE: Final = 20.0
+"""Seconds after which a phase is worth a line of its own where there is no terminal."""
 
 
 class PlainView:
     """One line for each thing that happens."""
 
-    def __init__(self, total_steps: int, modules: Mapping[str, WeightModule]) -> None:
-        """Take the run's length, for the remaining time, and its modules, for alphas by role."""
+    def __init__(self, total_steps: int) -> None:
+        """Take the run's length, for the remaining time."""
         self._total_steps = total_steps
+        self._modules: Mapping[str, WeightModule] = {}
+        self._pace: tuple[float, int] | None = None
+        self._waiting: threading.Timer | None = None
+
+    def begin(self, modules: Mapping[str, WeightModule]) -> None:
+        """Take the run's modules, for alphas by role: from here on there are steps."""
         self._modules = modules
-        self._started: tuple[float, int] | None = None
+
+    def phase(self, text: str) -> None:
+        """Say what is being done before the first step, or in it; only if it takes long. Empty: nothing any more."""
+        self._stop_waiting()
+        if text:
+            self._waiting = threading.Timer(_LONG_PHASE, self.note, [f"{text} ..."])
+            self._waiting.daemon = True
+            self._waiting.start()
+
+    def step(self, step: int) -> None:
+        """Hear that an update is done."""
+        self._stop_waiting()
+        if self._pace is None:
+            self._pace = time.monotonic(), step
+
+    def stopping(self, number: int) -> None:
+        """Acknowledge a signal. Called in its handler: nothing that the interrupted code may hold is used."""
+        name = signal.Signals(number).name
+        text = f"\nesdtool: {name}: saving a checkpoint after this step; once more to end at once\n"
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ is not None else 2, text.encode())
 
     def note(self, text: str) -> None:
         """Make a remark."""
@@ -37,8 +69,8 @@ class PlainView:
         if line["split"] == "train":
             norm, speed, decay = line["grad_norm"], line["tokens_per_second"], line["weight_decay_mean"]
             text += f"  lr {line['lr']:.3g}  grad norm {norm:.3g}  {speed:,.0f} tokens/s  mean decay {decay:.4g}"
-            text += f"  ETA {self.remaining(line['step'])}"
-        self.show(text)
+            text += f"  ETA {self._remaining(line['step'])}"
+        self._show(text)
 
     def decay(self, step: int, record: DecayRecord) -> None:
         """A line of decay.jsonl."""
@@ -49,42 +81,63 @@ class PlainView:
         alphas = [decay.alpha for decay in record.modules.values() if decay.alpha is not None]
         if alphas:
             text += f" from alphas {min(alphas):.3f} to {max(alphas):.3f} in {record.seconds:.2f} s"
-        self.show(text)
-
-    def show(self, text: str) -> None:
-        """Put out one line."""
-        print(visible(text), file=sys.stderr, flush=True)
-
-    def remaining(self, step: int) -> str:
-        """Time to the end, `h:mm:ss`, at the pace since this process began; `-` at its start."""
-        now = time.monotonic()
-        if self._started is None:
-            self._started = now, step
-            return "-"
-        since, first = self._started
-        if step == first:
-            return "-"
-        seconds = round((now - since) / (step - first) * (self._total_steps - step))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        self._show(text)
 
     def close(self) -> None:
-        """The run is over."""
+        """Hear that the run is over."""
+        self._stop_waiting()
+
+    def _show(self, text: str) -> None:
+        print(visible(text), file=sys.stderr, flush=True)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _remaining(self, step: int) -> str:
+        """Time to the end, `h:mm:ss`, at the pace since the first step of this process; `-` until there is one."""
+        since, first = self._pace or (0.0, step)
+        if step == first:
+            return "-"
+        seconds = round((time.monotonic() - since) / (step - first) * (self._total_steps - step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
 class LiveView(PlainView):
-    """A table that stays in its place: progress, loss, alpha by role and the range of the decays."""
+    """A bar that moves at every step, and a table that stays in its place: loss, alpha by role and the decays."""
 
-    def __init__(self, total_steps: int, modules: Mapping[str, WeightModule]) -> None:
+    def __init__(self, total_steps: int) -> None:
         """Start drawing."""
         from rich.live import Live
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-        super().__init__(total_steps, modules)
+        super().__init__(total_steps)
         self._train: Mapping[str, Any] | None = None
         self._validation: Mapping[str, Any] | None = None
         self._record: tuple[int, DecayRecord] | None = None
-        self._eta = "-"
-        self._live = Live(console=new_console(stderr=True), auto_refresh=False, redirect_stdout=False)
+        self._preparing = Progress(SpinnerColumn(), TextColumn("{task.description}", markup=False))
+        self._phase = self._preparing.add_task("starting", total=None)
+        self._steps = Progress(
+            TextColumn("step"), BarColumn(), MofNCompleteColumn(), TextColumn("ETA {task.fields[remaining]}")
+        )
+        self._bar = self._steps.add_task("step", total=total_steps, remaining="-", visible=False)
+        self._live = Live(
+            console=new_console(stderr=True),
+            refresh_per_second=8,
+            redirect_stdout=False,
+            get_renderable=self._drawn,
+        )
         self._live.start()
+
+    def phase(self, text: str) -> None:
+        """Show what is being done."""
+        self._preparing.update(self._phase, description=text, visible=bool(text))
+
+    def step(self, step: int) -> None:
+        """Move the bar."""
+        super().step(step)
+        self._steps.update(self._bar, completed=step, remaining=self._remaining(step), visible=True)
 
     def note(self, text: str) -> None:
         """A remark, above the table."""
@@ -93,33 +146,33 @@ class LiveView(PlainView):
     def metrics(self, line: Mapping[str, Any]) -> None:
         """A line of metrics.jsonl."""
         if line["split"] == "train":
-            self._train, self._eta = line, self.remaining(line["step"])
+            self._train = line
         else:
             self._validation = line
-        self._live.update(self._table(), refresh=True)
 
     def decay(self, step: int, record: DecayRecord) -> None:
         """A line of decay.jsonl."""
         if record.modules:
             self._record = step, record
-            self._live.update(self._table(), refresh=True)
 
     def close(self) -> None:
         """Leave the last table on the screen."""
+        super().close()
+        self._preparing.update(self._phase, visible=False)
         self._live.stop()
+
+    def _drawn(self) -> RenderableType:
+        from rich.console import Group
+
+        return Group(self._preparing, self._steps, self._table())
 
     def _table(self) -> Table:
         from rich.table import Table
-        from rich.text import Text
 
         table = Table(show_header=False, box=None, pad_edge=False)
         table.add_column(style="dim")
         table.add_column()
         if (line := self._train) is not None:
-            step = int(line["step"])
-            filled = 30 * step // self._total_steps
-            counts = f" {step:,}/{self._total_steps:,}  ETA {self._eta}"
-            table.add_row("step", Text.assemble("━" * filled, ("━" * (30 - filled), "dim"), counts))
             table.add_row("train", f"loss {line['loss']:.4f}  perplexity {line['perplexity']:.2f}")
             table.add_row(
                 "",
@@ -145,18 +198,24 @@ class NoView(PlainView):
     """Says nothing: for ranks other than the first, and where the caller wants it so."""
 
     def __init__(self) -> None:
-        """Nothing to know."""
-        super().__init__(0, {})
+        """Need nothing."""
+        super().__init__(0)
+
+    def phase(self, text: str) -> None:
+        """Say nothing."""
+
+    def stopping(self, number: int) -> None:
+        """Say nothing."""
 
     def note(self, text: str) -> None:
-        """Nothing."""
+        """Say nothing."""
 
-    def show(self, text: str) -> None:
-        """Nothing."""
+    def _show(self, text: str) -> None:
+        """Say nothing."""
 
 
-def open_view(total_steps: int, modules: Mapping[str, WeightModule], *, quiet: bool) -> PlainView:
+def open_view(total_steps: int, *, quiet: bool) -> PlainView:
     """The view for this stderr."""
     if quiet:
         return NoView()
-    return LiveView(total_steps, modules) if sys.stderr.isatty() else PlainView(total_steps, modules)
+    return LiveView(total_steps) if sys.stderr.isatty() else PlainView(total_steps)
