@@ -16,6 +16,7 @@ from esdtool.cli.options import (
     KFractionOption,
     MinEigsOption,
 )
+from esdtool.report.figures.kinds import FIGURES
 from esdtool.spectra.options import ScoreOptions
 
 if TYPE_CHECKING:
@@ -42,11 +43,12 @@ def plot(
     kind: Annotated[
         list[str] | None,
         typer.Option(
-            help="Figure to draw; repeatable. Default: all that the sources allow. esd: a module's spectrum with its "
-            "tail and the untrained null; ks: KS distance against xmin; heat-map: alpha by layer and role; depth: "
-            "alpha by depth; roles: mean alpha by role; decay: weight decay by layer and role; alpha-steps, "
-            "decay-steps, loss, perplexity: over training; differences: runs against uniform decay, seed by seed.",
+            help="Figure to draw; repeatable. Default: all that the sources allow. "
+            + "; ".join(f"{name}: {figure.summary}" for name, figure in FIGURES.items())
+            + ".",
             show_default=False,
+            metavar="KIND",
+            autocompletion=lambda: list(FIGURES),
         ),
     ] = None,
     module: Annotated[
@@ -77,11 +79,10 @@ def plot(
     from esdtool.cli.output import wrote
     from esdtool.cli.targets import check_folder
     from esdtool.errors import UsageError
-    from esdtool.report.figures import KINDS
 
     for wanted in kind or ():
-        if wanted not in KINDS:
-            raise UsageError(f"--kind {wanted}: no such figure; there are {', '.join(KINDS)}")
+        if wanted not in FIGURES:
+            raise UsageError(f"--kind {wanted}: no such figure; there are {', '.join(FIGURES)}")
     options = ScoreOptions(fit=tuple(fit or ScoreOptions.fit), k_fraction=k_fraction, min_eigs=min_eigs, fast=fast)
     check_folder(out)
     found = _sort_out(sources or [])

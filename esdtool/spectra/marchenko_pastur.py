@@ -50,10 +50,12 @@ def mp_density(eigenvalues: npt.ArrayLike, rows: int, columns: int, *, mean_squa
         [k] float64: the density of the min(rows, columns) eigenvalues that are not zero by construction; 0 outside
         the support.
     """
-    x = np.asarray(eigenvalues, dtype=np.float64)
-    low, high = (mean_square * edge for edge in mp_edges(rows, columns))
-    inside = np.clip((high - x) * (x - low), 0.0, None)
-    density: Vector = np.sqrt(inside) / (2 * math.pi * mean_square * min(rows, columns) * x)
+    low, high = mp_edges(rows, columns)
+    # In units of the variance, where products of eigenvalues of any scale stay within float64.
+    with np.errstate(over="ignore"):
+        x = np.asarray(eigenvalues, dtype=np.float64) / mean_square
+        inside = np.clip((high - x) * (x - low), 0.0, None)
+        density: Vector = np.sqrt(inside) / (2 * math.pi * min(rows, columns) * x) / mean_square
     return density
 
 

@@ -32,9 +32,9 @@ def parse_size(text: str) -> int:
 def format_size(size: float) -> str:
     """Write an amount of memory in powers of 1024, with three digits.
 
-    >>> format_size(2**31), format_size(5e6), format_size(0), format_size(2**40)
-    ('2.00 GiB', '4.77 MiB', '0.0 MiB', '1024 GiB')
+    >>> format_size(2**31), format_size(5e6), format_size(5e8), format_size(0), format_size(2**40)
+    ('2.00 GiB', '4.77 MiB', '477 MiB', '0.0 MiB', '1024 GiB')
     """
-    if size >= 2**30:
-        return f"{size / 2**30:.{0 if size >= 100 * 2**30 else 2}f} GiB"
-    return f"{size / 2**20:.{2 if size >= 2**20 else 1}f} MiB"
+    amount, unit = (size / 2**30, "GiB") if size >= 2**30 else (size / 2**20, "MiB")
+    decimals = 0 if amount >= 99.95 else 1 if amount >= 9.995 or amount < 1 else 2
+    return f"{amount:.{decimals}f} {unit}"

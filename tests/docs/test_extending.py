@@ -1,4 +1,4 @@
-"""The page on extending is true: its family, its estimator and its policy work as they stand there."""
+"""The page on extending is true: its family, estimator, figure and policy work as they stand there."""
 
 from __future__ import annotations
 
@@ -138,6 +138,16 @@ def test_estimator_in_training(extended: Path) -> None:
     quickstart = ROOT / "examples" / "configs" / "quickstart.toml"
     resolved = run(extended, "train", str(quickstart), "--set", "weight_decay.fit=rank", "--print-config")
     assert tomllib.loads(resolved)["weight_decay"]["fit"] == "rank"
+
+
+def test_figure(extended: Path, bundled: Path, tmp_path: Path) -> None:
+    assert "stable rank against alpha" in " ".join(run(extended, "plot", "--help").replace("│", " ").split())
+    run(extended, "plot", str(bundled), "--kind", "ranks", "--format", "svg", "--out", str(tmp_path))
+    points = (tmp_path / "ranks.svg").read_text().split('id="modules"')[1].split("</g>\n   </g>")[0]
+    assert points.count("<use") == 35
+    assert "ranks.svg" in {path.name for path in tmp_path.iterdir()}
+    run(extended, "analyze", str(bundled), "--plots", str(tmp_path / "all"), "--quiet")
+    assert (tmp_path / "all" / "ranks.png").exists()
 
 
 def test_policy(extended: Path, tmp_path: Path) -> None:

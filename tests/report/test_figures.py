@@ -8,6 +8,7 @@ from statistics import fmean
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -119,6 +120,44 @@ def test_modules_are_chosen_by_pattern(analysis: Analysis) -> None:
         chosen_modules(analysis, ["nothing"])
     with pytest.raises(UsageError, match="not a regular expression"):
         chosen_modules(analysis, ["("])
+
+
+def test_no_figure_replaces_another(analysis: Analysis, tmp_path: Path) -> None:
+    # Names that differ only where they are cut, in what files' names lack, or in case, which some file systems ignore.
+    stem = "model." + "deeply." * 30
+    names = [f"{stem}{end}" for end in ("q_proj", "k_proj")] + [
+        "a/b",
+        "a b",
+        "a-b",
+        "A-B",
+        "模" * 100,
+        "模" * 99 + "型",
+    ]
+    modules = [module.model_copy(update={"name": name}) for name, module in zip(names, analysis.modules, strict=False)]
+    esds = {name: analysis.esds[module.name] for name, module in zip(names, analysis.modules, strict=False)}
+    evil = analysis.model_copy(update={"modules": tuple(modules)}).with_esds(esds)
+    files = save_figures(Material(analyses=(evil,), modules=(".",)), tmp_path, kinds=["esd", "ks"])
+    assert len({str(path).casefold() for path in files}) == len(files) == 2 * len(names)
+    assert all(path.stat().st_size > 0 for path in files)
+    assert set(tmp_path.rglob("*.png")) == set(files)
+    again = save_figures(Material(analyses=(evil,), modules=(".",)), tmp_path, kinds=["esd", "ks"])
+    assert again == files
+
+    def of(name: str) -> Analysis:
+        return analysis.model_copy(update={"source": analysis.source.model_copy(update={"checkpoint": name})})
+
+    checkpoints = tuple(of(f"{'run' * 60}/{end}") for end in ("a b", "a-b", "A-B", "a b"))
+    files = save_figures(Material(analyses=checkpoints), tmp_path / "more", kinds=["heat-map", "depth"])
+    assert len({path.name.casefold() for path in files}) == 8
+
+
+@pytest.mark.parametrize("scale", [1e-160, 1e-150, 1e-52, 1.0, 1e52, 1e150])
+def test_weights_of_any_scale_are_drawn(scale: float, tmp_path: Path) -> None:
+    weight = torch.from_numpy(np.random.default_rng(0).standard_normal((56, 64)) * scale)
+    analysis = esdtool.analyze({"l.0.q_proj.weight": weight}, cache=False)
+    files = save_figures([analysis], tmp_path)
+    # Eigenvalues that float64 cannot hold are not kept, and then there is nothing to draw of the module itself.
+    assert [path.parent.name for path in files if path.parent != tmp_path] == (["esd", "ks"] if analysis.esds else [])
 
 
 def test_hostile_names_are_only_text(analysis: Analysis, tmp_path: Path) -> None:

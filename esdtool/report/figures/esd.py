@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from esdtool.analysis.document import ModuleResult, TailResult
 from esdtool.report.figures.style import BULK, COLOURS, new_figure, plain, set_title
-from esdtool.report.tables.density import drawn_fit, esd_histogram, null_density, tail_density
+from esdtool.report.tables.density import drawn_fit, esd_histogram, in_drawable_units, null_density, tail_density
 from esdtool.spectra.estimators.ks import ks_distances
 
 Vector = npt.NDArray[np.float64]
@@ -41,6 +41,7 @@ def save_esd(path: Path, module: ModuleResult, eigenvalues: Vector, *, subject: 
 
 def draw_esd(axes: Axes, module: ModuleResult, eigenvalues: Vector) -> None:
     """Draw an ESD: histogram, fitted power law from xmin, Marchenko-Pastur density of the same shape."""
+    module, eigenvalues, exponent = in_drawable_units(module, eigenvalues)
     histogram = esd_histogram(eigenvalues)
     shown = histogram.density[histogram.counts > 0]
     found = drawn_fit(module)
@@ -69,9 +70,14 @@ def draw_esd(axes: Axes, module: ModuleResult, eigenvalues: Vector) -> None:
     if histogram.num_below:
         axes.plot([], [], " ", label=f"{histogram.num_below} eigenvalues near 0 not shown")
     axes.set_ylim(low, high)
-    axes.set_xlabel(EIGENVALUE)
+    axes.set_xlabel(eigenvalue_label(exponent))
     axes.set_ylabel("density p(λ)")
     axes.legend(loc="upper right")
+
+
+def eigenvalue_label(exponent: int) -> str:
+    """Name the axis of eigenvalues that are divided by a power of ten."""
+    return EIGENVALUE if exponent == 0 else f"{EIGENVALUE}, in units of 10^{exponent}"
 
 
 def fit_label(name: str, fit: TailResult) -> str:
@@ -92,6 +98,7 @@ def save_ks_scan(path: Path, module: ModuleResult, eigenvalues: Vector, *, subje
     Returns:
         The path.
     """
+    module, eigenvalues, exponent = in_drawable_units(module, eigenvalues)
     xmins, alphas, distances = ks_distances(eigenvalues)
     # The last few tails hold a handful of eigenvalues, and their alphas would set the scale of the axis.
     usable = slice(None, -5) if xmins.size > 20 else slice(None)
@@ -115,7 +122,7 @@ def save_ks_scan(path: Path, module: ModuleResult, eigenvalues: Vector, *, subje
         above.set_ylabel("KS distance")
         set_title(above, f"KS distance against xmin: {plain(module.name)}\n{subject}")
         below.set_ylabel("α of the tail above xmin")
-        below.set_xlabel(f"xmin, {EIGENVALUE}")
+        below.set_xlabel(f"xmin, {eigenvalue_label(exponent)}")
         for axes in (above, below):
             axes.legend()
     return path

@@ -130,15 +130,6 @@ def subject(analysis: Analysis) -> str:
     return name if source.base is None else f"{name} minus {short_name(source.base)}"
 
 
-def file_part(name: str) -> str:
-    """A name as a part of a file's name.
-
-    >>> file_part("model.layers.0/q proj")
-    'model.layers.0-q-proj'
-    """
-    return re.sub(r"[^\w.+-]+", "-", name).strip("-.")[:120] or "unnamed"
-
-
 def role_styles(roles: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour, marker and line of each role, in the order of a transformer block: a role looks the same in all figures.
 

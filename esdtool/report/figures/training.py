@@ -26,9 +26,15 @@ from esdtool.report.figures.style import (
     plain,
     role_styles,
     set_title,
+    short_name,
 )
 
 Curve = Sequence[tuple[float, float]]
+
+
+def run_label(run: Run) -> str:
+    """Name a run by the end of its directory's path."""
+    return short_name(str(run.path))
 
 
 def alpha_curves(run: Run) -> dict[str, Curve]:

@@ -17,15 +17,8 @@ from esdtool.report.tables.runs import PAIRED_HEADINGS, paired_rows
 if TYPE_CHECKING:
     from esdtool.comparison.runs import ComparisonTable, Run, RunRow, SettingRow
 
-_CURVES = (
-    ("perplexity", "Validation perplexity"),
-    ("loss", "Loss"),
-    ("decay-steps", "Weight decay"),
-    ("alpha-steps", "Alpha by role"),
-    ("decay", "Last decays"),
-    ("differences", "Against uniform decay, seed by seed"),
-)
-"""Kinds of figures, and their headings."""
+_FIRST = ("perplexity", "loss", "decay-steps", "alpha-steps", "decay")
+"""Kinds of figures that open the section on curves; any others follow in their own order."""
 
 
 def runs_page(comparison: ComparisonTable, runs: Sequence[Run]) -> str:
@@ -143,24 +136,19 @@ def _text(value: object) -> str:
 
 
 def _curves(runs: Sequence[Run]) -> list[Html]:
-    """The figures of `esdtool plot`, as vector pictures."""
-    from esdtool.report.figures import save_run_figures
+    """Show the figures of `esdtool plot` as vector pictures, a section for each kind."""
+    from esdtool.report.figures.collect import draw_figures
+    from esdtool.report.figures.kind import Material, Target
 
+    pictures: dict[str, list[Html]] = {}
+    headings: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        files = save_run_figures(runs, Path(folder), suffix="svg")
-        drawn = [(path.stem, path.read_bytes()) for path in files]
-    sections = []
-    for kind, heading in _CURVES:
-        of_kind = [(name, content) for name, content in drawn if _kind_of(name) == kind]
-        if of_kind:
-            pictures = [_picture(content, f"{heading}: {name}") for name, content in of_kind]
-            sections.append(section(heading, pictures, anchor=f"curves-{kind}"))
-    return sections
-
-
-def _kind_of(name: str) -> str:
-    """The kind of a figure's file, which may end in the run that it is of."""
-    return next(kind for kind, _ in sorted(_CURVES, key=lambda item: -len(item[0])) if name.startswith(kind))
+        for figure in draw_figures(Material(runs=tuple(runs)), Target(folder=Path(folder), suffix="svg")):
+            heading = headings.setdefault(figure.name, figure.kind.heading or figure.kind.summary)
+            picture = _picture(figure.path.read_bytes(), f"{heading}: {figure.path.stem}")
+            pictures.setdefault(figure.name, []).append(picture)
+    order = sorted(pictures, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+    return [section(headings[name], pictures[name], anchor=f"curves-{name}") for name in order]
 
 
 def _picture(content: bytes, words: str) -> Html:

@@ -17,6 +17,8 @@ from esdtool.spectra.marchenko_pastur import mp_density
 Vector = npt.NDArray[np.float64]
 
 _MIN_BINS, _MAX_BINS = 10, 60
+_USUAL = 100.0
+"""Decades to either side of 1 in which a spectrum is drawn as it is."""
 _DECADES = 9.0
 """The axis reaches so far below the largest eigenvalue; what is smaller is rounding, and counted apart."""
 
@@ -68,6 +70,26 @@ def esd_histogram(eigenvalues: npt.ArrayLike, *, bins: int | None = None) -> Esd
     edges[0], edges[-1] = low, largest  # exactly: the ends must not fall out of their bins
     counts, _ = np.histogram(shown, edges)
     return EsdHistogram(edges=edges, counts=counts.astype(np.int64), total=values.size)
+
+
+def in_drawable_units(module: ModuleResult, eigenvalues: Vector) -> tuple[ModuleResult, Vector, int]:
+    """Divide a spectrum and its fits by a power of ten, where densities and their products would leave float64.
+
+    Returns:
+        (module, eigenvalues, exponent of ten); the exponent is 0, and all is as it was, for spectra of usual scale.
+    """
+    largest = float(eigenvalues.max())
+    if not largest > 0 or 10**-_USUAL < largest < 10**_USUAL:
+        return module, eigenvalues, 0
+    exponent = math.floor(math.log10(largest))
+    unit = 10.0**exponent
+    fits = {
+        name: None if fit is None or fit.xmin is None else fit.model_copy(update={"xmin": fit.xmin / unit})
+        for name, fit in module.fits.items()
+    }
+    # The norm is only squared, for the null: the half power of an odd exponent is no matter.
+    norm = None if module.frobenius_norm is None else module.frobenius_norm / math.sqrt(unit)
+    return module.model_copy(update={"fits": fits, "frobenius_norm": norm}), eigenvalues / unit, exponent
 
 
 def tail_density(eigenvalues: Vector, fit: TailResult, total: int) -> Vector:
