@@ -25,7 +25,7 @@ def open_checkpoint(location: str | Path, *, revision: str | None = None) -> Che
     (extra `hub`). So a path that exists is never taken for a Hub id.
 
     Args:
-        location: a .safetensors file; a .bin, .pt, .pth or .ckpt file of torch.save (never
+        location: a .safetensors file; a .bin, .pt, .pth, .pth.tar or .ckpt file of torch.save (never
             runs code); an .index.json; a Hugging Face or torch.distributed.checkpoint folder; or a Hub id.
         revision: branch, tag or commit; for a Hub id only.
 
@@ -66,9 +66,11 @@ def _logical(stored: Checkpoint) -> Checkpoint:
     # Names of files need not be text, but all that is said of a checkpoint is written down.
     stored = replace(stored, location=visible(stored.location), notes=tuple(map(visible, stored.notes)))
     from esdtool.checkpoint.adapters import adapter_weights
+    from esdtool.checkpoint.other_files import refuse_other_tensors
     from esdtool.checkpoint.parametrized import applied_weights
     from esdtool.checkpoint.quantized.wrapper import dequantized
 
+    refuse_other_tensors(stored)
     return adapter_weights(applied_weights(dequantized(stored)))
 
 

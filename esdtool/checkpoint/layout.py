@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from esdtool.checkpoint.formats import container_of, load_containers, weight_suffixes
+from esdtool.checkpoint.slices import CONSOLIDATED
 from esdtool.errors import CheckpointError
 from esdtool.support.words import listed
 
@@ -136,6 +137,9 @@ def choose_weights(names: Iterable[str], *, location: str) -> WeightChoice:
     weights = [name for name in weights if name not in foreign]
     if not weights:
         return _choose_foreign(foreign, names, location)
+    if len(weights) > 1 and all(CONSOLIDATED.fullmatch(name) for name in weights):
+        chosen, *beside = weights
+        return WeightChoice(kind="single", file=chosen, config=config_name(chosen), beside=tuple(beside))
     if len(weights) > 1:
         raise CheckpointError(
             f"{location}: {len(weights)} weight files and no index that joins them: {listed(weights, 8)}; "

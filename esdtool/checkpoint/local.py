@@ -23,6 +23,8 @@ from esdtool.checkpoint.layout import (
     unread_suffixes,
 )
 from esdtool.checkpoint.limits import check_names, check_shapes
+from esdtool.checkpoint.other_files import other_suffix
+from esdtool.checkpoint.slices import JoinedSlices, refuse_lone_slice, refuse_rank, siblings
 from esdtool.checkpoint.stored_file import StoredFile, exists
 from esdtool.errors import CheckpointError
 from esdtool.support.words import counted, listed, visible
@@ -133,16 +135,36 @@ def open_choice(folder: Path, choice: WeightChoice, *, location: str, revision: 
 
 
 def open_weights(path: Path, label: str) -> OpenedFile:
-    """Open one weight file by its name; `label` is its name within the checkpoint.
+    """Open one weight file by its name, with its siblings if they are slices of one model.
+
+    Args:
+        path: the file.
+        label: its name within the checkpoint.
 
     Raises:
-        CheckpointError: if it is of no known container, is damaged, or asks for more than a file may.
+        CheckpointError: if it is of no known container, is damaged, asks for more than a file may, or is a slice.
     """
+    refuse_rank(path)
+    ranks = siblings(path)
+    if len(ranks) == 1:
+        opened = _open_one(path, label)
+        refuse_lone_slice(path, opened.content.tensors)
+        return opened
+    folder = label[: len(label) - len(path.name)]
+    return OpenedFile(
+        path=path, content=JoinedSlices(path, [_open_one(rank, folder + rank.name).content for rank in ranks])
+    )
+
+
+def _open_one(path: Path, label: str) -> OpenedFile:
     container = container_of(path.name)
     if container is None:
         known = f"known are {', '.join(weight_suffixes())} and *{INDEX_SUFFIX}"
         if path.name.lower().endswith(unread_suffixes()):
             raise CheckpointError(f"{path}: {path.suffix.lower()} files are not read; {known}")
+        other = other_suffix(path)
+        if other is not None:
+            raise CheckpointError(f"{path}: {other}")
         raise CheckpointError(f"{path}: unknown format {path.suffix!r}; {known}")
     with one_line_errors(path, kind=container.kind):
         file = StoredFile.at(path)

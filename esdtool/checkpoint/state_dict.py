@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, cast
 
+from esdtool.checkpoint.other_files import OPTIMIZER_STATE
 from esdtool.errors import CheckpointError
 from esdtool.support.words import listed
 
@@ -78,8 +79,10 @@ def model_tensors(tree: object, is_tensor: Callable[[object], bool], *, file: st
         file: name for messages.
 
     Raises:
-        CheckpointError: if there is no tensor, or two have the same flattened name.
+        CheckpointError: if there is no tensor, two have the same flattened name, or the whole is an optimizer's state.
     """
+    if isinstance(tree, Mapping) and {"state", "param_groups"} <= set(tree) and not set(tree) & set(_MODEL_KEYS):
+        raise CheckpointError(f"{file}: {OPTIMIZER_STATE}")
     entered: list[str] = []
     left_out: list[str] = []
     found = _Tensors(tree, is_tensor)

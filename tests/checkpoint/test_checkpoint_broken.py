@@ -15,7 +15,7 @@ from tests.checkpoint.messages import message
 LOOKED_FOR = (
     "looked for model.safetensors, diffusion_pytorch_model.safetensors, adapter_model.safetensors, pytorch_model.bin, "
     "their .index.json, .metadata (torch.distributed.checkpoint), and any other .safetensors, .bin, .pt, .pth, "
-    ".ckpt, .gguf, .onnx, .keras, .h5, .hdf5 file"
+    ".ckpt, .pt2, .pth.tar, .pt.tar, .gguf, .onnx, .keras, .h5, .hdf5 file"
 )
 
 
@@ -51,7 +51,7 @@ def test_git_lfs_pointer(tmp_path, name):
     assert message(tmp_path) == expected
 
 
-KNOWN = ".safetensors, .bin, .pt, .pth, .ckpt, .gguf, .onnx, .keras, .h5, .hdf5"
+KNOWN = ".safetensors, .bin, .pt, .pth, .ckpt, .pt2, .pth.tar, .pt.tar, .gguf, .onnx, .keras, .h5, .hdf5"
 
 
 @pytest.mark.parametrize(

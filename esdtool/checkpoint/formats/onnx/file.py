@@ -25,6 +25,7 @@ from esdtool.checkpoint.formats.onnx.graph import (
     find_uses,
     scale_names,
 )
+from esdtool.checkpoint.formats.onnx.recurrent import find_recurrent
 from esdtool.checkpoint.limits import PROTOBUF_BYTES
 from esdtool.checkpoint.stored_file import StoredFile
 from esdtool.errors import CheckpointError, MissingExtraError
@@ -61,10 +62,18 @@ class ONNXFile(WeightFile):
         if scales:
             notes.append(f"{path}: left out the scales and zero points of quantised tensors: {len(scales)} in all")
         folder = label[: len(label) - len(path.name)]
-        self._weights = _named({name: weight for name, weight in weights.items() if name not in scales})
-        self.tensors = {
-            name: _info(name, weight, label if weight.data.location is None else folder + weight.data.location)
-            for name, weight in self._weights.items()
+
+        def file_of(weight: Weight) -> str:
+            return label if weight.data.location is None else folder + weight.data.location
+
+        recurrent = find_recurrent(graphs, weights)
+        self._recurrent = recurrent.weights
+        others = weights.keys() - scales - recurrent.hidden
+        self._weights = _named(
+            {recurrent.renamed.get(name, name): weight for name, weight in weights.items() if name in others}
+        )
+        self.tensors = {name: part.info(name, file_of(part.weight)) for name, part in recurrent.weights.items()} | {
+            name: _info(name, weight, file_of(weight)) for name, weight in self._weights.items()
         }
         codes = sum(weight.codes for weight in weights.values())
         if codes:
@@ -76,6 +85,13 @@ class ONNXFile(WeightFile):
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """Read one tensor, or some positions of its first dimension, turned to [out, in] where it is a linear map's."""
+        if name in self._recurrent:
+            part = self._recurrent[name]
+            whole = part.weight.data.whole()
+            if part.weight.affine is not None:
+                whole = _dequantised(whole, part.weight.affine)
+            tensor = part.arranged(whole[part.direction])
+            return tensor if rows is None else tensor[rows]
         weight, shape = self._weights[name], self.tensors[name].shape
         start, stop, _ = (rows or slice(None)).indices(shape[0]) if shape else (0, 1, 1)
         stop = max(start, stop)

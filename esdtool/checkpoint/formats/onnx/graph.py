@@ -200,7 +200,9 @@ def _note_use(node: Any, source: Mapping[str, tuple[str, bool]], weights: Mappin
         positions = {0: "stored"}
     elif node.op_type == "Attention" and node.domain == "com.microsoft":
         positions = {1: "transposed"}
-    linear = node.op_type not in ("Conv", "FusedConv", "ConvTranspose", "Gather")
+    elif node.op_type in ("LSTM", "GRU", "RNN"):  # see the module `recurrent`
+        positions = {1: "stored", 2: "stored"}
+    linear = node.op_type not in ("Conv", "FusedConv", "ConvTranspose", "Gather", "LSTM", "GRU", "RNN")
     for position, order in positions.items():
         if position < len(inputs) and inputs[position] in source:
             name, turned = source[inputs[position]]
@@ -212,10 +214,10 @@ def _note_use(node: Any, source: Mapping[str, tuple[str, bool]], weights: Mappin
 
 
 def _use(node: Any, order: _Order) -> _Use:
-    return _Use(op=node.op_type, module=_module(node), node=node.name, order=order)
+    return _Use(op=node.op_type, module=module_of(node), node=node.name, order=order)
 
 
-def _module(node: Any) -> str | None:
+def module_of(node: Any) -> str | None:
     """The module that a node stands for: `/encoder/layer.0/query/MatMul` is `encoder.layer.0.query`."""
     for item in node.metadata_props:
         if item.key == "pkg.torch.onnx.name_scopes":  # torch's newer exporter: the modules, then the node itself

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 from esdtool.checkpoint.formats.torch_save.plain_pickle import CallsCodeError, PickleError, Symbol, load_plain
 from esdtool.checkpoint.formats.torch_save.saved_tensor import Storage, admitted, make
 from esdtool.checkpoint.limits import PICKLE_BYTES
+from esdtool.checkpoint.other_files import refuse_other_binary
 from esdtool.checkpoint.stored_file import StoredFile
 from esdtool.checkpoint.zip_member import ZipMember, zip_members
 from esdtool.errors import CheckpointError
@@ -54,6 +55,7 @@ def open_saved(file: StoredFile) -> Saved:
     Raises:
         CheckpointError: if it is something else, is damaged, or holds code.
     """
+    refuse_other_binary(file.path, file.head)
     try:
         return _open_zip(file) if file.head.startswith(_ZIP_MAGIC) else _open_legacy(file)
     except CallsCodeError as error:
