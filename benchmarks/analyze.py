@@ -1,16 +1,16 @@
-"""A whole real checkpoint: time and peak memory of esdtool against the two ways in use.
+"""Compare time and peak memory of esdtool with two other tools on a whole real checkpoint.
 
     python benchmarks/analyze.py CHECKPOINT [--weightwatcher-python PATH] [--repeats N] [--json PATH]
 
-Contestants, each in a process of its own, on the same matrices (those that `esdtool analyze` scores):
+Each contestant runs in its own process on the same matrices (those that `esdtool analyze` scores):
 
-- `torch.linalg.svdvals(W.float())` in a loop, then Hill: what public AlphaDecay code does;
+- `torch.linalg.svdvals(W.float())` in a loop, then Hill: what the public AlphaDecay code does;
 - `weightwatcher.WeightWatcher(model=...).analyze()` on `nn.Linear` layers that hold the matrices (needs weightwatcher
   0.7.7, in this environment or in the one whose interpreter `--weightwatcher-python` names);
 - `esdtool.analyze`, with its default, with `fast=True`, and with `fit="ks"`, the estimator WeightWatcher uses.
 
-The clock starts after imports and loading for all of them, except that esdtool reads the checkpoint within its time.
-Peak memory is the process's maximum resident set, interpreter and libraries included.
+The clock starts after imports and loading for all of them, except that the time of esdtool includes reading the
+checkpoint. Peak memory is the maximum resident set of the process, including interpreter and libraries.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def race(contestant: str, python: str, checkpoint: str, matrices: Path) -> dict[
 
 
 def save_matrices(checkpoint: str, target: Path) -> int:
-    """The matrices that esdtool scores, for the contestants that cannot read checkpoints."""
+    """Read the matrices that esdtool scores, for the contestants that cannot read checkpoints."""
     import torch
 
     from esdtool.analysis.plan import make_plan

@@ -1,11 +1,11 @@
-"""Growth: what a spectrum costs against its size, and what that means for models that do not fit here.
+"""Measure how the cost of a spectrum grows with its size, and predict the cost for models that do not fit here.
 
     python benchmarks/growth.py [--largest 4096] [--figure FILE.png] [--json PATH]
 
-Times the exact spectrum of square matrices on one thread, default and `--fast`, fits the exponent of the cost over the
-largest orders, and adds up the modules of four models with it: on two and sixteen such cores that do not hinder each
-other, and on one and eight GPUs at best (the roofline of `esdtool.analysis.timing.at_best`, from data sheets: no GPU
-was measured).
+This times the exact spectrum of square matrices on one thread, with the default and with `--fast`, and fits the
+exponent of the cost over the largest orders. With that it adds up the modules of four models, on two and sixteen such
+cores that do not slow each other down, and on one and eight GPUs at best (the roofline of
+`esdtool.analysis.timing.at_best`, from data sheets; no GPU was measured).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MODELS: dict[str, list[tuple[int, int, int]]] = {
 
 
 def modules_of(model: str) -> list[WeightModule]:
-    """The weight modules of a model, by their shapes alone."""
+    """Build the weight modules of a model from their shapes alone."""
     return [
         WeightModule(name="", parameter="", role="", layer=None, shape=(rows, columns), dtype="bfloat16")
         for count, rows, columns in MODELS[model]
@@ -57,7 +57,7 @@ def modules_of(model: str) -> list[WeightModule]:
 
 
 def measured(fast: bool, largest: int) -> Calibration:
-    """Times on one thread."""
+    """Time the spectra on one thread."""
     orders = [order for order in ORDERS if order <= largest]
     plan = make_plan(
         {"layers.0.mlp.up_proj.weight": torch.empty(orders[-1], orders[-1])}, ScoreOptions(fast=fast), jobs=1
@@ -66,13 +66,13 @@ def measured(fast: bool, largest: int) -> Calibration:
 
 
 def exponent(calibration: Calibration) -> float:
-    """Of the cost between the two largest orders."""
+    """Fit the exponent of the cost between the two largest orders."""
     (low, high), (fast, slow) = calibration.orders[-2:], calibration.seconds[-2:]
     return math.log(slow / fast) / math.log(high / low)
 
 
 def estimates(calibration: Calibration, modules: list[WeightModule]) -> dict[str, float]:
-    """Seconds by hardware."""
+    """Predict the seconds on each hardware."""
     costs = [calibration.of_module(module) for module in modules]
     found = {f"{cores} cores like these": makespan(costs, cores) for cores in (2, 16)}
     for accelerator in ACCELERATORS:
@@ -111,7 +111,7 @@ def main() -> None:
 
 
 def draw(curves: dict[str, Calibration], path: Path) -> None:
-    """Cost against order on logarithmic axes."""
+    """Draw the cost against the order on logarithmic axes."""
     from esdtool.report.figures.style import legend_below, new_figure, nth_style, set_title
 
     with new_figure(path, width=5.6, height=4.0) as (figure, (axes,)):

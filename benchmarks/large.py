@@ -1,15 +1,15 @@
-"""A checkpoint larger than many memories: time, peak memory, the prediction, and what the cache saves.
+"""Measure a checkpoint larger than the memory of many machines: time, peak memory, prediction, gain from the cache.
 
     python benchmarks/large.py FOLDER [--shape 7b|1b] [--layers N] [--memory SIZE] [--json PATH]
 
-Makes a LLaMA-shaped checkpoint of random bf16 weights in FOLDER (7b: 32 layers, 13 GB; kept for the next run) in shards
-of one layer, and analyses it in a process of its own each time: by default, with `--fast`, and once more with another
+This makes a LLaMA-shaped checkpoint of random bf16 weights in FOLDER (7b: 32 layers, 13 GB; kept for the next run), in
+shards of one layer. It analyses the checkpoint in a new process each time: by default, with `--fast`, and with another
 fit from the cache that the default run filled. `--layers` makes fewer layers of the same shapes; the cost of a layer is
-the same. Peak memory is sampled from /proc: `anonymous` is what the process allocated, above what the interpreter
-takes with its libraries; `resident` includes the pages of the mapped files, which the system takes back at will.
+the same. Peak memory is sampled from /proc. `anonymous` is the memory that the process allocated beyond that of the
+interpreter with its libraries. `resident` includes the pages of the mapped files, which the system may reclaim.
 
-The svdvals row is a `torch.linalg.svdvals(W.float())` loop, as public AlphaDecay code runs it, over the first layer,
-with all cores, times the number of layers.
+The svdvals row is a `torch.linalg.svdvals(W.float())` loop over the first layer with all cores, as in the public
+AlphaDecay code, times the number of layers.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ print("RESULT", json.dumps({
 
 
 def make_checkpoint(folder: Path, layers: int, hidden: int, inner: int) -> None:
-    """Shards of one layer each, and their index; shards that are there are kept."""
+    """Write shards of one layer each and their index; existing shards are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     shapes = {f"self_attn.{name}_proj": (hidden, hidden) for name in "qkvo"}
     shapes |= {"mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner)}
@@ -89,7 +89,7 @@ def make_checkpoint(folder: Path, layers: int, hidden: int, inner: int) -> None:
 
 
 def race(checkpoint: Path, options: dict[str, Any], *, cache: Path | None, memory: int) -> dict[str, Any]:
-    """One analysis in a process of its own."""
+    """Run one analysis in a new process."""
     environment = os.environ | ({} if cache is None else {"ESDTOOL_CACHE_DIR": str(cache)})
     words = [str(checkpoint), json.dumps(options), "none" if cache is None else "cache", str(memory)]
     result = subprocess.run(
@@ -101,7 +101,7 @@ def race(checkpoint: Path, options: dict[str, Any], *, cache: Path | None, memor
 
 
 def svdvals_of_a_layer(shard: Path) -> float:
-    """Seconds of the public way for one layer."""
+    """Time `svdvals` for one layer, as the public code calls it."""
     import time
 
     from safetensors.torch import load_file

@@ -1,4 +1,4 @@
-"""What a recorded number belongs to: machine, versions, thread settings."""
+"""Describe the machine, the versions and the thread settings to which a recorded number belongs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("esdtool", "torch", "numpy", "scipy", "weightwatcher")
 
 
 def describe() -> dict[str, Any]:
-    """The processor, the versions and the environment variables that change BLAS."""
+    """Return the processor, the versions and the environment variables that affect BLAS."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -35,7 +35,7 @@ def describe() -> dict[str, Any]:
 
 
 def lapack_names() -> dict[str, str]:
-    """The library that solves float64 matrices of a few orders here, and float32 ones."""
+    """Name the library that solves matrices of a few orders on this machine, in float64 and float32."""
     return {
         f"{dtype} {order}": lapack_for(order, dtype) for dtype in ("float64", "float32") for order in (256, 1024, 4096)
     }

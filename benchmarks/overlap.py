@@ -1,11 +1,11 @@
-"""What a refresh of the decays adds to the training steps on a CPU: in the step, and beside the steps.
+"""Measure what a refresh of the decays adds to training steps on a CPU: within the step, and in parallel.
 
     python benchmarks/overlap.py [--preset NAME] [--interval N] [--delay N] [--repeats N] [--json PATH]
 
-Trains a LLaMA on random tokens, on one thread, with AdamW: without refreshes, with AlphaDecay as published
-(`delay=0`), and with the spectra beside the steps (`delay`), turn by turn, and prints the best time of one interval of
-each, over that without refreshes. Beside the steps one more thread is at work: that needs a core that has nothing else
-to do.
+This trains a LLaMA on random tokens with AdamW on one thread, in three ways by turns: without refreshes, with
+AlphaDecay as published (`delay=0`), and with the spectra in parallel with the steps (`delay`). It prints the best time
+of one interval of each, divided by that without refreshes. The third way uses one more thread, which needs an idle
+core.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def prepare(arguments: argparse.Namespace, delay: int | None) -> Any:
-    """A function that trains for one interval and returns its seconds; the refresh begins with its first step."""
+    """Return a function that trains for one interval and returns its seconds; its first step starts the refresh."""
     preset = PRESETS[arguments.preset]
     torch.manual_seed(0)
     model = LlamaForCausalLM(

@@ -1,8 +1,8 @@
-"""Estimated against exact alphas on one thread: how much faster `--spectrum slq` is, and how far off.
+"""Compare estimated with exact alphas on one thread: speed and error of `--spectrum slq`.
 
     python benchmarks/slq.py [SHAPE ...] [--json PATH]
 
-Each shape is analysed as random weights and as the same with a heavy-tailed part of low rank, as training leaves it.
+Each shape is analysed with random weights, and with a heavy-tailed part of low rank added, as training produces it.
 All contestants start from the same float32 weights; times are the best of the repeats.
 """
 

@@ -1,15 +1,15 @@
-"""Single spectra on one thread: esdtool against the ways in use.
+"""Compare single spectra on one thread: esdtool and the routines that other tools use.
 
     python benchmarks/spectra.py [SHAPE ...] [--dtype float32|bfloat16] [--scipy] [--json PATH]
 
 Peers: `torch.linalg.svdvals` in float32, in the orientation given and in the better one (the public AlphaDecay way),
-and `scipy.linalg.svdvals` in float64 (the WeightWatcher way; with --scipy, it is slow). Every contestant starts
-from the same weights, stored in `--dtype`. Each is warmed up on a small matrix, then timed; the figure is the best of
+and `scipy.linalg.svdvals` in float64 (the WeightWatcher way; only with --scipy, because it is slow). All start from
+the same weights, stored in `--dtype`. Each is warmed up on a small matrix, then timed; the figure is the best of
 the repeats.
 
-The bound is what the work would take if all of it went at the rate of a matrix product, measured in the same run: n^2 m
-flops for the Gram matrix on the short side n, and 4/3 n^3 for its reduction to tridiagonal form, of which no solver
-reaches that rate. esdtool is set against the float64 rate, `--fast` against the float32 rate.
+The bound is the time of the work at the rate of a matrix product, measured in the same run: n^2 m flops for the Gram
+matrix on the short side n, and 4/3 n^3 for its reduction to tridiagonal form, for which no solver reaches that rate.
+esdtool is compared with the float64 rate, `--fast` with the float32 rate.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def best_of(function: Callable[[], Any], repeats: int) -> tuple[float, Any]:
 
 
 def product_rate(dtype: type[np.floating[Any]], order: int = 2048) -> float:
-    """Flop/s of numpy's matrix product."""
+    """Measure the flop/s of numpy's matrix product."""
     left = np.random.default_rng(0).standard_normal((order, order)).astype(dtype)
     seconds, _ = best_of(lambda: left @ left, 12)
     return 2 * order**3 / seconds
 
 
 def bound(rows: int, columns: int, rate: float) -> float:
-    """Seconds."""
+    """Return the seconds that the work would take at `rate` flop/s."""
     short, long = sorted((rows, columns))
     return (short**2 * long + 4 / 3 * short**3) / rate
 

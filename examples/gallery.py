@@ -1,8 +1,8 @@
 """Make every picture of the README from real runs: `python examples/gallery.py --pretrained FOLDER`.
 
-Trains the quickstart twice with two seeds (about a quarter of an hour on two cores) unless runs/gallery holds the runs
-already, analyses the bundled checkpoint, and photographs the report of a pretrained model in Chromium (package
-`playwright`). The README's are of `rxnfp` 0.1.0, a 12-layer BERT that its PyPI package carries:
+This trains the quickstart under two policies with two seeds each (about a quarter of an hour on two cores) unless
+runs/gallery holds the runs already. It analyses the bundled checkpoint, and photographs the report of a pretrained
+model in Chromium (package `playwright`). The README shows `rxnfp` 0.1.0, a 12-layer BERT inside its PyPI package:
 
     pip download --no-deps rxnfp==0.1.0 && unzip rxnfp-0.1.0-*.whl -d rxnfp
     python examples/gallery.py --pretrained rxnfp/rxnfp/models/transformers/bert_ft
@@ -38,7 +38,7 @@ def command(*words: str, folder: Path = ROOT) -> None:
 
 
 def train() -> list[str]:
-    """The quickstart under two policies with two seeds each; a finished run is kept."""
+    """Train the quickstart under two policies with two seeds each; finished runs are kept."""
     runs = []
     for policy in ("alphadecay", "uniform"):
         for seed in (0, 1):
@@ -53,7 +53,7 @@ def train() -> list[str]:
 
 
 def figures(runs: list[str], folder: Path) -> None:
-    """Each figure by one command, under the name that the README links."""
+    """Draw each figure with one command, under the name that the README uses."""
     wd = str(folder / "wd.json")
     esdtool_plot = ("plot", "--out", str(folder), "--dpi", "110")
     command("assign", BUNDLED, "--out", wd)
@@ -72,7 +72,7 @@ def figures(runs: list[str], folder: Path) -> None:
 
 
 def terminal_picture() -> None:
-    """The table of `esdtool analyze` as SVG."""
+    """Save the table of `esdtool analyze` as SVG."""
     console = Console(record=True, width=130, force_terminal=True, file=io.StringIO())
     analysis = esdtool.analyze(ROOT / BUNDLED)
     analysis = analysis.model_copy(update={"source": analysis.source.model_copy(update={"checkpoint": BUNDLED})})
@@ -84,7 +84,7 @@ def terminal_picture() -> None:
 
 
 def photograph(checkpoint: Path, folder: Path) -> None:
-    """The top of a checkpoint's HTML report, in a browser."""
+    """Photograph the top of the HTML report of a checkpoint in a browser."""
     from playwright.sync_api import sync_playwright
 
     browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -101,7 +101,7 @@ def photograph(checkpoint: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """Make them all."""
+    """Make all pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pretrained", type=Path, help="checkpoint for the picture of the HTML report")
     pretrained = parser.parse_args().pretrained

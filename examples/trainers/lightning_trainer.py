@@ -18,7 +18,7 @@ CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "stdlib-llama"
 
 
 class Llama(pl.LightningModule):
-    """The bundled checkpoint, trained further."""
+    """Continue training the bundled checkpoint."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""nanoGPT's configure_optimizers: matrices decay, vectors do not, and now each matrix by its own amount.
+"""nanoGPT's configure_optimizers, extended: matrices decay, each by its own amount, and vectors do not.
 
 python examples/trainers/nanogpt_style.py wd.json
 """
@@ -13,7 +13,7 @@ import esdtool
 
 
 def configure_optimizers(model, assignment, weight_decay, learning_rate, betas):
-    """As in nanoGPT's model.py. What is not in the file keeps nanoGPT's rule: decay if it has two dimensions."""
+    """Follow nanoGPT's model.py: parameters that are not in the file decay if they have two dimensions."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups = esdtool.param_groups(model, assignment, base=weight_decay)
     listed = {id(parameter) for group in groups if "weight_decay" in group for parameter in group["params"]}

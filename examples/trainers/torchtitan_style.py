@@ -15,7 +15,7 @@ import esdtool
 
 
 class OptimizersContainer(torch.optim.Optimizer):
-    """Stand-in for torchtitan's: steps all optimizers as one."""
+    """Replaces torchtitan's container: steps all optimizers as one."""
 
     def __init__(self, parts: list[torch.nn.Module], **options: float) -> None:
         self.optimizers = [torch.optim.AdamW(part.parameters(), **options) for part in parts]

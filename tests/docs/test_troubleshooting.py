@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,14 @@ def test_quotes_are_found() -> None:
 @pytest.mark.parametrize("quote", QUOTES)
 def test_a_quoted_message_is_in_the_source(quote: str) -> None:
     assert is_said(quote)
+
+
+def test_every_extra_for_users_is_listed() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = PAGE.read_text(encoding="utf-8").split("| extra |")[1]
+    listed = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    # One that installs nothing is kept for its name alone.
+    assert sorted(listed) == sorted({name for name, packages in extras.items() if packages} - {"test", "dev", "docs"})
 
 
 def quoted(beginning: str) -> str:
