@@ -34,7 +34,7 @@ def _vectors(name: str) -> Refusal:
 def _routed(name: str) -> Refusal:
     return Refusal(
         name=name,
-        reason="a router mixes its updates anew for each input, so no one matrix acts; analyse each part alone",
+        reason="a router mixes its updates differently for each input, so no one matrix acts; analyse each part alone",
     )
 
 
