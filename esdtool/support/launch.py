@@ -1,4 +1,4 @@
-"""Which of several processes this one is: the environment that torchrun and other launchers set."""
+"""Identify this process among several, by the environment that torchrun and other launchers set."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from esdtool.train.target import make_target
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """What is known of a run beforehand."""
+    """The facts about a run that are known beforehand."""
 
     estimate: Estimate
     num_modules: int

@@ -26,7 +26,7 @@ from esdtool.train.run.log import perplexity
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What was measured."""
+    """The result of an evaluation."""
 
     loss: float
     """Mean cross entropy in nats per target."""
@@ -91,7 +91,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRequest:
-    """What `esdtool eval` measures."""
+    """The options of `esdtool eval`."""
 
     checkpoint: str
     """Folder or Hub id of any causal language model of transformers."""

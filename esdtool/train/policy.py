@@ -1,4 +1,4 @@
-"""What a weight-decay policy is: its settings, what it works on, what it decides, and what is logged of that.
+"""Define weight-decay policies: their settings, their targets, their decisions, and the records of these.
 
 The policies themselves are in `esdtool.train.policies`, one file each. torch is imported where it is used: whoever only
 reads a configuration needs none of it.
@@ -71,7 +71,7 @@ class PolicySettings(Section, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleDecay:
-    """What decay.jsonl says of one module."""
+    """The entry of one module in decay.jsonl."""
 
     weight_decay: float
     alpha: float | None = None
@@ -108,7 +108,7 @@ class Policy(Protocol):
         """
 
     def initial(self) -> DecayRecord | None:
-        """What to log before the first step."""
+        """Return the record to log before the first step."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as plain values."""
@@ -119,7 +119,7 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a policy works on."""
+    """The model, the optimizers and the settings on which a policy works."""
 
     model: nn.Module
     optimizers: Sequence[torch.optim.Optimizer]
@@ -174,5 +174,5 @@ class Target:
 
 
 def kind_of_decay(optimizer_name: str) -> OptimizerName:
-    """How an optimizer of [optimizer] decays weights: as Adam or as AdamW does."""
+    """Return how an optimizer of [optimizer] decays weights: as Adam or as AdamW does."""
     return "adam" if optimizer_name == "adam" else "adamw"

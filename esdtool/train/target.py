@@ -1,4 +1,4 @@
-"""What a policy works on, from a configuration and the model that was built from it."""
+"""Build what a policy works on from a configuration and its model."""
 
 from __future__ import annotations
 

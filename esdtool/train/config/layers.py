@@ -32,7 +32,7 @@ def section_choices() -> dict[str, Choices]:
 
 @dataclass(kw_only=True)
 class Layers:
-    """What all layers say together, and where each key came from."""
+    """The merged keys of all layers, with the origin of each key."""
 
     document: dict[str, Any] = field(default_factory=dict)
     origins: dict[tuple[str, ...], str] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Layers:
                     del values[key]
 
     def origin(self, location: tuple[str, ...]) -> str | None:
-        """Where a key, or else its section, came from."""
+        """Return the origin of a key, or else of its section."""
         return self.origins.get(location[:2]) or self.origins.get(location[:1])
 
     def _put(self, section: str, values: Any, origin: str) -> None:

@@ -18,7 +18,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True, kw_only=True)
 class BatchLayout:
-    """How rows become this rank's tensors."""
+    """A function that turns rows into the tensors of this rank."""
 
     global_size: int
     """Rows per optimizer step, over all ranks."""
@@ -79,7 +79,7 @@ class TrainBatches(Protocol):
         """This rank's part of global batch `step` (from 0): global_size / micro_size / world_size of them."""
 
     def state_dict(self, step: int) -> dict[str, Any]:
-        """What a resumed run needs to go on with batch `step`: the one served last, or the next.
+        """Return the state from which a resumed run continues with batch `step`: the last one served, or the next.
 
         Plain values (int, str, list, dict, None), the same on every rank.
         """

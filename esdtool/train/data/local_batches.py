@@ -71,15 +71,15 @@ class LocalBatches:
         return [int(self._order(position // self.num_rows)[position % self.num_rows]) for position in positions]
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
-        """See `TrainBatches`."""
+        """Return this rank's part of global batch `step`."""
         return self._layout.tensors([self._row(index) for index in self._layout.part(self.global_rows(step))])
 
     def state_dict(self, step: int) -> dict[str, Any]:
-        """See `TrainBatches`."""
+        """Return the state that a checkpoint keeps."""
         return {"step": step, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `TrainBatches`."""
+        """Restore the state from a checkpoint."""
         check_identity(state, self._identity, seed_key=self._seed_key)
 
     def _row(self, index: int) -> Ids:

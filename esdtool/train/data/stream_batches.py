@@ -24,7 +24,7 @@ from esdtool.train.data.tokenizer import Encoder
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor:
-    """Where a batch begins: everything before it is used up."""
+    """The position of a batch: everything before it is consumed."""
 
     epoch: int = 0
     """Passes over the stream that are behind."""
@@ -87,7 +87,7 @@ class StreamBatches:
         self._open: _Block | None = None
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
-        """See `TrainBatches`. Going back, or over batches, means reading from the last known position."""
+        """Return this rank's part of global batch `step`. Skipping or going back reads from the last known position."""
         if self._thread is None:
             batch = self._make(step)
         else:
@@ -103,12 +103,12 @@ class StreamBatches:
         return batch
 
     def state_dict(self, step: int) -> dict[str, Any]:
-        """See `TrainBatches`."""
+        """Return the state that a checkpoint keeps."""
         cursor = asdict(self._cursors[step])
         return {"step": step, **self._identity, "cursor": {**cursor, "carry": list(cursor["carry"])}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `TrainBatches`."""
+        """Restore the state from a checkpoint."""
         check_identity(state, self._identity, seed_key=self._seed_key)
         self._drain()
         cursor = state["cursor"]
@@ -203,7 +203,7 @@ class StreamBatches:
 @dataclass(frozen=True, kw_only=True)
 class _Block:
     number: int
-    """Its `Cursor.block`."""
+    """Value of `Cursor.block`."""
     items: list[Any]
     """In their shuffled order: rows of ids (dense), or texts that make one row each (document)."""
     carry: tuple[int, ...]

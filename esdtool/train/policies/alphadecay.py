@@ -76,11 +76,11 @@ class AlphaDecaySettings(PolicySettings):
         return self
 
     def defaults(self, optimizer: OptimizerName) -> dict[str, Any]:
-        """See `PolicySettings`."""
+        """Add the published maximum ratio to the defaults."""
         return super().defaults(optimizer) | {"max_ratio": self.ratio_range(optimizer)[1]}
 
     def check(self, optimizer_name: str) -> None:
-        """See `PolicySettings`."""
+        """Refuse ratios in the wrong order, one of which may be the default of the optimizer."""
         low, high = self.ratio_range(kind_of_decay(optimizer_name))
         if low > high:
             raise ValueError(
@@ -106,11 +106,11 @@ class AlphaDecaySettings(PolicySettings):
         )
 
     def start(self, target: Target) -> ScheduledAlphaDecay:
-        """See `PolicySettings`."""
+        """Start the policy on a model and its optimizers."""
         return ScheduledAlphaDecay(self, target)
 
     def rehearse(self, target: Target) -> None:
-        """See `PolicySettings`."""
+        """Refuse a model without a weight module to assign."""
         if not target.modules:
             raise ConfigError(
                 'weight_decay.policy = "alphadecay": the model has no weight module to assign; see include and exclude'
@@ -159,7 +159,7 @@ class ScheduledAlphaDecay:
         self._assigns_at_start = settings.initial and settings.score != "gradient_norm"
 
     def step(self, grad_norm: float) -> DecayRecord | None:
-        """See `Policy`."""
+        """Set the decays of the next update."""
         del grad_norm
         began = time.perf_counter()
         self._schedule.step()
@@ -172,16 +172,16 @@ class ScheduledAlphaDecay:
         return self._record(seconds + self._snapshot_seconds)
 
     def initial(self) -> DecayRecord | None:
-        """See `Policy`."""
+        """Return the record of the initial decays, if there is one."""
         return self._record(self._seconds)
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Policy`."""
+        """Return the state that a checkpoint keeps."""
         self._schedule.settle()
         return self._schedule.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Policy`."""
+        """Restore the state from a checkpoint."""
         self._schedule.load_state_dict(state)
 
     def _record(self, seconds: float) -> DecayRecord:

@@ -21,11 +21,11 @@ class FileSettings(PolicySettings):
     """The wd.json."""
 
     def start(self, target: Target) -> FixedAssignment:
-        """See `PolicySettings`."""
+        """Start the policy on a model and its optimizers."""
         return FixedAssignment(self, target)
 
     def rehearse(self, target: Target) -> None:
-        """See `PolicySettings`: to apply the file needs no weights."""
+        """Apply the file, which needs no weights, and so refuse one that does not fit."""
         self.start(target)
 
 
@@ -59,12 +59,12 @@ class FixedAssignment:
         apply(list(target.optimizers), self._assignment, target.model, unlisted=target.unlisted)
 
     def step(self, grad_norm: float) -> DecayRecord | None:
-        """See `Policy`."""
+        """Set the decays of the next update."""
         del grad_norm
         return None
 
     def initial(self) -> DecayRecord | None:
-        """See `Policy`."""
+        """Return the record of the initial decays, if there is one."""
         entries: Mapping[str, Any] = self._assignment.parameters
         return DecayRecord(
             seconds=0.0,
@@ -75,11 +75,11 @@ class FixedAssignment:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Policy`."""
+        """Return the state that a checkpoint keeps."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Policy`."""
+        """Restore the state from a checkpoint."""
         del state
         self._apply()
 

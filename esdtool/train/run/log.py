@@ -1,4 +1,4 @@
-"""What a run writes beside its checkpoints: metrics.jsonl, decay.jsonl, TensorBoard, Weights & Biases."""
+"""Write the logs of a run: metrics.jsonl, decay.jsonl, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WANDB_ID: Final = "wandb_id"
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that overflows."""
+    """Return exp(loss), or infinity if it overflows."""
     try:
         return math.exp(loss)
     except OverflowError:

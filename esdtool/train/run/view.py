@@ -1,4 +1,4 @@
-"""What the user sees while a run goes on, on stderr: a live table on a terminal, plain lines elsewhere."""
+"""Show the progress of a run on stderr: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
