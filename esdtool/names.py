@@ -41,7 +41,7 @@ SortKey = tuple[tuple[int, tuple[tuple[int, int, str], ...]], ...]
 
 
 def module_name(parameter: str) -> str:
-    """The module that owns a parameter: `a.b.weight` -> `a.b`; any other name stays (`a.kernel`)."""
+    """Return the module that owns a parameter: `a.b.weight` -> `a.b`; any other name stays (`a.kernel`)."""
     return parameter.removesuffix(".weight")
 
 
@@ -70,7 +70,7 @@ ROOT_PREFIXES = frozenset({"base_model", "model", "transformer", "language_model
 
 
 def without_root(path: Segments) -> Segments:
-    """A path without its outer prefixes, its last segment aside.
+    """Return a path without its outer prefixes, its last segment aside.
 
     >>> without_root(("model", "layers", "0")), without_root(("model",))
     (('layers', '0'), ('model',))
@@ -240,7 +240,7 @@ WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoin
 
 @functools.lru_cache(maxsize=65536)
 def canonical_name(name: str) -> str:
-    """A parameter or module name without the segments that wrappers insert, at any depth.
+    """Return a parameter or module name without the segments that wrappers insert, at any depth.
 
     >>> canonical_name("_orig_mod.module.layers.0._checkpoint_wrapped_module.fc1.weight")
     'layers.0.fc1.weight'

@@ -18,7 +18,7 @@ from esdtool.support.threads import single_blas_workers
 
 
 def keep_within(plan: Plan, seconds: float) -> tuple[Plan, str | None]:
-    """The plan with as few modules estimated as bring its predicted time below a budget.
+    """Return the plan with as few modules estimated as bring its predicted time below a budget.
 
     Reading and the cache of spectra are not counted. The prediction times a few matrices, about a second.
 
@@ -59,7 +59,7 @@ def keep_within(plan: Plan, seconds: float) -> tuple[Plan, str | None]:
 def choose(
     exact: Mapping[str, float], estimated: Mapping[str, float], seconds: float, *, jobs: int
 ) -> tuple[list[str], float]:
-    """The fewest of the most expensive modules to estimate, and the predicted time then.
+    """Return the fewest of the most expensive modules to estimate, and the predicted time then.
 
     >>> choose({"a": 5.0, "b": 2.0, "c": 1.0}, {"a": 1.0, "b": 0.5}, 4.5, jobs=1)
     (['a'], 4.0)

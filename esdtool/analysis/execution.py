@@ -47,7 +47,7 @@ class Limits:
     """Bytes that a module takes besides its own, by name: its base's weight, and the difference or sum of both."""
 
     def need(self, batch: Batch) -> int:
-        """Predicted memory of a batch in flight."""
+        """Return the predicted memory of a batch in flight."""
         return sum(working_bytes(module) + self.beside.get(module.name, 0) for module in batch)
 
 
@@ -161,7 +161,7 @@ def _go_together(one: WeightModule, other: WeightModule) -> bool:
 
 
 def peak_bytes(batches: Sequence[Batch], limits: Limits) -> int:
-    """Predicted peak memory of the batches in flight."""
+    """Return the predicted peak memory of the batches in flight."""
     needs = sorted(map(limits.need, batches), reverse=True)
     ahead = max((_bytes_ahead(batch, limits) for batch in batches), default=0) if limits.read_ahead else 0
     together = sum(needs[: limits.jobs]) + (ahead if len(needs) > limits.jobs else 0)

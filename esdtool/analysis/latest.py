@@ -30,7 +30,7 @@ def remember(analysis: Analysis) -> None:
 
 
 def recall() -> tuple[Analysis, datetime]:
-    """The latest analysis and the local time at which it was made.
+    """Return the latest analysis and the local time at which it was made.
 
     Raises:
         CheckpointError: if there is none yet, or it is damaged.

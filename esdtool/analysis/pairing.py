@@ -77,7 +77,7 @@ def _name(module: Placed) -> Hashable:
 
 
 def _bare_name(module: Placed) -> Hashable:
-    """The name without outer prefixes such as `model.`: a base model and one with a head differ in them."""
+    """Return the name without outer prefixes such as `model.`: a base model and one with a head differ in them."""
     return without_root(module_path(module.name))
 
 

@@ -11,7 +11,7 @@ _EXTREMES = 3
 
 
 def summarize(modules: Sequence[ModuleResult], *, num_skipped: int) -> Summary:
-    """The summary of all modules; those that were not scored are counted and otherwise left out.
+    """Return the summary of all modules; those that were not scored are counted and otherwise left out.
 
     Roles stand in the order of their first module, layers in ascending order.
     """

@@ -50,12 +50,12 @@ class Calibration:
     """Exponent of the time beyond the largest order."""
 
     def of_shape(self, rows: int, columns: int) -> float:
-        """Predicted seconds of one matrix."""
+        """Return the predicted seconds of one matrix."""
         short, long = sorted((rows, columns))
         return self._of_square(short) + short**2 * (long - short) * self.seconds_per_flop
 
     def of_module(self, module: WeightModule) -> float:
-        """Predicted seconds of a module."""
+        """Return the predicted seconds of a module."""
         rows, columns = module.matrix_shape
         if module.rank is not None:
             rows = columns = min(rows, columns, module.rank)  # see `esdtool.modules.reading.product_core`
@@ -99,7 +99,7 @@ def calibrate(plan: Plan, *, orders: Sequence[int] = _ORDERS) -> Calibration:
 
 
 def estimate_seconds(plan: Plan) -> float:
-    """Predicted wall-clock seconds of a plan on this machine, reading and the cache aside."""
+    """Return the predicted wall-clock seconds of a plan on this machine, reading and the cache aside."""
     calibration = calibrate(plan)
     return makespan([calibration.of_module(module) for module in plan.selection.modules], plan.jobs)
 
@@ -118,7 +118,7 @@ def makespan(costs: Sequence[float], slots: int) -> float:
 
 
 def _time(pool: Executor, work: Callable[[], object], copies: int) -> float:
-    """Seconds of one call while so many run at a time: the best of a few rounds."""
+    """Return the seconds of one call while so many run at a time: the best of a few rounds."""
     best, spent = math.inf, 0.0
     while spent < _ENOUGH:
         start = time.perf_counter()
@@ -148,7 +148,7 @@ ACCELERATORS = (
 
 
 def at_best(modules: Sequence[WeightModule], accelerator: Accelerator) -> float:
-    """Seconds that one GPU needs at the least: the roofline of its data sheet, not a measurement.
+    """Return the seconds that one GPU needs at the least: the roofline of its data sheet, not a measurement.
 
     The Gram matrix, n^2 m, and half of the reduction to tridiagonal form, 2/3 n^3, run at the rate of matrix products;
     the other half is matrix-vector products, which read the remaining matrix, 8/3 n^3 bytes in all.

@@ -95,11 +95,11 @@ class Default(_Part):
 
     @classmethod
     def of(cls, unlisted: Literal["keep", "no-decay", "base"], base: float) -> Self:
-        """The default of a choice: null for `keep`, 0 for `no-decay`, the base decay for `base`."""
+        """Return the default of a choice: null for `keep`, 0 for `no-decay`, the base decay for `base`."""
         return cls(unlisted=unlisted, weight_decay={"keep": None, "no-decay": 0.0, "base": base}[unlisted])
 
     def decay(self, ndim: int) -> float | None:
-        """The decay of an unlisted parameter of `ndim` dimensions; None leaves it to the trainer."""
+        """Return the decay of an unlisted parameter of `ndim` dimensions; None leaves it to the trainer."""
         return next((rule.weight_decay for rule in self.rules if rule.matches(ndim)), self.weight_decay)
 
 
@@ -124,7 +124,7 @@ class Members(_Part):
 
     @classmethod
     def of(cls, aggregate: str, members: tuple[str, ...]) -> Self:
-        """The same from plain values, without the alias."""
+        """Return the same from plain values, without the alias."""
         return cls.model_validate({"aggregate": aggregate, "from": members})
 
 
@@ -153,7 +153,7 @@ class Assignment(_Part):
         return {name: entry.weight_decay for name, entry in self.parameters.items()}
 
     def with_base(self, base: float) -> Assignment:
-        """The same ratios on another base decay.
+        """Return the same ratios on another base decay.
 
         Raises:
             AssignmentError: if `base` is negative or not finite, or the file's own base is 0 and an entry has no ratio.
@@ -169,7 +169,7 @@ class Assignment(_Part):
         )
 
     def to_json(self) -> str:
-        """The file's text, one parameter a line; the same assignment gives the same bytes."""
+        """Return the file's text, one parameter a line; the same assignment gives the same bytes."""
         document = self.model_dump(mode="json", by_alias=True)
         for entry in document["parameters"].values():
             for key in ("score", "note"):
@@ -196,7 +196,7 @@ class Assignment(_Part):
         atomic_write_text(path, self.to_json())
 
     def to_csv(self) -> str:
-        """One line a parameter: parameter, weight_decay, ratio, alpha, score, role, layer, shape (2x3), note."""
+        """Return one line a parameter: parameter, weight_decay, ratio, alpha, score, role, layer, shape (2x3), note."""
         rows = [
             {
                 "parameter": name,
@@ -217,7 +217,7 @@ class Assignment(_Part):
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
-        """The JSON Schema of the format, as a dictionary."""
+        """Return the JSON Schema of the format, as a dictionary."""
         return cls.model_json_schema(by_alias=True, mode="validation")
 
     def _ratio(self, name: str, entry: Entry) -> float:
@@ -228,7 +228,7 @@ class Assignment(_Part):
         return entry.weight_decay / self.base_weight_decay
 
     def _default_on(self, base: float) -> Default:
-        """The default scaled to another base; decays of 0 stay 0."""
+        """Return the default scaled to another base; decays of 0 stay 0."""
 
         def scaled(decay: float) -> float:
             if decay == 0:
@@ -260,7 +260,7 @@ def load_assignment(path: str | Path) -> Assignment:
 
 
 def parse_assignment(text: str, *, where: str = "assignment") -> Assignment:
-    """An assignment from the text of a wd.json; errors as `load_assignment`, `where` opens their messages."""
+    """Return an assignment from the text of a wd.json; errors as `load_assignment`, `where` opens their messages."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -291,7 +291,7 @@ def _compact(value: object) -> str:
 
 
 def _first_problem(error: ValidationError) -> str:
-    """The first of pydantic's findings with the path to the entry."""
+    """Return the first of pydantic's findings with the path to the entry."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     where = f"{path[1]}: {'.'.join(path[2:])}" if path[:1] == ["parameters"] and len(path) > 1 else ".".join(path)

@@ -253,7 +253,7 @@ def _sigmoid(scores: Sequence[float], layers: Sequence[int | None]) -> list[floa
 
 
 def _group_means(values: Sequence[float], groups: Sequence[Hashable]) -> list[float]:
-    """Each value replaced by the mean of its group."""
+    """Return each value replaced by the mean of its group."""
     members: dict[Hashable, list[float]] = defaultdict(list)
     for value, group in zip(values, groups, strict=True):
         members[group].append(value)

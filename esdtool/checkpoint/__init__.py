@@ -77,14 +77,14 @@ def _logical(stored: Checkpoint) -> Checkpoint:
 def from_state_dict(
     mapping: Mapping[str, Any], *, config: Mapping[str, Any] | None = None, location: str = "memory"
 ) -> Checkpoint:
-    """A state dict in memory as a checkpoint; see `esdtool.checkpoint.memory.from_state_dict`."""
+    """Return a state dict in memory as a checkpoint; see `esdtool.checkpoint.memory.from_state_dict`."""
     from esdtool.checkpoint.memory import from_state_dict as implementation
 
     return _logical(implementation(mapping, config=config, location=location))
 
 
 def from_model(model: nn.Module) -> Checkpoint:
-    """A live model as a checkpoint; see `esdtool.checkpoint.memory.from_model`."""
+    """Return a live model as a checkpoint; see `esdtool.checkpoint.memory.from_model`."""
     from esdtool.checkpoint.memory import from_model as implementation
 
     return _logical(implementation(model))

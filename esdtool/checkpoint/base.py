@@ -130,7 +130,7 @@ class Checkpoint(ABC):
         return value if isinstance(value, str) else None
 
     def info(self, name: str) -> TensorInfo:
-        """The catalogue entry of one tensor.
+        """Return the catalogue entry of one tensor.
 
         Raises:
             CheckpointError: if there is no tensor of that name; the message offers the nearest one.
@@ -154,7 +154,7 @@ class Checkpoint(ABC):
         """
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Positions `start` to `stop` of a tensor's first dimension; otherwise as `read`.
+        """Return the positions `start` to `stop` of a tensor's first dimension; otherwise as `read`.
 
         Readers that can leave the rest of the tensor on disk do so.
         """

@@ -37,7 +37,7 @@ class WeightIndex(BaseModel):
 
 
 def _size(value: Any) -> Any:
-    """A size of a model: a whole number, or a list of one for each layer; null where it does not apply."""
+    """Return a size of a model: a whole number, or a list of one for each layer; null where it does not apply."""
     if value is None or isinstance(value, list):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST < value < _LARGEST or value % 1:

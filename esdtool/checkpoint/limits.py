@@ -131,7 +131,7 @@ def is_text(text: str) -> bool:
 
 
 def shortened(text: str, most: int = 120) -> str:
-    """The beginning of a long text, for a message.
+    """Return the beginning of a long text, for a message.
 
     >>> shortened("abcdef", 3)
     'abc...'

@@ -200,12 +200,12 @@ def _open_shards(folder: Path, index_path: Path) -> tuple[dict[str, OpenedFile],
 
 
 def _files_of(tensors: Mapping[str, TensorInfo], opened: str) -> tuple[str, ...]:
-    """The files that hold the tensors; the one that was opened if there are none."""
+    """Return the files that hold the tensors; the one that was opened if there are none."""
     return tuple(sorted({info.file for info in tensors.values()} or {opened}))
 
 
 def _subfolders_with_weights(folder: Path) -> list[str]:
-    """Names of direct subfolders that `open_directory` may take."""
+    """Return the names of direct subfolders that `open_directory` may take."""
     found = []
     for sub in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
         try:

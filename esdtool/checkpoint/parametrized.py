@@ -136,7 +136,7 @@ def _parts(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
 
 
 def _weight(checkpoint: Checkpoint, name: str, named: Mapping[str, str]) -> DerivedTensor | None:
-    """The weight that its parts determine; None if they do not."""
+    """Return the weight that its parts determine; None if they do not."""
     if name in checkpoint.tensors:
         return None  # it is stored itself
     tensors = checkpoint.tensors

@@ -150,7 +150,7 @@ def refuse_rank(path: Path) -> None:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """The entries of a folder; none if it cannot be listed."""
+    """Return the entries of a folder; none if it cannot be listed."""
     try:
         return list(folder.iterdir())
     except OSError:
@@ -162,7 +162,7 @@ def _leaf(name: str) -> str:
 
 
 def _width(tensors: Mapping[str, TensorInfo]) -> int | None:
-    """The model's width: that of its normalisations, or the inputs of its queries."""
+    """Return the model's width: that of its normalisations, or the inputs of its queries."""
     for name, info in tensors.items():
         if _leaf(name).endswith("norm") and len(info.shape) == 1:
             return info.shape[0]

@@ -160,7 +160,7 @@ class _Tensors:
 
 
 def _branch(node: Mapping[object, object], found: _Tensors, *, top: bool) -> tuple[object | None, list[str]]:
-    """The key to enter, or None to stop here; and the keys with tensors that are left out by that."""
+    """Return the key to enter, or None to stop here; and the keys with tensors that are left out by that."""
     direct = {key: value for key, value in node.items() if found.is_tensor(value)}
     branches = {key: value for key, value in node.items() if key not in direct and found.below(value)}
     trainer = [key for key in branches if _is_trainers(key, branches[key])]
@@ -203,7 +203,7 @@ def _children(node: object) -> Iterator[tuple[str, object]]:
 def _leaves(
     node: object, found: _Tensors, path: tuple[str, ...] = (), above: frozenset[int] = frozenset()
 ) -> Iterator[tuple[tuple[str, ...], object]]:
-    """Every tensor below a mapping or list with its path."""
+    """Yield every tensor below a mapping or list with its path."""
     if id(node) in above or len(path) > _DEEPEST:
         return
     for key, child in _children(node):

@@ -48,7 +48,7 @@ class Identity:
 
     @classmethod
     def of(cls, status: os.stat_result) -> Identity:
-        """The identity that a file's status shows."""
+        """Return the identity that a file's status shows."""
         return cls(device=status.st_dev, inode=status.st_ino, size=status.st_size, modified=status.st_mtime_ns)
 
 
@@ -75,7 +75,7 @@ class StoredFile:
         return cls(path=path, identity=identity, size=identity.size)
 
     def part(self, start: int, size: int) -> StoredFile:
-        """A stretch of this one.
+        """Return a stretch of this one.
 
         Raises:
             CheckpointError: if it lies outside.
@@ -139,7 +139,7 @@ class StoredFile:
         return data
 
     def read_all(self, most: int) -> bytes:
-        """The whole stretch.
+        """Return the whole stretch.
 
         Raises:
             CheckpointError: if it has more than `most` bytes, or the file is not what it was.

@@ -38,7 +38,7 @@ class ZipMember:
         return self.entry.compress_type == zipfile.ZIP_STORED
 
     def stretch(self) -> StoredFile:
-        """The bytes of a stored member: they follow a local header of 30 bytes, a name and an extra field.
+        """Return the bytes of a stored member: they follow a local header of 30 bytes, a name and an extra field.
 
         Raises:
             CheckpointError: if they lie outside of the archive.
@@ -67,7 +67,7 @@ class ZipMember:
         return data
 
     def read_all(self, most: int) -> bytes:
-        """The whole member.
+        """Return the whole member.
 
         Raises:
             CheckpointError: if it has more than `most` bytes, or more than its packed bytes can hold.
@@ -91,7 +91,7 @@ class ZipMember:
 
 
 def zip_members(file: StoredFile) -> dict[str, ZipMember]:
-    """The members of an archive by name.
+    """Return the members of an archive by name.
 
     Raises:
         CheckpointError: if it is damaged, or two members have one name.

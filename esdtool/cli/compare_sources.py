@@ -79,7 +79,7 @@ def analyses_of(
     cache: bool,
     quiet: bool,
 ) -> list[Analysis]:
-    """The analyses of all sources, in their order. Arguments as of `esdtool.analysis.run.make_plan`.
+    """Return the analyses of all sources, in their order. Arguments as of `esdtool.analysis.run.make_plan`.
 
     Raises:
         UsageError: if there is only one, or an analysis is by another estimator than `options`.

@@ -137,7 +137,7 @@ def evaluate(
 
 
 def _data(globs: list[str], dataset: str | None, text: dict[str, object]) -> DataSettings:
-    """The [data] section that the options stand for."""
+    """Return the [data] section that the options stand for."""
     from esdtool.train.config.loading import config_from_mapping
 
     where: dict[str, object]

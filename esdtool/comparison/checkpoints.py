@@ -77,7 +77,7 @@ def compare_analyses(analyses: Sequence[Analysis]) -> CheckpointComparison:
 
 
 def short_labels(names: Sequence[str]) -> list[str]:
-    """The last parts of each path that tell it from the others; equal ones are numbered.
+    """Return the last parts of each path that tell it from the others; equal ones are numbered.
 
     >>> short_labels(["runs/a/final", "runs/b/final"])
     ['a/final', 'b/final']

@@ -134,7 +134,7 @@ class CheckpointComparison(Record):
         return tuple(checkpoint.label for checkpoint in self.checkpoints)
 
     def to_json(self) -> str:
-        """The comparison as indented JSON with a final newline; the same input gives the same text."""
+        """Return the comparison as indented JSON with a final newline; the same input gives the same text."""
         return model_json(self)
 
     @classmethod
@@ -147,7 +147,7 @@ class CheckpointComparison(Record):
         return read_document(path, cls, format_name=FORMAT, version=VERSION, what="comparison of checkpoints")
 
     def to_csv(self) -> str:
-        """One line a module and checkpoint; `module` is the name in the first checkpoint."""
+        """Return one line a module and checkpoint; `module` is the name in the first checkpoint."""
         fields = ["module", "role", "layer", "expert", "shape", "checkpoint", *Side.model_fields]
         rows: list[dict[str, Any]] = []
         for module in self.modules:
@@ -165,5 +165,5 @@ def is_significant(side: Side | None) -> bool:
 
 
 def largest(differences: Sequence[float | None]) -> float | None:
-    """The value of the largest amount; None without any."""
+    """Return the value of the largest amount; None without any."""
     return max((value for value in differences if value is not None), key=abs, default=None)

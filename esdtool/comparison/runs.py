@@ -116,7 +116,7 @@ class ComparisonTable:
         return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
     def to_csv(self) -> str:
-        """One line per run; the differing keys are columns of their own."""
+        """Return one line per run; the differing keys are columns of their own."""
         keys = sorted({key for row in self.runs for key in row.setting})
         fields = [name for name in RunRow.__dataclass_fields__ if name != "setting"] + keys
         return csv_text(fields, [asdict(row) | row.setting for row in self.runs])
@@ -152,7 +152,7 @@ def load_run(path: str | Path) -> Run:
 
 
 def compare_runs(runs: Sequence[Run], *, against: str | None = None) -> ComparisonTable:
-    """Rows of all runs, and those that differ only in the seed put together.
+    """Return the rows of all runs, and those that differ only in the seed put together.
 
     Args:
         runs: at least one.
@@ -217,7 +217,7 @@ def _row(run: Run, differing: Sequence[str]) -> RunRow:
 
 
 def described(policy: str, setting: Mapping[str, Any]) -> str:
-    """The policy, and the keys in which the runs differ by their last part: unique among runs of one comparison.
+    """Return the policy, and the keys in which the runs differ by their last part: unique among runs of one comparison.
 
     >>> described("alphadecay", {"weight_decay.base": 0.1, "weight_decay.control": "mean", "weight_decay.path": None})
     'alphadecay, base 0.1, control mean'

@@ -38,7 +38,7 @@ class Trajectory(Record):
     analyses: tuple[Analysis, ...] = Field(description="One for each step, in the same order.")
 
     def to_json(self) -> str:
-        """The trajectory as indented JSON with a final newline; the same input gives the same text."""
+        """Return the trajectory as indented JSON with a final newline; the same input gives the same text."""
         return model_json(self)
 
     @classmethod
@@ -51,7 +51,7 @@ class Trajectory(Record):
         return read_document(path, cls, format_name=FORMAT, version=VERSION, what="trajectory")
 
     def to_csv(self) -> str:
-        """One line a module and checkpoint: the columns of `Analysis.to_csv` after `checkpoint` and `step`."""
+        """Return one line a module and checkpoint: the columns of `Analysis.to_csv` after `checkpoint` and `step`."""
         rows = [
             {"checkpoint": step.checkpoint, "step": step.step, **row}
             for step, analysis in zip(self.steps, self.analyses, strict=True)
@@ -75,14 +75,14 @@ def in_order_of_training(checkpoints: Sequence[str]) -> list[str]:
 
 
 def step_of(checkpoint: str) -> int | None:
-    """The last number in the name of a file or folder, without its suffix."""
+    """Return the last number in the name of a file or folder, without its suffix."""
     name = re.sub(r"\.(safetensors|bin|pth?|ckpt|gguf|onnx|h5|keras|json)$", "", PurePath(checkpoint).name)
     numbers = re.findall(r"\d+", name)
     return int(numbers[-1]) if numbers else None
 
 
 def make_trajectory(analyses: Sequence[Analysis]) -> Trajectory:
-    """The trajectory of analyses that stand in the order of training."""
+    """Return the trajectory of analyses that stand in the order of training."""
     steps = [
         Step(
             checkpoint=analysis.source.checkpoint,

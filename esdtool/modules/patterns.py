@@ -16,7 +16,7 @@ def compile_patterns(
     what: str,
     error: type[EsdtoolError] = UsageError,
 ) -> list[re.Pattern[str]]:
-    """The expressions as patterns to be searched in names.
+    """Return the expressions as patterns to be searched in names.
 
     Args:
         expressions: as given.

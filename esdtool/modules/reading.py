@@ -11,7 +11,7 @@ from esdtool.modules import WeightModule
 
 
 def read_matrices(checkpoint: Checkpoint, module: WeightModule) -> list[torch.Tensor]:
-    """The matrices whose eigenvalues are the module's ESD.
+    """Return the matrices whose eigenvalues are the module's ESD.
 
     For a module of known low rank r (a LoRA update) that is one small matrix with the same r singular values: the
     others are zero by construction and say nothing.
@@ -36,7 +36,7 @@ def read_matrices(checkpoint: Checkpoint, module: WeightModule) -> list[torch.Te
 
 
 def read_rows(checkpoint: Checkpoint, module: WeightModule) -> torch.Tensor:
-    """The positions of the parameter's first dimension that hold the module."""
+    """Return the positions of the parameter's first dimension that hold the module."""
     start, stop = module.rows
     if (start, stop) == (0, module.stored_shape[0]):
         return checkpoint.read(module.parameter)
@@ -57,7 +57,7 @@ def product_core(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def _factors_of_part(
     module: WeightModule, left: torch.Tensor, right: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The factors of the module's part of a product: one of a stack, some rows, or some columns."""
+    """Return the factors of the module's part of a product: one of a stack, some rows, or some columns."""
     view = module.view
     if view is not None and view.expert is not None and left.ndim > 2:
         left, right = left[view.expert], right[view.expert]

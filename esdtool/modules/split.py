@@ -35,7 +35,7 @@ def split_tensor(
     neighbours: Mapping[str, tuple[int, ...]],
     whole_experts: bool = False,
 ) -> list[Piece]:
-    """The modules in a fused or stacked tensor, expert by expert, in the order in which they lie there.
+    """Return the modules in a fused or stacked tensor, expert by expert, in the order in which they lie there.
 
     Args:
         tensor: the catalogue's entry.

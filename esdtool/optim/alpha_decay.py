@@ -292,7 +292,7 @@ class AlphaDecay:
         return {name: note for name, note in notes.items() if note is not None}
 
     def assignment(self) -> Assignment:
-        """The decays in force as a wd.json. Where bases differ, `base_weight_decay` is the first module's."""
+        """Return the decays in force as a wd.json. Where bases differ, `base_weight_decay` is the first module's."""
         return live_assignment(
             self._modules,
             self._scores,

@@ -25,7 +25,7 @@ KeyOf = Callable[[nn.Parameter], Hashable]
 
 
 def as_optimizers(optimizer: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
-    """One or several optimizers as a tuple.
+    """Return one or several optimizers as a tuple.
 
     Raises:
         AssignmentError: if there is none, or something else is among them.
@@ -142,7 +142,7 @@ def is_l2(optimizer: Optimizer) -> bool:
 
 
 def unwrapped(optimizer: Optimizer) -> Optimizer:
-    """The torch optimizer inside a wrapper of Accelerate or Lightning."""
+    """Return the torch optimizer inside a wrapper of Accelerate or Lightning."""
     inner = getattr(optimizer, "optimizer", None)
     return unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
 

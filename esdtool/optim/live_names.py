@@ -57,7 +57,7 @@ def live_names(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, .
 
 
 def with_live_names(assignment: Assignment, model: nn.Module, *, strict: bool = True) -> Assignment:
-    """The assignment under the names of a live transformers model.
+    """Return the assignment under the names of a live transformers model.
 
     Several entries that end in one parameter become one, with the mean of their decays weighted by their numbers of
     parameters; `members` names them. Where others of the parameter's tensors are left out (`--exclude`), it is the
@@ -103,7 +103,7 @@ def with_live_names(assignment: Assignment, model: nn.Module, *, strict: bool = 
 
 
 def fitted(assignment: Assignment, model: nn.Module) -> Assignment:
-    """The assignment as it is, if the model has a parameter of each name; else under the live names."""
+    """Return the assignment as it is, if the model has a parameter of each name; else under the live names."""
     if (
         _parameter_names(model).issuperset(map(canonical_name, assignment.parameters))
         or _transformers_model(model) is None
@@ -113,7 +113,7 @@ def fitted(assignment: Assignment, model: nn.Module) -> Assignment:
 
 
 def meta_model(config: Mapping[str, Any], *, location: str) -> nn.Module:
-    """The transformers model of a config.json, without weights.
+    """Return the transformers model of a config.json, without weights.
 
     Args:
         config: what config.json holds.
@@ -152,7 +152,7 @@ def meta_model(config: Mapping[str, Any], *, location: str) -> nn.Module:
 
 
 def _model_class(config: Mapping[str, Any], location: str) -> Any:
-    """The class that `architectures` names; None if it names none.
+    """Return the class that `architectures` names; None if it names none.
 
     Raises:
         UsageError: if transformers has no model of that name. The file chooses the name, so nothing but a model may be
@@ -195,7 +195,7 @@ def _is_transformers(model: object) -> bool:
 
 
 def _transformers_model(model: nn.Module) -> Any:
-    """The PreTrainedModel inside wrappers; None for any other model."""
+    """Return the PreTrainedModel inside wrappers; None for any other model."""
     inner: Any = model
     while inner is not None and not _is_transformers(inner):
         inner = next((child for name in WRAPPERS if (child := inner._modules.get(name)) is not None), None)
@@ -203,7 +203,7 @@ def _transformers_model(model: nn.Module) -> Any:
 
 
 def _untouched(model: Any) -> Any:
-    """The model as transformers builds it, without weights.
+    """Return the model as transformers builds it, without weights.
 
     transformers finds a model's map by names of classes and modules. FSDP2 gives the classes other names, and wrappers
     inside the model the modules.
@@ -247,7 +247,7 @@ class _Loader:
         self._rename = rename_source_key
 
     def targets(self, name: str) -> list[str]:
-        """All names that a tensor of the file may have, those that the model does not have included."""
+        """Return all names that a tensor of the file may have, those that the model does not have included."""
         renamed, pattern = self._rename(name, self._renamings, self._converters, self._prefix, self._names)
         found = [renamed]
         for converter in self._converters:
@@ -258,7 +258,7 @@ class _Loader:
 
 
 def _joined(target: str, entries: Sequence[Entry], shape: tuple[int, ...] | None, *, incomplete: bool) -> Entry:
-    """One entry from those of the tensors that a parameter is made of.
+    """Return one entry from those of the tensors that a parameter is made of.
 
     Args:
         target: the parameter's name.

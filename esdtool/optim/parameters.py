@@ -35,7 +35,7 @@ class LiveModel:
         return {names[0]: parameter for parameter, names in self.names.items()}
 
     def lookup(self, name: str) -> nn.Parameter | None:
-        """The parameter of a name, with or without wrappers' segments."""
+        """Return the parameter of a name, with or without wrappers' segments."""
         found = self.parameters.get(name)
         return self.parameters.get(canonical_name(name)) if found is None else found
 

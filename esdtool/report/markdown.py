@@ -66,7 +66,7 @@ def analysis_markdown(
 
 
 def trajectory_markdown(trajectory: Trajectory) -> str:
-    """Alpha by role over the steps, without a final newline."""
+    """Return alpha by role over the steps, without a final newline."""
     words = (
         f"- {code(analysis.source.checkpoint)}: {text(closing_words(analysis))}" for analysis in trajectory.analyses
     )
@@ -120,7 +120,7 @@ def text(words: str) -> str:
 
 
 def code(name: str) -> str:
-    r"""A name as code, in which GitHub sees no mention, reference or address.
+    r"""Return a name as code, in which GitHub sees no mention, reference or address.
 
     >>> code("model.layers.0"), code("a|b")
     ('`model.layers.0`', '<code>a&#124;b</code>')
@@ -152,7 +152,7 @@ def _folded(title: str, table: str, length: int) -> str:
 
 
 def markdown_table(headings: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> str:
-    """A table of finished cells, which `text` or `code` made; `headings` say whether a column holds words."""
+    """Return a table of finished cells, which `text` or `code` made; `headings` say whether a column holds words."""
     lines = [[heading for heading, _ in headings], [":---" if is_text else "---:" for _, is_text in headings], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -184,7 +184,7 @@ def _settings(created_by: str, settings: Settings) -> str:
 
 
 def runs_markdown(table: ComparisonTable) -> str:
-    """The tables of `print_settings` as Markdown, without a final newline."""
+    """Return the tables of `print_settings` as Markdown, without a final newline."""
 
     arranged = policy_table(table.settings)
     headings = [(name, name == "policy") for name in arranged.headings]

@@ -63,7 +63,7 @@ class Quadrature:
 
 
 def gram_operator(wide: torch.Tensor) -> Operator:
-    """The operator W W^T for W [n, m], n <= m."""
+    """Return the operator W W^T for W [n, m], n <= m."""
 
     def product(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         image = wide.T @ block

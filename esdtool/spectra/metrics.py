@@ -151,7 +151,7 @@ def _resolved(spectrum: Spectrum, eigenvalue: float) -> bool:
 
 
 def num_trace_log(eigenvalues: Vector) -> int:
-    """Number of top eigenvalues whose logarithms sum closest to 0, after rescaling the spectrum to mean 1.
+    """Return the number of top eigenvalues whose logarithms sum closest to 0, after rescaling the spectrum to mean 1.
 
     The trace-log (volume-preserving) condition of SETOL (Martin and Hinrichs, arXiv 2507.17912): the tail that it
     selects should start near xmin where a layer is ideally trained.

@@ -202,7 +202,7 @@ def _log_norm(nodes: Vector, numbers: Vector, alpha: float) -> float:
 
 
 def _scaled(tail: SlqEstimate, scale: float) -> SlqEstimate:
-    """The estimate for eigenvalues times a factor; alpha does not depend on it."""
+    """Return the estimate for eigenvalues times a factor; alpha does not depend on it."""
     return replace(
         tail,
         xmin=tail.xmin * scale,

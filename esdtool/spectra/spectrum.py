@@ -102,7 +102,7 @@ def compute_spectrum(
     peak: float | None = None,
     roundoff: float | None = None,
 ) -> Spectrum:
-    """The pooled ESD of `matrices` by one path.
+    """Return the pooled ESD of `matrices` by one path.
 
     Args:
         matrices: one or more tensors [rows, columns] of one shape, floating point, finite, not all zero.
@@ -135,7 +135,7 @@ def compute_stacked(
     scales: Sequence[float],
     roundoffs: Sequence[float | None],
 ) -> list[Spectrum]:
-    """The ESD of each of several matrices of one shape, all in one product and one call of the solver.
+    """Return the ESD of each of several matrices of one shape, all in one product and one call of the solver.
 
     For an accelerator, which small matrices one by one leave idle. Arguments and results as of `compute_spectrum`, one
     each; matrices whose `scaling_exponent` is not 0 cannot take part.
@@ -189,7 +189,7 @@ def _times_power_of_two(matrix: torch.Tensor, exponent: int) -> torch.Tensor:
 
 
 def esd(matrix: torch.Tensor | npt.ArrayLike, *, path: SpectrumPath = "gram-float64") -> npt.NDArray[np.float64]:
-    """Eigenvalues of W^T W for one matrix: its squared singular values.
+    """Return the eigenvalues of W^T W for one matrix: its squared singular values.
 
     >>> esd(np.diag([3.0, 1.0, 2.0])).tolist()
     [1.0, 4.0, 9.0]
@@ -224,7 +224,7 @@ def esd(matrix: torch.Tensor | npt.ArrayLike, *, path: SpectrumPath = "gram-floa
 def storage_floor(
     shape: tuple[int, int], mean_square: float, dtype: torch.dtype, roundoff: float | None = None
 ) -> float:
-    """Largest eigenvalue that rounding errors in the weights alone would give.
+    """Return the largest eigenvalue that rounding errors in the weights alone would give.
 
     Independent errors of root mean square e rms(W) form a random matrix of spectral norm
     e rms(W) (sqrt(rows) + sqrt(columns)) (Marchenko and Pastur 1967); eigenvalues below its square carry no information
@@ -267,7 +267,7 @@ def in_float32_range(peak: float) -> bool:
 
 
 def peak_of(matrices: Sequence[torch.Tensor]) -> float:
-    """Largest absolute element of several matrices; NaN or infinity if there is one."""
+    """Return the largest absolute element of several matrices; NaN or infinity if there is one."""
     # max() passes over a NaN that is not the first.
     return max(map(_max_abs, matrices), key=lambda peak: math.inf if math.isnan(peak) else peak)
 
@@ -288,7 +288,7 @@ def _short_side_blocks(matrix: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _eigenvalues_cpu(matrix: torch.Tensor, path: SpectrumPath) -> npt.NDArray[Any]:
-    """Eigenvalues [n] of one matrix on the CPU, not sorted out yet."""
+    """Return the eigenvalues [n] of one matrix on the CPU, not sorted out yet."""
     if path == "svd-float64":
         return _svd_eigenvalues(matrix).numpy()
     try:
@@ -310,7 +310,7 @@ def _gram_cpu(matrix: torch.Tensor, dtype: torch.dtype) -> npt.NDArray[Any]:
 
 
 def _eigenvalues_device(stack: torch.Tensor, path: SpectrumPath, device: torch.device) -> npt.NDArray[Any]:
-    """Eigenvalues of a stack [batch, rows, columns] on an accelerator, flattened."""
+    """Return the eigenvalues of a stack [batch, rows, columns] on an accelerator, flattened."""
     if device.type == "mps" and path != "gram-float32":
         # Metal has no float64.
         return np.concatenate([_eigenvalues_cpu(matrix.cpu(), path) for matrix in stack])

@@ -25,7 +25,7 @@ def balance(costs: Sequence[float], num_ranks: int) -> list[int]:
 
 
 def dearest_first(costs: Sequence[float]) -> list[int]:
-    """Positions by falling cost; equal costs in the order given.
+    """Return the positions by falling cost; equal costs in the order given.
 
     >>> dearest_first([1, 3, 3])
     [1, 2, 0]

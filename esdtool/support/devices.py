@@ -8,7 +8,7 @@ from esdtool.errors import DeviceError, UsageError
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The device to compute on.
+    """Return the device to compute on.
 
     Raises:
         UsageError: for an unknown name.

@@ -114,14 +114,14 @@ def _drop_all() -> None:
 
 
 def _numpy_libraries() -> Any:
-    """The BLAS libraries that numpy and scipy brought along."""
+    """Return the BLAS libraries that numpy and scipy brought along."""
     controller = ThreadpoolController()
     paths = [info["filepath"] for info in controller.info() if {"numpy", "scipy"} & _owners(info["filepath"])]
     return controller.select(filepath=paths)
 
 
 def _owners(path: str) -> set[str]:
-    """Names of packages in a library's path: `numpy.libs` is numpy's."""
+    """Return the names of packages in a library's path: `numpy.libs` is numpy's."""
     return {part.partition(".")[0] for part in path.replace("\\", "/").split("/")}
 
 

@@ -62,7 +62,7 @@ def summed_loss(model: nn.Module, batch: MicroBatch, *, device: torch.device, au
 def evaluate(
     model: nn.Module, batches: ValidationBatches, *, ranks: TrainingRanks, autocast: bool, root: nn.Module | None = None
 ) -> Evaluation:
-    """Mean loss over all validation targets. All ranks must call it.
+    """Return the mean loss over all validation targets. All ranks must call it.
 
     Args:
         model: what is called; its mode is restored afterwards.
@@ -111,7 +111,7 @@ class EvalRequest:
 
     @classmethod
     def of_run(cls, checkpoint: str, config: TrainConfig) -> EvalRequest:
-        """The validation of a training run, for any checkpoint."""
+        """Return the validation of a training run, for any checkpoint."""
         return cls(
             checkpoint=checkpoint,
             data=config.data,
@@ -151,7 +151,7 @@ def to_bfloat16(model: nn.Module) -> None:
 
 
 def _as_config(request: EvalRequest) -> TrainConfig:
-    """The settings in the form that the data and model code takes."""
+    """Return the settings in the form that the data and model code takes."""
     tokenizer = {}
     if request.tokenizer is not None:
         tokenizer = {"file" if Path(request.tokenizer).exists() else "name": request.tokenizer}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def build_model(
     config: TrainConfig, *, vocab_size: int, tokenizer: PreTrainedTokenizerFast | None = None
 ) -> PreTrainedModel:
-    """The model in float32 on the CPU, in train mode; the same on every rank and for every device.
+    """Return the model in float32 on the CPU, in train mode; the same on every rank and for every device.
 
     Random weights come from run.seed alone; torch's global generator is left as it was.
     Pass `use_cache=False` to its forward.
@@ -55,7 +55,7 @@ def build_model(
 
 
 def unallocated_model(config: TrainConfig, *, vocab_size: int) -> PreTrainedModel:
-    """The model's shape without its weights: every parameter is on torch's meta device.
+    """Return the model's shape without its weights: every parameter is on torch's meta device.
 
     Raises:
         ConfigError: as `build_model`.
@@ -67,7 +67,7 @@ def unallocated_model(config: TrainConfig, *, vocab_size: int) -> PreTrainedMode
 def model_config(
     config: TrainConfig, *, vocab_size: int, tokenizer: PreTrainedTokenizerFast | None = None
 ) -> PretrainedConfig:
-    """The transformers configuration of [model], checked against the tokenizer and the sequence length.
+    """Return the transformers configuration of [model], checked against the tokenizer and the sequence length.
 
     Raises:
         ConfigError: if it cannot be had, or the vocabulary or the positions are too few.

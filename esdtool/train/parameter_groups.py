@@ -21,7 +21,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def all_groups(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[Group]:
-    """Every parameter group of every optimizer."""
+    """Yield every parameter group of every optimizer."""
     for optimizer in optimizers:
         yield from optimizer.param_groups
 
@@ -32,7 +32,7 @@ def groups_by_parameter(optimizers: Sequence[torch.optim.Optimizer]) -> dict[int
 
 
 def mean_decay(optimizers: Sequence[torch.optim.Optimizer]) -> float:
-    """Mean weight decay over all trainable parameters, each element counting once."""
+    """Return the mean weight decay over all trainable parameters, each element counting once."""
     total = weight = 0.0
     for group in all_groups(optimizers):
         size = sum(parameter.numel() for parameter in group["params"])

@@ -25,7 +25,7 @@ _NO_COUNT: Final = re.compile(r"norm|dim|size|eps|drop|init|id$|idx|types?$|toke
 
 
 def read_architecture(path: str, what: str) -> PretrainedConfig:
-    """The transformers configuration of a folder, of a config.json or of a Hub id.
+    """Return the transformers configuration of a folder, of a config.json or of a Hub id.
 
     Args:
         path: where it lies.
@@ -50,7 +50,7 @@ def read_architecture(path: str, what: str) -> PretrainedConfig:
 
 
 def build_random(architecture: PretrainedConfig, what: str) -> PreTrainedModel:
-    """A causal language model of an architecture, with weights drawn from torch's generator.
+    """Return a causal language model of an architecture, with weights drawn from torch's generator.
 
     Raises:
         ConfigError: if transformers knows no such model, or cannot build it.
@@ -67,7 +67,7 @@ def build_random(architecture: PretrainedConfig, what: str) -> PreTrainedModel:
 
 
 def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, list[str]]:
-    """A causal language model with its weights, and the names of the weights that the checkpoint lacks.
+    """Return a causal language model with its weights, and the names of the weights that the checkpoint lacks.
 
     Args:
         path: folder or Hub id.
@@ -92,7 +92,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> tuple[P
 
 
 def load_fast_tokenizer(path: str, what: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder or a Hub id, in its fast form.
+    """Return the tokenizer of a folder or a Hub id, in its fast form.
 
     Raises:
         ConfigError: if it cannot be loaded, needs code of its own, or has no fast form.
@@ -114,7 +114,7 @@ def load_fast_tokenizer(path: str, what: str) -> PreTrainedTokenizerFast:
 
 
 def import_transformers() -> Any:
-    """The transformers package.
+    """Return the transformers package.
 
     Raises:
         MissingExtraError: if it is not installed.
@@ -127,7 +127,7 @@ def import_transformers() -> Any:
 
 
 def _refusal(what: str, error: Exception, document: object) -> ConfigError:
-    """The error that a user sees: own code is named as the reason wherever the files ask for it."""
+    """Return the error that a user sees: own code is named as the reason wherever the files ask for it."""
     if isinstance(document, dict) and document.get("auto_map"):
         return ConfigError(
             f"{what}: it brings Python code of its own (auto_map), which esdtool does not run; "
@@ -147,7 +147,7 @@ def _check_counts(document: object, what: str) -> None:
 
 
 def _numbers(document: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Every integer of a configuration and of those inside it, by its own key."""
+    """Yield every integer of a configuration and of those inside it, by its own key."""
     for key, value in document.items():
         if isinstance(value, dict):
             yield from _numbers(value)

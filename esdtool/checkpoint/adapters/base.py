@@ -148,11 +148,11 @@ class Context:
     """Modules for which no scale was found; filled while updates are made."""
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a stored tensor."""
+        """Return the shape of a stored tensor."""
         return self.checkpoint.tensors[name].shape
 
     def matrix(self, name: str) -> tuple[int, ...]:
-        """Shape of a stored tensor that must be a matrix, a 1 x 1 kernel aside.
+        """Return the shape of a stored tensor that must be a matrix, a 1 x 1 kernel aside.
 
         Raises:
             UnfitError: if it is none, or empty.
@@ -225,5 +225,5 @@ class Kind:
 
 
 def shown(name: str, shape: tuple[int, ...]) -> str:
-    """A tensor's name and shape for a message."""
+    """Return a tensor's name and shape for a message."""
     return f"{name} {list(shape)}"

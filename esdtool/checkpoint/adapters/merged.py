@@ -115,7 +115,7 @@ class _Index:
             self._flat[flat(info.name)].append(info)
 
     def by_path(self, name: str) -> Sequence[TensorInfo]:
-        """The base's tensors of a name, outer prefixes aside."""
+        """Return the base's tensors of a name, outer prefixes aside."""
         return self._paths.get(_bare(name), ())
 
     def find(self, update: Update, adapter: Checkpoint) -> tuple[str, Update]:
@@ -155,5 +155,5 @@ class _Index:
 
 
 def _bare(name: str) -> tuple[str, ...]:
-    """The path of a parameter's module without outer prefixes."""
+    """Return the path of a parameter's module without outer prefixes."""
     return without_root(module_path(name))

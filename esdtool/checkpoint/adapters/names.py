@@ -94,7 +94,7 @@ class Spellings:
 
 
 def _without_shells(module: str) -> tuple[str, int]:
-    """The path without the `base_layer` of wrappers around wrappers, and how many there were at its end."""
+    """Return the path without the `base_layer` of wrappers around wrappers, and how many there were at its end."""
     depth = 0
     while module.endswith(".base_layer"):
         module, depth = module.removesuffix(".base_layer"), depth + 1
@@ -102,7 +102,7 @@ def _without_shells(module: str) -> tuple[str, int]:
 
 
 def _of_model(module: str) -> str:
-    """The model's name of a module that a diffusers attention processor writes in its own way."""
+    """Return the model's name of a module that a diffusers attention processor writes in its own way."""
     processor = _PROCESSOR.fullmatch(module)
     if processor is not None:
         return f"{processor['module']}.{_ENTRIES.get(processor['entry'], processor['entry'])}"
@@ -110,7 +110,7 @@ def _of_model(module: str) -> str:
 
 
 def flat(name: str) -> str:
-    """A parameter's or module's name as kohya's scripts flatten it, without the prefix of a pipeline's part.
+    """Return a parameter's or module's name as kohya's scripts flatten it, without the prefix of a pipeline's part.
 
     >>> flat("lora_unet_mid_block_proj_in"), flat("unet.mid_block.proj_in.weight")
     ('mid_block_proj_in', 'mid_block_proj_in')

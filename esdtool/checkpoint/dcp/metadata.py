@@ -97,7 +97,7 @@ class _Location:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The structure of the saved state dict, with a `StoredTensor` for each tensor and None for anything else.
+    """Return the structure of the saved state dict, with a `StoredTensor` for each tensor and None for anything else.
 
     Raises:
         CheckpointError: if the file is unsafe, damaged, or describes tensors of which parts are missing or overlap.
@@ -142,7 +142,7 @@ def _tree(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tensor(path: Path, key: str, record: Instance, locations: Mapping[tuple[str, Any], _Location]) -> StoredTensor:
-    """One tensor's entry, checked."""
+    """Return one tensor's entry, checked."""
     fields = _fields(record, "TensorStorageMetadata")
     shape = _size(_get(fields, "TensorStorageMetadata", "size"))
     dtype = _dtype(_get(fields, "TensorStorageMetadata", "properties"))
@@ -237,7 +237,7 @@ def _misfit(shape: tuple[int, ...], boxes: Sequence[Sequence[tuple[int, ...]]]) 
 
 
 def _fields(value: Any, record: str) -> Mapping[str, Any]:
-    """The attributes of a record."""
+    """Return the attributes of a record."""
     if not _is(value, record):
         raise PickleError(f"a record is no {record}")
     if not isinstance(value.state, dict):
@@ -260,7 +260,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _size(value: Any) -> tuple[int, ...]:
-    """The numbers of a `torch.Size`."""
+    """Return the numbers of a `torch.Size`."""
     sizes = value.arguments[0] if isinstance(value, Instance) and value.symbol == _SIZE and value.arguments else None
     if not isinstance(sizes, tuple | list) or len(sizes) > DIMENSIONS or not all(map(_is_count, sizes)):
         raise PickleError("a shape is no list of a few numbers")
@@ -281,7 +281,7 @@ def _dtype(properties: Any) -> str:
 
 
 def _segments(path: Any) -> Iterator[str]:
-    """The keys under which a tensor lay in the saved state dict."""
+    """Yield the keys under which a tensor lay in the saved state dict."""
     if not isinstance(path, tuple | list) or not 0 < len(path) <= MOST_PATH_SEGMENTS:
         raise PickleError("a tensor's place in the state dict is no short list of keys")
     for segment in path:

@@ -16,14 +16,14 @@ from esdtool.checkpoint.container import Container
 
 @functools.cache
 def load_containers() -> tuple[Container, ...]:
-    """All containers, the preferred first."""
+    """Return all containers, the preferred first."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     found: list[Container] = [importlib.import_module(f"{__name__}.{name}").CONTAINER for name in names]
     return tuple(sorted(found, key=lambda container: container.precedence))
 
 
 def container_of(name: str) -> Container | None:
-    """The container of a file by its name; None if it is of no known kind.
+    """Return the container of a file by its name; None if it is of no known kind.
 
     >>> container_of("Model.SAFETENSORS").kind
     'a safetensors file'

@@ -149,7 +149,7 @@ def _refuse(constant: str) -> None:
 
 
 def _entries(file: StoredFile, header: Mapping[str, Any], size: int) -> dict[str, _Entry]:
-    """The tensors in a header by name, in alphabetical order. They must fill the data without gaps.
+    """Return the tensors in a header by name, in alphabetical order. They must fill the data without gaps.
 
     Raises:
         CheckpointError: if they do not.
@@ -186,7 +186,7 @@ def _entries(file: StoredFile, header: Mapping[str, Any], size: int) -> dict[str
 
 
 def _entry(file: StoredFile, name: str, value: Any) -> _Entry:
-    """One tensor's description, of which nothing is known."""
+    """Return one tensor's description, of which nothing is known."""
     fields = value if isinstance(value, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if (

@@ -45,7 +45,7 @@ class Settings:
 
 
 def _block_of(value: Any) -> Any:
-    """A block's shape from a pair, or from a text such as `128x128`."""
+    """Return a block's shape from a pair, or from a text such as `128x128`."""
     if not isinstance(value, str):
         return value
     sizes = _BLOCK_TEXT.fullmatch(value)
@@ -152,7 +152,7 @@ def _settings_of(config: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def _schemes(settings: _Quantization) -> Iterator[_Scheme]:
-    """The schemes of the groups of modules."""
+    """Yield the schemes of the groups of modules."""
     for group in (settings.config_groups or {}).values():
         if group.weights is not None:
             yield group.weights

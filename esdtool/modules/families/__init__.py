@@ -17,7 +17,7 @@ from esdtool.modules.rules import Family
 
 @functools.cache
 def load_families() -> tuple[Family, ...]:
-    """All family tables, in order of precedence."""
+    """Return all family tables, in order of precedence."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     families: list[Family] = [importlib.import_module(f"{__name__}.{name}").FAMILY for name in names]
     return tuple(sorted(families, key=lambda family: not family.model_types))

@@ -23,7 +23,7 @@ _DOTS = 4000
 
 
 def analysis_page(analysis: Analysis, *, experts: Experts = "mean") -> str:
-    """The report as one HTML file that needs nothing else, not even a network.
+    """Return the report as one HTML file that needs nothing else, not even a network.
 
     Without JavaScript all of it can be read but the figures of single modules; tables then do not sort.
 

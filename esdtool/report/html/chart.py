@@ -14,7 +14,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 12, 40
 
 
 def range_glyph(low: float, mean: float, high: float, null: float | None, *, ends: tuple[float, float]) -> Html:
-    """A role's values on a line: smallest to largest, a dot at the mean, a tick at the untrained null.
+    """Return a role's values on a line: smallest to largest, a dot at the mean, a tick at the untrained null.
 
     Args:
         low: smallest value.
@@ -48,7 +48,7 @@ def shift_glyph(first: float | None, last: float | None, *, ends: tuple[float, f
 
 
 def depth_chart(points: Sequence[tuple[int, float]], means: Sequence[tuple[int, float]], scale: Scale) -> Html:
-    """Alpha (up) by layer (across): a dot for each module, a line through the layers' means.
+    """Return alpha (up) by layer (across): a dot for each module, a line through the layers' means.
 
     Args:
         points: (layer, alpha) of each dot; those beyond the axis are hollow, at its end.

@@ -38,13 +38,13 @@ class Scale:
     """Whether values lie above `high`."""
 
     def css_class(self, value: float) -> str:
-        """The class of a cell that shows this value."""
+        """Return the class of a cell that shows this value."""
         span = self.high - self.low
         share = (value - self.low) / span if span > 0 else 0.5
         return f"{self.name}{round(min(max(share, 0.0), 1.0) * (STEPS - 1))}"
 
     def legend(self, *, left: str, right: str, spec: str = ".2f") -> Html:
-        """A strip of the colours between its ends in numbers and words."""
+        """Return a strip of the colours between its ends in numbers and words."""
         width = 4
         strip = [
             tag("rect", x=step * width, y=0, width=width + 1, height=12, fill=hex_colour(colour))
@@ -64,7 +64,7 @@ class Scale:
 
 
 def sequential(values: Sequence[float]) -> Scale:
-    """A scale over the values; a few far from all others do not stretch it.
+    """Return a scale over the values; a few far from all others do not stretch it.
 
     Args:
         values: at least one, finite.
@@ -82,7 +82,7 @@ def sequential(values: Sequence[float]) -> Scale:
 
 
 def diverging(values: Sequence[float]) -> Scale:
-    """A scale around zero, as far to either side as the middle of the values' sizes asks for."""
+    """Return a scale around zero, as far to either side as the middle of the values' sizes asks for."""
     if not values:
         return Scale(low=-1.0, high=1.0, name="d")
     reach = sequential([abs(value) for value in values]).high or 1.0
@@ -101,7 +101,7 @@ def scale_colours(name: ScaleName) -> list[Rgb]:
 
 
 def ink(background: Rgb) -> Rgb:
-    """The text colour with the larger contrast: 4.5 to 1 at least on any background."""
+    """Return the text colour with the larger contrast: 4.5 to 1 at least on any background."""
     return max((_BLACK, _WHITE), key=lambda text: contrast(text, background))
 
 
@@ -116,7 +116,7 @@ def contrast(one: Rgb, other: Rgb) -> float:
 
 
 def scale_css() -> str:
-    """A rule for each colour of each scale: the page's policy admits no colours in attributes of style."""
+    """Return a rule for each colour of each scale: the page's policy admits no colours in attributes of style."""
     names: tuple[ScaleName, ...] = ("s", "d")
     return "".join(
         f".{name}{step}{{background:{hex_colour(colour)};color:{hex_colour(ink(colour))}}}\n"

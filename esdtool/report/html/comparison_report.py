@@ -18,7 +18,7 @@ _MAPS = 6
 
 
 def comparison_page(comparison: CheckpointComparison) -> str:
-    """The comparison as one HTML file that needs nothing else, not even a network.
+    """Return the comparison as one HTML file that needs nothing else, not even a network.
 
     Args:
         comparison: of two checkpoints or more; differences are from the first.
@@ -165,7 +165,7 @@ def _roles(comparison: CheckpointComparison) -> Html:
 
 
 def _maps(comparison: CheckpointComparison) -> Html | None:
-    """A map of differences for each other checkpoint, all in one scale."""
+    """Return a map of differences for each other checkpoint, all in one scale."""
     layered = [(module, module.layer) for module in comparison.modules if module.layer is not None]
     values = [
         side.difference

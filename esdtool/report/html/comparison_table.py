@@ -16,7 +16,7 @@ SIGNED = "+z.3f"
 
 
 def compared_table(comparison: CheckpointComparison) -> Html:
-    """One row a module; for two checkpoints also the significance and both verdicts."""
+    """Return one row a module; for two checkpoints also the significance and both verdicts."""
     first, *others = comparison.labels
     two = len(others) == 1
     columns = [
@@ -39,12 +39,12 @@ def compared_table(comparison: CheckpointComparison) -> Html:
 
 
 def difference_column(value: float | None) -> Cell:
-    """A cell that shows a difference with its sign."""
+    """Return a cell that shows a difference with its sign."""
     return Cell(content=DASH if value is None else shown(value, SIGNED), value=value, class_="strong")
 
 
 def row_link(name: str, position: int) -> Html:
-    """A link to a module's row in the table of all."""
+    """Return a link to a module's row in the table of all."""
     return tag("a", name_tag(name), href=f"#{anchor(position)}")
 
 

@@ -36,7 +36,7 @@ def stack_of(parameter: str, layer: int) -> str:
 
 
 def heat_maps(places: Sequence[Place], scale: Scale, *, caption: str, spec: str = ".2f") -> Html:
-    """One map for each stack of layers; modules in one cell are averaged.
+    """Return one map for each stack of layers; modules in one cell are averaged.
 
     Args:
         places: at least one.

@@ -42,7 +42,7 @@ def joined(content: Content) -> Html:
 
 
 def tag(name: str, content: Content = None, /, **attributes: str | int | float | bool | None) -> Html:
-    """One element. `class_` stands for `class`, and `_` in names for `-`; None and False leave an attribute out.
+    """Return one element. `class_` stands for `class`, and `_` in names for `-`; None and False leave an attribute out.
 
     >>> tag("th", "a < b", scope="col", data_type="number")
     '<th scope="col" data-type="number">a &lt; b</th>'
@@ -68,7 +68,7 @@ def name_tag(name: str) -> Html:
 
 
 def shown(value: float, spec: str) -> str:
-    r"""A number by a format, with a true minus sign.
+    r"""Return a number by a format, with a true minus sign.
 
     >>> shown(-0.251, "+.2f") == "\N{MINUS SIGN}0.25", shown(-0.001, "+z.2f")
     (True, '+0.00')
@@ -78,7 +78,7 @@ def shown(value: float, spec: str) -> str:
 
 
 def rounded(value: float | None, digits: int = 6) -> float | int | None:
-    """A number with few digits, to keep pages small; None for what JSON has no number for.
+    """Return a number with few digits, to keep pages small; None for what JSON has no number for.
 
     >>> rounded(2.123456789), rounded(1e5), rounded(float("nan"))
     (2.12346, 100000, None)

@@ -17,7 +17,7 @@ _JSON_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>
 
 
 def page(title: str, body: Content, data: Any) -> str:
-    """A whole document.
+    """Return a whole document.
 
     Args:
         title: of the window; any text.
@@ -69,12 +69,12 @@ def embedded_json(data: Any) -> str:
 
 
 def section(heading: str, content: Content, *, anchor: str) -> Html:
-    """A part of the page under a heading that can be linked to."""
+    """Return a part of the page under a heading that can be linked to."""
     return tag("section", [tag("h2", heading, id=anchor), joined(content)], aria_labelledby=anchor)
 
 
 def details(summary: Content, content: Content) -> Html:
-    """A part that is closed at first."""
+    """Return a part that is closed at first."""
     return tag("details", [tag("summary", joined(summary)), joined(content)])
 
 

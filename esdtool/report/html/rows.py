@@ -21,12 +21,12 @@ class ModuleRows:
     """Whether the experts of a layer share a row."""
 
     def link(self, name: str) -> Html:
-        """A link to the module's row."""
+        """Return a link to the module's row."""
         return tag("a", name_tag(name), href=f"#{anchor(self.position[name])}")
 
 
 def module_rows(analysis: Analysis, experts: Experts) -> ModuleRows:
-    """The rows of an analysis, experts averaged by layer or each in its own."""
+    """Return the rows of an analysis, experts averaged by layer or each in its own."""
     folded = experts == "mean"
     keys: dict[object, int] = {}
     position = {}
@@ -41,5 +41,5 @@ def module_rows(analysis: Analysis, experts: Experts) -> ModuleRows:
 
 
 def anchor(row: int) -> str:
-    """The id of a row."""
+    """Return the id of a row."""
     return f"m{row}"

@@ -22,7 +22,7 @@ _FIRST = ("perplexity", "loss", "decay-steps", "alpha-steps", "decay")
 
 
 def runs_page(comparison: ComparisonTable, runs: Sequence[Run]) -> str:
-    """The comparison of runs as one HTML file that needs nothing else, not even a network.
+    """Return the comparison of runs as one HTML file that needs nothing else, not even a network.
 
     Args:
         comparison: of these runs.
@@ -51,7 +51,7 @@ def _lead(comparison: ComparisonTable) -> Html:
 
 
 def _words(comparison: ComparisonTable) -> Html:
-    """The best setting, and how far the next one is behind."""
+    """Return the best setting, and how far the next one is behind."""
     best, *others = comparison.settings
     words = [f"Lowest final validation perplexity: {best.policy}", _described(best), f" with {_final(best)}"]
     if others:

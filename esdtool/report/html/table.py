@@ -48,7 +48,7 @@ class Row:
 
 
 def number(value: float | None, spec: str, *, class_: str | None = None) -> Cell:
-    """A cell that shows a number in few digits and is sorted by all of it."""
+    """Return a cell that shows a number in few digits and is sorted by all of it."""
     text = DASH if value is None else format(value, spec)
     return Cell(content=text, value=value, class_=class_)
 
@@ -62,7 +62,7 @@ def table(
     panels: bool = False,
     anchor: str | None = None,
 ) -> Html:
-    """A table in a container of its own that scrolls sideways where the page is narrow.
+    """Return a table in a container of its own that scrolls sideways where the page is narrow.
 
     Args:
         caption: says what the table shows.
@@ -100,7 +100,7 @@ def table(
 
 
 def scroller(content: Html, *, label: str | None = None, tall: bool = False) -> Html:
-    """A container that scrolls instead of the page, with a label for those who hear it."""
+    """Return a container that scrolls instead of the page, with a label for those who hear it."""
     # In the tab order, so that the keyboard can scroll it.
     classes = "scroll tall" if tall else "scroll"
     return tag("div", content, class_=classes, tabindex=0, role="group", aria_label=label)

@@ -55,7 +55,7 @@ def comparison_rows(
 
 
 def fold_compared(modules: Sequence[ComparedModule]) -> list[ComparedModule]:
-    """The modules, with all experts of one layer and role replaced by their mean.
+    """Return the modules, with all experts of one layer and role replaced by their mean.
 
     A mean difference is over the experts that are scored on both sides, and its standard error that of such a mean.
     """
@@ -67,7 +67,7 @@ def fold_compared(modules: Sequence[ComparedModule]) -> list[ComparedModule]:
 
 
 def module_columns(comparison: CheckpointComparison, *, narrow: bool) -> list[Column[ComparedModule]]:
-    """The columns of the module table; `narrow` leaves out what can be spared."""
+    """Return the columns of the module table; `narrow` leaves out what can be spared."""
     place: list[Column[ComparedModule]] = [
         Column(heading="role", cell=lambda module: module.role, is_text=True),
         Column(heading="layer", cell=lambda module: format_layer(module.layer)),
@@ -90,7 +90,7 @@ def module_columns(comparison: CheckpointComparison, *, narrow: bool) -> list[Co
 
 
 def checkpoint_columns(comparison: CheckpointComparison) -> list[Column[int]]:
-    """The columns of the table of checkpoints; its rows are their positions."""
+    """Return the columns of the table of checkpoints; its rows are their positions."""
     found, summary = comparison.checkpoints, comparison.summary
 
     def compared(value: Callable[[int], str]) -> Callable[[int], str]:
@@ -115,7 +115,7 @@ def checkpoint_columns(comparison: CheckpointComparison) -> list[Column[int]]:
 
 
 def role_columns(comparison: CheckpointComparison) -> list[Column[ComparedRole]]:
-    """The columns of the table by role."""
+    """Return the columns of the table by role."""
 
     def mean(position: int) -> Callable[[ComparedRole], str]:
         return lambda row: format_number(row.mean_alphas[position], ".3f")
@@ -148,7 +148,7 @@ def moved_most(comparison: CheckpointComparison) -> list[tuple[ComparedModule, i
 
 
 def moved_columns(comparison: CheckpointComparison) -> list[Column[tuple[ComparedModule, int]]]:
-    """The columns of the table of `moved_most`."""
+    """Return the columns of the table of `moved_most`."""
     where: list[Column[tuple[ComparedModule, int]]] = [
         Column(heading="in", cell=lambda found: letter(found[1]), is_text=True)
     ]
@@ -161,7 +161,7 @@ def moved_columns(comparison: CheckpointComparison) -> list[Column[tuple[Compare
 
 
 def comparison_words(comparison: CheckpointComparison) -> str:
-    """The comparison in words, a sentence or two for each checkpoint after the first."""
+    """Return the comparison in words, a sentence or two for each checkpoint after the first."""
     return " ".join(_words(comparison, position) for position in range(1, len(comparison.checkpoints)))
 
 
@@ -221,7 +221,7 @@ def _significance(position: int) -> Callable[[ComparedModule], str]:
 
 
 def _verdicts(module: ComparedModule) -> str:
-    """The verdict, or how it changed along the checkpoints."""
+    """Return the verdict, or how it changed along the checkpoints."""
     said = [side.verdict for side in module.sides if side is not None]
     return " -> ".join(word for place, word in enumerate(said) if place == 0 or word != said[place - 1])
 

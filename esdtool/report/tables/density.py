@@ -107,7 +107,7 @@ def tail_density(eigenvalues: Vector, fit: TailResult, total: int) -> Vector:
 
 
 def drawn_fit(module: ModuleResult) -> tuple[str, TailResult] | None:
-    """The first estimator's name and tail whose xmin is an eigenvalue of the module; None without one.
+    """Return the first estimator's name and tail whose xmin is an eigenvalue of the module; None without one.
 
     That of `farms` is an eigenvalue of the module's windows, on another scale.
     """

@@ -15,7 +15,7 @@ _AVERAGED = ("alpha", "alpha_stderr", "mp_alpha", "ks_distance", "stable_rank", 
 
 
 def fold_experts(modules: Sequence[ModuleResult]) -> list[ModuleResult]:
-    """The modules, with all experts of one layer and role replaced by their mean.
+    """Return the modules, with all experts of one layer and role replaced by their mean.
 
     The row is named with `*` for the expert's number, and says how many experts it stands for. Those that could not
     be scored take no part; if none could, the row has the status of the first.
@@ -28,7 +28,7 @@ def fold_experts(modules: Sequence[ModuleResult]) -> list[ModuleResult]:
 
 
 def starred(name: str, expert: int | None) -> str:
-    """The name of an expert's module with a star for its number; any other name as it is.
+    """Return the name of an expert's module with a star for its number; any other name as it is.
 
     >>> starred("layers.3.mlp.experts.12.up_proj", 12)
     'layers.3.mlp.experts.*.up_proj'

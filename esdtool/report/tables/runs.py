@@ -106,7 +106,7 @@ PAIRED_HEADINGS = ("setting", "minus", "seeds", "difference", "95 % interval", "
 
 
 def settings_csv(table: ComparisonTable) -> str:
-    """One line per setting: what the tables show, unrounded."""
+    """Return one line per setting: what the tables show, unrounded."""
     keys = sorted({key for row in table.settings for key in row.setting})
     arranged = policy_table(table.settings)
     best = [

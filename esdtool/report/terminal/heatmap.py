@@ -58,7 +58,7 @@ def alpha_heat_map(analysis: Analysis, console: Console) -> list[Table]:
 
 
 def _parts(headings: Sequence[str], corner: str, rows: Sequence[str], cells: Cells, width: int) -> list[list[str]]:
-    """The columns in runs that fit the width."""
+    """Return the columns in runs that fit the width."""
     figures = max(len(_figure(alpha)) for alpha in cells.values()) + 1
     first = max(map(len, (corner, *rows))) + _GAP
     parts: list[list[str]] = [[]]

@@ -32,7 +32,7 @@ def ramp_for(encoding: str) -> str:
 
 
 def sparkline(values: Sequence[float | None], *, ramp: str = BLOCKS, zero: float | None = None) -> str:
-    """One character a value, from the smallest to the largest; a blank for None.
+    """Return one character a value, from the smallest to the largest; a blank for None.
 
     >>> sparkline([1, 2, None, 8])
     '▁▂ █'
@@ -76,7 +76,7 @@ def shortened(values: Sequence[float | None], length: int) -> list[float | None]
 
 
 def esd_sparkline(eigenvalues: npt.ArrayLike, xmin: float | None, *, ramp: str = BLOCKS, bins: int = ESD_BINS) -> Text:
-    """An ESD on a logarithmic axis: a block's height is the number of eigenvalues in its bin.
+    """Return an ESD on a logarithmic axis: a block's height is the number of eigenvalues in its bin.
 
     Args:
         eigenvalues: [n], any order; nothing is drawn without a positive one.

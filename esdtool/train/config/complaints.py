@@ -100,7 +100,7 @@ def _quoted(text: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as TOML spells it, with its type where that is the point."""
+    """Return a value as TOML spells it, with its type where that is the point."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):

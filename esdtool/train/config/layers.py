@@ -21,7 +21,7 @@ _ALTERNATIVES: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
 
 @cache
 def section_choices() -> dict[str, Choices]:
-    """The sections whose keys depend on a choice."""
+    """Return the sections whose keys depend on a choice."""
     found = {}
     for name, info in TrainConfig.model_fields.items():
         mark = next((each for each in info.metadata if isinstance(each, OneOf)), None)

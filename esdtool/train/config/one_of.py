@@ -44,7 +44,7 @@ class OneOf:
         )
 
     def choices(self, annotation: Any) -> Choices:
-        """The choices of a section annotated with this mark; `annotation` is the union."""
+        """Return the choices of a section annotated with this mark; `annotation` is the union."""
         if self.models is not None:
             return Choices(selector=self.selector, default=self.default, models=self.models())
         models = {get_args(model.model_fields[self.selector].annotation)[0]: model for model in get_args(annotation)}
@@ -74,16 +74,16 @@ class Choices:
         return frozenset(keys(self.models[choice]))
 
     def owners_of(self, key: str) -> tuple[str, ...]:
-        """The choices that have a key, in order; none for a key that there is not."""
+        """Return the choices that have a key, in order; none for a key that there is not."""
         return tuple(choice for choice in self.models if key in self.keys_of(choice))
 
     def chosen(self, values: Mapping[str, Any]) -> str | None:
-        """The choice that a section's values make, or None if there is no such choice."""
+        """Return the choice that a section's values make, or None if there is no such choice."""
         found = values.get(self.selector, self.default)
         return found if isinstance(found, str) and found in self.models else None
 
     def foreign(self, values: Mapping[str, Any]) -> list[str]:
-        """The keys among a section's values that belong to other choices only."""
+        """Return the keys among a section's values that belong to other choices only."""
         choice = self.chosen(values)
         if choice is None:
             return []
@@ -91,12 +91,12 @@ class Choices:
 
 
 def choices_of(annotation: Any) -> Choices:
-    """The choices of an annotation such as `DataSettings`."""
+    """Return the choices of an annotation such as `DataSettings`."""
     union, mark = get_args(annotation)
     assert isinstance(mark, OneOf)
     return mark.choices(union)
 
 
 def keys(model: type[BaseModel]) -> list[str]:
-    """The keys of a section as TOML spells them."""
+    """Return the keys of a section as TOML spells them."""
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -123,12 +123,12 @@ class TrainConfig(Section):
         return self.batch.global_size * self.batch.sequence_length
 
     def flat(self) -> dict[str, Any]:
-        """Every key as `section.key`, its value as JSON has it."""
+        """Return every key as `section.key`, its value as JSON has it."""
         document = self.model_dump(by_alias=True, mode="json")
         return {f"{section}.{key}": value for section, values in document.items() for key, value in values.items()}
 
     def resolved(self) -> TrainConfig:
-        """The same run with every default that depends on another key written out."""
+        """Return the same run with every default that depends on another key written out."""
         updates: dict[str, dict[str, Any]] = {
             "schedule": {"warmup_steps": self.warmup_steps},
             "weight_decay": self.weight_decay.defaults(kind_of_decay(self.optimizer.name)),

@@ -34,7 +34,7 @@ class BatchLayout:
 
     @classmethod
     def from_config(cls, config: TrainConfig, *, pad: int, rank: int, world_size: int) -> BatchLayout:
-        """The layout of [batch] and [data].
+        """Return the layout of [batch] and [data].
 
         Raises:
             ConfigError: if the global batch cannot be split evenly.
@@ -56,7 +56,7 @@ class BatchLayout:
         return rows[self.rank * size : (self.rank + 1) * size]
 
     def tensors(self, rows: Sequence[Ids], micro_size: int | None = None) -> list[MicroBatch]:
-        """Rows as micro-batches."""
+        """Return the rows as micro-batches."""
         return to_micro_batches(
             rows,
             micro_size=micro_size or self.micro_size,

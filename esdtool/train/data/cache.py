@@ -13,7 +13,7 @@ from esdtool.support.files import cache_directory
 
 
 def cache_folder(name: str) -> Path:
-    """A folder of the cache directory, made if need be.
+    """Return a folder of the cache directory, made if need be.
 
     Raises:
         OutputError: if it cannot be made.

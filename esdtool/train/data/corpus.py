@@ -28,7 +28,7 @@ class StreamReader(Protocol):
     """A place in a stream."""
 
     def read(self, count: int) -> list[str]:
-        """The next documents; fewer than `count` only where the stream ends. Held-out documents do not count."""
+        """Return the next documents; fewer than `count` only where the stream ends. Held-out documents do not count."""
 
     def position(self) -> dict[str, Any]:
         """Return the position of the next `read`, as plain values."""
@@ -70,7 +70,7 @@ def is_held_out(document: str, fraction: float) -> bool:
 
 
 def fingerprint_of(*parts: str | bytes | int | float | None) -> str:
-    """A hexadecimal hash of a sequence of values."""
+    """Return a hexadecimal hash of a sequence of values."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part if isinstance(part, bytes) else repr(part).encode()

@@ -21,7 +21,7 @@ SUFFIXES: Final = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
 
 def files_corpus(patterns: Sequence[str], *, key: str, data: FilesData) -> Corpus:
-    """The documents of all files that match, in the order of their paths.
+    """Return the documents of all files that match, in the order of their paths.
 
     Args:
         patterns: globs; `**` descends into folders.
@@ -43,7 +43,7 @@ def files_corpus(patterns: Sequence[str], *, key: str, data: FilesData) -> Corpu
 
 
 def find_files(patterns: Sequence[str], *, key: str = "data.files") -> list[Path]:
-    """Every file that matches one of the globs, once, sorted.
+    """Return every file that matches one of the globs, once, sorted.
 
     Raises:
         ConfigError: for a pattern that matches no file, and for a file of an unknown kind.
@@ -127,7 +127,7 @@ def _read_jsonl(file: Path, column: str) -> Iterator[str]:
 
 
 def text_of(record: dict[str, Any], column: str, where: str) -> str:
-    """The text of one record.
+    """Return the text of one record.
 
     Raises:
         ConfigError: if there is no such column (lists those that there are), or it holds no text.

@@ -24,7 +24,7 @@ _LOADING: Final = threading.Lock()
 
 
 def hub_corpus(data: HubData, split: str) -> Corpus:
-    """One split of data.dataset: a `Stream` if data.streaming, else a `Corpus` that is downloaded whole.
+    """Return one split of data.dataset: a `Stream` if data.streaming, else a `Corpus` that is downloaded whole.
 
     Raises:
         ConfigError: if the dataset, its configuration or its split cannot be had, or has no such text column.

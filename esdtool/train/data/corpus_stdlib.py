@@ -16,7 +16,7 @@ _EXCLUDED: Final = frozenset({"test", "tests", "idlelib", "ensurepip", "site-pac
 
 
 def stdlib_corpus(root: Path | None = None) -> Corpus:
-    """One document per .py file, in the order of their paths.
+    """Return one document per .py file, in the order of their paths.
 
     Args:
         root: the folder to read instead of the running Python's.
@@ -39,7 +39,7 @@ def stdlib_corpus(root: Path | None = None) -> Corpus:
 
 
 def stdlib_files(folder: Path) -> list[Path]:
-    """The .py files of the library, without its tests and without what the build of one machine generated."""
+    """Return the .py files of the library, without its tests and without what the build of one machine generated."""
     found = []
     for file in folder.rglob("*.py"):
         relative = file.relative_to(folder)

@@ -124,7 +124,7 @@ def open_data(
 def open_validation(
     corpus: Corpus, encoder: Encoder, layout: BatchLayout, *, tokens: int, micro_size: int
 ) -> ValidationBatches:
-    """The first `tokens` targets of a corpus as batches: for the run's own validation and for `esdtool eval`.
+    """Return the first `tokens` targets of a corpus as batches: for the run's own validation and for `esdtool eval`.
 
     Raises:
         ConfigError: if the corpus holds no text.
@@ -144,7 +144,7 @@ def _documents(corpus: Corpus, encoder: Encoder) -> Iterator[Ids]:
 
 
 def open_corpus(data: DataSettings) -> Splits:
-    """The training and the validation text that [data] describes.
+    """Return the training and the validation text that [data] describes.
 
     Raises:
         ConfigError: for globs without a match, unreadable files and datasets that cannot be had. What is wrong
@@ -167,7 +167,7 @@ def open_corpus(data: DataSettings) -> Splits:
 
 
 def open_whole_corpus(data: DataSettings) -> Corpus:
-    """All of the text, nothing held out."""
+    """Return all of the text, nothing held out."""
     match data:
         case StdlibData():
             return corpus_stdlib.stdlib_corpus()

@@ -21,7 +21,7 @@ NO_TARGET = -100
 
 
 def document_row(document: Ids, length: int) -> Ids:
-    """The paper's packing: one document, cut to `length` tokens, of which the last one stays end-of-text.
+    """Return the paper's packing: one document, cut to `length` tokens, of which the last one stays end-of-text.
 
     >>> document_row(np.array([5, 6, 7, 8, 0]), 4)
     array([5, 6, 7, 0])
@@ -32,7 +32,7 @@ def document_row(document: Ids, length: int) -> Ids:
 
 
 def pack(documents: Iterable[Ids], packing: PackingName, length: int) -> Iterator[Ids]:
-    """Rows of at most `length` tokens, in the order of the documents; none is left out.
+    """Yield the rows of at most `length` tokens, in the order of the documents; none is left out.
 
     `document`: one row a document. `dense`: all documents joined and cut; only the last row may be shorter.
 
@@ -57,7 +57,7 @@ def pack(documents: Iterable[Ids], packing: PackingName, length: int) -> Iterato
 
 
 def to_micro_batch(rows: Sequence[Ids], *, packing: PackingName, length: int, pad: int) -> MicroBatch:
-    """Rows as the tensors that a transformers model takes, filled up on the right.
+    """Return the rows as the tensors that a transformers model takes, filled up on the right.
 
     With dense packing there is no attention mask: what is to the right of a token never
     reaches it in a causal model, and without a mask the fast attention kernels apply.
@@ -82,10 +82,10 @@ def to_micro_batches(
 
 
 def count_targets(batch: MicroBatch) -> int:
-    """Number of tokens that the loss of this batch sums over: labels[:, 1:] that are not -100."""
+    """Return the number of tokens that the loss of this batch sums over: labels[:, 1:] that are not -100."""
     return int((batch["labels"][:, 1:] != NO_TARGET).sum())
 
 
 def targets_of(row: Ids) -> int:
-    """Number of targets in a row: every token but the first."""
+    """Return the number of targets in a row: every token but the first."""
     return max(0, len(row) - 1)

@@ -136,7 +136,7 @@ class StreamBatches:
         return self._layout.tensors(self._rows(self._layout.part(items)))
 
     def _take(self, cursor: Cursor, step: int) -> tuple[Cursor, list[Any]]:
-        """The items of one global batch from `cursor` on, and where the next one begins."""
+        """Return the items of one global batch from `cursor` on, and where the next one begins."""
         items: list[Any] = []
         while True:
             block = self._block_at(cursor)

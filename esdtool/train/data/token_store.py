@@ -34,13 +34,13 @@ class TokenStore:
         return len(self.offsets) - 1 if packing == "document" else len(self.tokens) // length
 
     def row(self, index: int, packing: PackingName, length: int) -> Ids:
-        """One row of at most `length` ids."""
+        """Return one row of at most `length` ids."""
         if packing == "document":
             return document_row(self.document(index), length)
         return self.tokens[index * length : (index + 1) * length]
 
     def document(self, index: int) -> Ids:
-        """One whole document."""
+        """Return one whole document."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
 
@@ -68,7 +68,7 @@ def _tokens_file(target: Path) -> Path:
 
 
 def _open(target: Path, encoder: Encoder) -> TokenStore | None:
-    """The cached files, or None if they are not there or not whole."""
+    """Return the cached files, or None if they are not there or not whole."""
     tokens = _tokens_file(target)
     try:
         offsets = np.load(target)

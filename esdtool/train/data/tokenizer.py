@@ -37,7 +37,7 @@ _RECIPE: Final = 1
 
 
 def load_tokenizer(config: TrainConfig, train: Corpus) -> PreTrainedTokenizerFast:
-    """The tokenizer that [tokenizer] describes; without any key there, the one of model.from.
+    """Return the tokenizer that [tokenizer] describes; without any key there, the one of model.from.
 
     Args:
         train: the training documents, for tokenizer.train_vocab_size.
@@ -58,7 +58,7 @@ def load_tokenizer(config: TrainConfig, train: Corpus) -> PreTrainedTokenizerFas
 
 
 def train_tokenizer(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of exactly `vocab_size` tokens, trained on the corpus or taken from the cache.
+    """Return a byte-level BPE of exactly `vocab_size` tokens, trained on the corpus or taken from the cache.
 
     Token 0 is `<|endoftext|>`, then come the 256 bytes and the merges.
 
@@ -110,7 +110,7 @@ def _from_file(path: Path) -> PreTrainedTokenizerFast:
 
 
 def _wrap(path: Path) -> PreTrainedTokenizerFast:
-    """A bare tokenizer.json as a transformers tokenizer."""
+    """Return a bare tokenizer.json as a transformers tokenizer."""
     try:
         from tokenizers import Tokenizer
         from transformers import PreTrainedTokenizerFast

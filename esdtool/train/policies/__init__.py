@@ -23,7 +23,7 @@ _FIRST: Final = (DEFAULT, "uniform", "none", "awd", "adadecay", "file")
 
 @functools.cache
 def load_policies() -> Mapping[str, type[PolicySettings]]:
-    """The settings of every policy, by the policy's name."""
+    """Return the settings of every policy, by the policy's name."""
     found: dict[str, type[PolicySettings]] = {}
     for module in pkgutil.iter_modules(__path__):
         settings = importlib.import_module(f"{__name__}.{module.name}").POLICY

@@ -13,7 +13,7 @@ from esdtool.train.run.manifest import SavedRun, find_checkpoint, list_checkpoin
 
 
 def find(run: Path, resume: str | None) -> tuple[SavedRun | None, list[str]]:
-    """The checkpoint to go on from, if any, and remarks for the user.
+    """Return the checkpoint to go on from, if any, and remarks for the user.
 
     Raises:
         CheckpointError: if the checkpoint named by `resume` cannot be used.

@@ -34,7 +34,7 @@ def perplexity(loss: float) -> float:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl log; one that a killed run left half-written at the end is left out.
+    """Return the lines of a .jsonl log; one that a killed run left half-written at the end is left out.
 
     Raises:
         ConfigError: if the file cannot be read, or a line in its middle is no JSON object with a step.
@@ -165,7 +165,7 @@ class RunLog:
 
 
 def by_role(record: DecayRecord, modules: Mapping[str, WeightModule]) -> dict[str, dict[str, float]]:
-    """Mean alpha and mean decay of each role."""
+    """Return the mean alpha and mean decay of each role."""
     values: dict[str, dict[str, list[float]]] = {"alpha": defaultdict(list), "weight_decay": defaultdict(list)}
     for name, decay in record.modules.items():
         role = modules[name].role if name in modules else name
@@ -237,7 +237,7 @@ def _open_wandb(run: Path, config: TrainConfig, *, resumed: bool) -> Any:
 
 
 def _wandb_id(run: Path, *, resumed: bool) -> str:
-    """The id of this run at Weights & Biases: random, and kept in the run directory for those that resume it."""
+    """Return the id of this run at Weights & Biases: random, and kept in the run directory for those that resume it."""
     file = run / WANDB_ID
     if resumed and file.is_file():
         with naming_the_file(file):
@@ -250,6 +250,6 @@ def _wandb_id(run: Path, *, resumed: bool) -> str:
 
 
 def _default_name(run: Path) -> str:
-    """The run directory's name; of a run of a sweep, `SETTING/seed-N`."""
+    """Return the run directory's name; of a run of a sweep, `SETTING/seed-N`."""
     run = run.resolve()
     return f"{run.parent.name}/{run.name}" if re.fullmatch(r"seed-\d+", run.name) else run.name

@@ -95,7 +95,7 @@ def read_manifest(path: Path) -> SavedRun:
 
 
 def find_checkpoint(run: Path, resume: str) -> tuple[SavedRun | None, list[str]]:
-    """The checkpoint to go on from, and remarks on those that were passed over.
+    """Return the checkpoint to go on from, and remarks on those that were passed over.
 
     Args:
         run: the run directory.
@@ -116,7 +116,7 @@ def find_checkpoint(run: Path, resume: str) -> tuple[SavedRun | None, list[str]]
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The checkpoint folders of a run, oldest first, whole or not."""
+    """Return the checkpoint folders of a run, oldest first, whole or not."""
     folder = run / "checkpoints"
     if not folder.is_dir():
         return []

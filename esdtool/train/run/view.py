@@ -215,7 +215,7 @@ class NoView(PlainView):
 
 
 def open_view(total_steps: int, *, quiet: bool) -> PlainView:
-    """The view for this stderr."""
+    """Return the view for this stderr."""
     if quiet:
         return NoView()
     return LiveView(total_steps) if sys.stderr.isatty() else PlainView(total_steps)

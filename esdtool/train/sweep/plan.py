@@ -146,7 +146,7 @@ def _expand(entry: Mapping[str, Any], where: str) -> Iterator[tuple[str, dict[st
 
 
 def _fitting(chosen: _Setting, alternatives: Mapping[tuple[str, str], Sequence[Any]]) -> _Setting:
-    """A combination without the keys that belong to other policies (sources, ...) of the same [[grid]] only.
+    """Return a combination without the keys that belong to other policies (sources, ...) of the same [[grid]] only.
 
     `policy = ["uniform", "alphadecay"]` with `interval = [50, 100]` is three settings: uniform decay has no interval.
     """

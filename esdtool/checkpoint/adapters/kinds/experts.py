@@ -91,7 +91,7 @@ def _sizes(group: Group, context: Context) -> tuple[int, int]:
 
 
 def _targets(group: Group, context: Context) -> list[str]:
-    """Names of the parameters of a group's module that the configuration targets."""
+    """Return the names of the parameters of a group's module that the configuration targets."""
     return sorted({name for name in map(_in_module(group), context.config.target_parameters or ()) if name})
 
 

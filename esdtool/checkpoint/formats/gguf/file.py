@@ -118,7 +118,7 @@ def _ggml_types(file: StoredFile) -> Mapping[int, tuple[str, int, int]]:
 
 
 def _parts(file: StoredFile) -> list[StoredFile]:
-    """The file itself, or all files of its set."""
+    """Return the file itself, or all files of its set."""
     path = file.path
     shard = SHARD.fullmatch(path.name)
     if shard is None:
@@ -247,7 +247,7 @@ _SIZES = {
 
 
 def _config(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes in the metadata, under the names of a `config.json`."""
+    """Return the sizes in the metadata, under the names of a `config.json`."""
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
         return {}

@@ -223,20 +223,20 @@ def _h5py(file: StoredFile) -> Any:
 
 
 def _roots(file: Any) -> list[Any]:
-    """The groups that may list layers: of a file with weights alone, and of a whole model."""
+    """Return the groups that may list layers: of a file with weights alone, and of a whole model."""
     weights = _member(file, "model_weights")
     return [file] if weights is None else [file, weights]
 
 
 def _own_name(group: Any) -> str | None:
-    """The name of the layer that a group holds: an attribute of its `vars`, in recent versions of Keras."""
+    """Return the name of the layer that a group holds: an attribute of its `vars`, in recent versions of Keras."""
     variables = _member(group, "vars")
     name = variables.attrs.get("name") if variables is not None else None
     return name if isinstance(name, str) and name else None
 
 
 def _member(group: Any, name: str) -> Any:
-    """A member of a group by a link within the file; None if there is none, or a link that leads elsewhere."""
+    """Return a member of a group by a link within the file; None if there is none, or a link that leads elsewhere."""
     import h5py
 
     link = group.get(name, getlink=True) if hasattr(group, "keys") and name in group.keys() else None  # noqa: SIM118

@@ -151,7 +151,7 @@ def _name(dataset: Dataset) -> tuple[list[str], str, list[str]]:
 
 
 def _default_class(name: str) -> str | None:
-    """The class whose default name this is: `dense_3` is a Dense."""
+    """Return the class whose default name this is: `dense_3` is a Dense."""
     return _CLASS_OF_DEFAULT_NAME.get(name) or _CLASS_OF_DEFAULT_NAME.get(re.sub(r"_\d+$", "", name))
 
 
@@ -244,7 +244,7 @@ def _einsum(settings: Mapping[str, Any], rank: int) -> tuple[tuple[int, ...], tu
 
 
 def _projection(name: str, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """The same for MultiHeadAttention's: [in, heads, width] of a query, [heads, width, out] of the output."""
+    """Return the same for MultiHeadAttention's: [in, heads, width] of a query, [heads, width, out] of the output."""
     if rank != 3 or name not in _PROJECTIONS.values():
         return None
     return ((2,), (0, 1)) if name == "attention_output" else ((1, 2), (0,))

@@ -15,7 +15,7 @@ def _open(file: StoredFile, label: str) -> WeightFile:
 
 
 def _external_data(name: str, names: Sequence[str]) -> list[str]:
-    """The files in which exporters put a model's data."""
+    """Return the files in which exporters put a model's data."""
     return [other for other in names if other.startswith((f"{name}_data", f"{name}.data"))]
 
 

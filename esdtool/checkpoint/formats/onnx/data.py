@@ -78,7 +78,7 @@ class Data:
         return TYPES[self.type][0]
 
     def whole(self) -> torch.Tensor:
-        """All elements; codes of 4 bits take a byte each."""
+        """Return all elements; codes of 4 bits take a byte each."""
         from onnx import numpy_helper
 
         if self.file is None:
@@ -106,7 +106,7 @@ class Data:
 
 
 def _as_tensor(array: Array, dtype: str) -> torch.Tensor:
-    """An array of a type of ONNX in torch."""
+    """Return an array of a type of ONNX in torch."""
     import torch
 
     if dtype in ("int4", "uint4"):
@@ -118,7 +118,7 @@ def _as_tensor(array: Array, dtype: str) -> torch.Tensor:
 
 
 def _owned(array: Array) -> Array:
-    """The array itself if it may be written to; torch warns of others."""
+    """Return the array itself if it may be written to; torch warns of others."""
     return array if array.flags.writeable else array.copy()
 
 
@@ -171,7 +171,7 @@ def _is_number(text: str) -> bool:
 
 
 def _inline_bytes(proto: Any) -> int:
-    """Bytes that the elements inside the file take: raw, or in the typed fields of older exporters."""
+    """Return the bytes that the elements inside the file take: raw, or in the typed fields of older exporters."""
     if proto.HasField("raw_data"):
         return len(proto.raw_data)
     bits = TYPES[proto.data_type][1]

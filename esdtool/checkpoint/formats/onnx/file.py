@@ -106,7 +106,7 @@ class ONNXFile(WeightFile):
 
 
 def _load(file: StoredFile) -> Any:
-    """The model without its external data."""
+    """Return the model without its external data."""
     try:
         import onnx
         import onnx.inliner

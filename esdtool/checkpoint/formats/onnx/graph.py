@@ -83,7 +83,7 @@ class Weight:
 
 
 def all_graphs(graph: Any) -> Iterator[Any]:
-    """A graph and the graphs within its nodes (If, Loop, Scan)."""
+    """Yield a graph and the graphs within its nodes (If, Loop, Scan)."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -121,7 +121,7 @@ def check_growth(model: Any) -> None:
 
 
 def _call(node: Any) -> tuple[str, str, str]:
-    """The function that a node may call."""
+    """Return the function that a node may call."""
     return node.domain, node.op_type, node.overload
 
 
@@ -218,7 +218,7 @@ def _use(node: Any, order: _Order) -> _Use:
 
 
 def module_of(node: Any) -> str | None:
-    """The module that a node stands for: `/encoder/layer.0/query/MatMul` is `encoder.layer.0.query`."""
+    """Return the module that a node stands for: `/encoder/layer.0/query/MatMul` is `encoder.layer.0.query`."""
     for item in node.metadata_props:
         if item.key == "pkg.torch.onnx.name_scopes":  # torch's newer exporter: the modules, then the node itself
             try:
@@ -237,7 +237,7 @@ def module_of(node: Any) -> str | None:
 
 
 def _attribute(node: Any, name: str, default: Any) -> Any:
-    """The value of an integer or list attribute."""
+    """Return the value of an integer or list attribute."""
     for attribute in node.attribute:
         if attribute.name == name:
             return list(attribute.ints) if isinstance(default, tuple) else attribute.i

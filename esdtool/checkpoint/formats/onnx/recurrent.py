@@ -75,7 +75,7 @@ class RecurrentWeight:
         return ordered
 
     def _of_direction(self, data: Data, columns: int) -> torch.Tensor:
-        """A scale or zero point: one for the direction, or one for each column of the stored matrix."""
+        """Return a scale or zero point: one for the direction, or one for each column of the stored matrix."""
         values = data.whole().float()
         if values.ndim:
             values = values[self.direction if values.shape[0] > 1 else 0]
@@ -125,7 +125,7 @@ def find_recurrent(graphs: Iterable[Any], weights: Mapping[str, Weight]) -> Recu
 
 
 def _sources(graph: Any, weights: Mapping[str, Weight]) -> dict[str, str]:
-    """The stored tensor behind each name, through nodes that pass it on."""
+    """Return the stored tensor behind each name, through nodes that pass it on."""
     source = {name: name for name in weights}
     for node in graph.node:
         if node.op_type in _PASS_ON and node.input and node.input[0] in source and node.output:

@@ -48,7 +48,7 @@ class TorchSaveFile(WeightFile):
 
 
 def read_single(file: StoredFile, what: str) -> torch.Tensor:
-    """The one tensor that was saved in a file, or in a stretch of one.
+    """Return the one tensor that was saved in a file, or in a stretch of one.
 
     Args:
         file: the stretch.
@@ -83,7 +83,7 @@ def read_saved(saved: Saved, tensor: SavedTensor, what: str, rows: slice | None 
 
 
 def _bytes(saved: Saved, tensor: SavedTensor, what: str) -> npt.NDArray[np.uint8]:
-    """The bytes that a dense tensor spans, in the machine's own order."""
+    """Return the bytes that a dense tensor spans, in the machine's own order."""
     width = DTYPE_BYTES[tensor.dtype]
     check_expansion(what, tensor.nbytes, tensor.span * width)
     if tensor.storage is None or tensor.storage.key not in saved.storages:
@@ -99,7 +99,7 @@ def _bytes(saved: Saved, tensor: SavedTensor, what: str) -> npt.NDArray[np.uint8
 
 
 def _dense(saved: Saved, tensor: SavedTensor, what: str) -> torch.Tensor:
-    """A sparse tensor with its zeros."""
+    """Return a sparse tensor with its zeros."""
     import torch
 
     check_expansion(what, tensor.nbytes, sum(part.nbytes for part in tensor.parts))

@@ -121,7 +121,7 @@ class SavedTensor:
         return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
 
     def rows(self, start: int, stop: int) -> SavedTensor:
-        """Positions `start` to `stop` of the first dimension of a dense tensor."""
+        """Return the positions `start` to `stop` of the first dimension of a dense tensor."""
         return SavedTensor(
             kind=self.kind,
             shape=(stop - start, *self.shape[1:]),
@@ -134,7 +134,7 @@ class SavedTensor:
         )
 
     def view(self, data: npt.NDArray[np.uint8]) -> torch.Tensor:
-        """The dense tensor in its span of bytes, in the machine's own order."""
+        """Return the dense tensor in its span of bytes, in the machine's own order."""
         import torch
 
         tensor = elements(data, self.dtype).as_strided(self.shape, self.stride)
@@ -271,7 +271,7 @@ _KNOWN = frozenset(
 
 
 def _storage(value: Any) -> Storage:
-    """The storage that a persistent id names: ("storage", type, key, device, elements[, view])."""
+    """Return the storage that a persistent id names: ("storage", type, key, device, elements[, view])."""
     key = value.key if isinstance(value, Persistent) else None
     if not isinstance(key, tuple) or len(key) not in (5, 6) or key[0] != "storage" or not _is_count(key[4]):
         raise PickleError("a tensor without a storage")
@@ -299,7 +299,7 @@ def _dtype(value: Any) -> str:
 
 
 def _numbers(value: Any) -> tuple[int, ...]:
-    """A shape or strides: a tuple, a list or a `torch.Size`."""
+    """Return a shape or strides: a tuple, a list or a `torch.Size`."""
     if isinstance(value, Instance) and value.symbol == _SIZE and len(value.arguments) == 1:
         value = value.arguments[0]
     if not isinstance(value, tuple | list) or len(value) > DIMENSIONS or not all(map(_is_count, value)):
