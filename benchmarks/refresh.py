@@ -1,23 +1,23 @@
-"""What a refresh of the decays costs, as a share of the training between two refreshes, for the paper's models.
+"""Measure the cost of a refresh as a share of the training between two refreshes, for the models of the paper.
 
     python benchmarks/refresh.py [PRESET ...] [--rate FLOPS] [--cores N] [--device cpu|cuda] [--ranks N] [--json PATH]
 
 Measured: the spectrum of every distinct module shape, one matrix at a time on one thread ("1 thread"), and two
-matrices at a time on two threads with one BLAS thread each ("2 threads"); beside it `torch.linalg.svdvals` in float32
-followed by Hill's formula, which is the public code's way, on one thread. A model's refresh is the sum over its
+matrices at a time on two threads with one BLAS thread each ("2 threads"). For comparison, `torch.linalg.svdvals` in
+float32 followed by Hill's formula on one thread, as in the public code. The refresh of a model is the sum over its
 modules (on two threads: half the measured time of two at once, for each module).
 
-Extrapolated: "N cores", for machines that have more cores a rank than two (GPU nodes have 8 and more a GPU): as many
-modules at a time, at the efficiency measured with two, but never less than the most expensive module alone takes.
+Extrapolated: "N cores", for machines with more than two cores per rank (GPU nodes have 8 and more per GPU). It assumes
+as many modules at a time, at the efficiency measured with two, but never less than the slowest module takes alone.
 
-Estimated: the time of `interval` steps, as flops over a stated rate that you can replace by your own. The flops of a
+Estimated: the time of `interval` steps, as flops divided by a rate that you can replace by your own. The flops of a
 step are 6 x (parameters of the blocks and the lm_head) x tokens, and 12 x layers x hidden x sequence length x tokens
 for attention. The rate is per rank; the default, 1.25e14, is 40 % of an A100's 312e12 bfloat16 flop/s.
 
-What this leaves out: copying weights from the GPU to the CPU is not counted (weights of 2.4 GB take about 0.2 s over
-PCIe 4), and with `--device cpu` neither is the GPU's own solver, which runs where the weights are. With N ranks a step
-takes 1/N of the time; esdtool spreads the modules over the ranks, so its share stays as it is, while in the
-public code every rank repeats all of them, and the share grows N-fold.
+Not counted: copying weights from the GPU to the CPU (weights of 2.4 GB take about 0.2 s over PCIe 4), and with
+`--device cpu` the GPU's own solver, which runs where the weights are. With N ranks a step takes 1/N of the time.
+esdtool divides the modules between the ranks, so its share does not change. In the public code every rank repeats all
+of them, so the share grows N-fold.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ Shape = tuple[int, int]
 
 
 def shapes_of(preset: Preset) -> Counter[Shape]:
-    """How many modules of each shape (rows, columns) a model has."""
+    """Count the modules of each shape (rows, columns) of a model."""
     hidden, intermediate, layers = preset.hidden_size, preset.intermediate_size, preset.num_hidden_layers
     return Counter({(hidden, hidden): 4 * layers, (intermediate, hidden): 2 * layers, (hidden, intermediate): layers})
 
 
 def step_flops(preset: Preset) -> float:
-    """Floating-point operations of one optimizer step on the paper's batch."""
+    """Count the floating-point operations of one optimizer step on the paper's batch."""
     assert preset.vocab_size is not None
     matrices = sum(rows * columns * count for (rows, columns), count in shapes_of(preset).items())
     matrices += preset.vocab_size * preset.hidden_size
@@ -64,7 +64,7 @@ def step_flops(preset: Preset) -> float:
 
 
 def best_of(function: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Least seconds of several calls, after one that does not count."""
+    """Return the shortest time of several calls in seconds, after a warm-up call."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -78,7 +78,7 @@ def best_of(function: Callable[[], object], repeats: int, device: torch.device) 
 
 
 def measure(shape: Shape, device: torch.device, *, quick: bool) -> dict[str, float]:
-    """Seconds per matrix of this shape."""
+    """Measure the seconds per matrix of this shape."""
     rows, columns = shape
     # The spectrum of an early checkpoint: nearly random, with a few strong directions.
     generator = torch.Generator().manual_seed(0)
@@ -141,9 +141,9 @@ def main() -> None:
         refresh = {kind: sum(count * timings[shape][kind] for shape, count in shapes.items()) for kind in kinds}
         if device.type == "cpu":
             efficiency = min(1.0, refresh["1 thread"] / (2 * refresh["2 threads"]))
-            longest = max(timings[shape]["1 thread"] for shape in shapes)
+            dearest = max(timings[shape]["1 thread"] for shape in shapes)
             spread = refresh["1 thread"] / (options.cores * efficiency)
-            refresh[f"{options.cores} cores"] = max(longest, spread)
+            refresh[f"{options.cores} cores"] = max(dearest, spread)
         row: dict[str, Any] = {"model": name, "training seconds": training, "refresh": {}}
         print(f"{name}: {sum(shapes.values())} modules, {training:,.0f} s of training between two refreshes")
         for kind, total in refresh.items():
