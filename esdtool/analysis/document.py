@@ -65,6 +65,9 @@ class Settings(Record):
         description="Path to the eigenvalues that was asked for; 'slq': estimates where they save time."
     )
     fast: bool = Field(description="Whether the guarded float32 path was allowed.")
+    filter_zeros: bool = Field(
+        default=False, description="Whether eigenvalues of at most 1e-5 were left out of the fits."
+    )
     fix_finger_bound: Literal["linear", "legacy"] = Field(default="linear")
     farms_rows: int | None = Field(default=None, description="Rows of a FARMS window.")
     farms_ratio: float | None = Field(default=None, description="Columns over rows of a FARMS window.")

@@ -47,6 +47,7 @@ def analyze(
     device: str | torch.device = "auto",
     jobs: int | None = None,
     revision: str | None = None,
+    filter_zeros: bool = ScoreOptions.filter_zeros,
     fix_finger_bound: str = ScoreOptions.fix_finger_bound,
     farms_rows: int = ScoreOptions.farms_rows,
     farms_ratio: float = ScoreOptions.farms_ratio,
@@ -74,6 +75,7 @@ def analyze(
         device: `auto` (CUDA if there is one, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
         jobs: modules worked on at a time; default one per core on the CPU, one on an accelerator.
         revision: branch, tag or commit of a Hub checkpoint.
+        filter_zeros: leave eigenvalues of at most 1e-5 out of the fits, as the public code of AlphaDecay can.
         fix_finger_bound: `linear`, or `legacy` for the public code's window.
         farms_rows: rows of a FARMS window.
         farms_ratio: columns over rows of a FARMS window.
@@ -98,6 +100,7 @@ def analyze(
         min_eigs=min_eigs,
         spectrum=spectrum,  # type: ignore[arg-type] # checked by ScoreOptions itself
         fast=fast,
+        filter_zeros=filter_zeros,
         fix_finger_bound=fix_finger_bound,  # type: ignore[arg-type]
         farms_rows=farms_rows,
         farms_ratio=farms_ratio,
@@ -168,6 +171,7 @@ def _analysis(plan: Plan, results: Sequence[tuple[ModuleResult, Vector | None]])
             min_eigs=options.min_eigs,
             spectrum=options.spectrum,
             fast=options.fast,
+            filter_zeros=options.filter_zeros,
             fix_finger_bound=options.fix_finger_bound,
             farms_rows=options.farms_rows if uses_farms else None,
             farms_ratio=options.farms_ratio if uses_farms else None,

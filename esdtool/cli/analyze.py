@@ -105,6 +105,12 @@ def analyze(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub checkpoint.")] = None,
     cache: CacheOption = True,
+    filter_zeros: Annotated[
+        bool,
+        typer.Option(
+            "--filter-zeros", help="Leave eigenvalues of at most 1e-5 out of the fits, as the original code can."
+        ),
+    ] = ScoreOptions.filter_zeros,
     fix_finger_bound: Annotated[
         FixFingerBound,
         typer.Option(help="Lower bound of 'fix-finger'. 'legacy' reproduces numbers published with the original code."),
@@ -132,6 +138,7 @@ def analyze(
         min_eigs=min_eigs,
         spectrum=spectrum,
         fast=fast,
+        filter_zeros=filter_zeros,
         fix_finger_bound=fix_finger_bound,
         farms_rows=farms_rows,
         farms_ratio=farms_ratio,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 
 from esdtool.spectra.estimator import Estimator
@@ -17,6 +20,9 @@ _LAST_TOLERANCE = 1e-3
 
 _SCAN_TOLERANCE = 1e-4
 """Largest relative error in float32 of the smallest eigenvalue that a scan may try."""
+
+_PUBLIC_ZERO = 1e-5
+"""Largest eigenvalue that the public code of AlphaDecay leaves out with its option `filter_zeros`."""
 
 _CONSTANT = 1e-6
 """Mean ln(lambda / xmin) of a constant tail: float32 arithmetic leaves about this much on an orthogonal matrix."""
@@ -43,9 +49,20 @@ def accepted_fit(estimator: Estimator, spectrum: Spectrum, options: ScoreOptions
         UnresolvedError: if a better path is needed and there is one.
         NoTailError: if there is no tail, or no path resolves it.
     """
+    if options.filter_zeros:
+        spectrum = _without_zeros(spectrum)
     if estimator.xmin_index is None:
         return _fit_by_scan(estimator, spectrum, options, last=last)
     return _fit_at_index(estimator, spectrum, options, estimator.xmin_index(spectrum.eigenvalues.size, options), last)
+
+
+def _without_zeros(spectrum: Spectrum) -> Spectrum:
+    """Drop the eigenvalues that the public code of AlphaDecay takes for zeros, unless all of them are."""
+    eigenvalues = spectrum.eigenvalues
+    with np.errstate(divide="ignore"):
+        # By logarithms, since float64 may have no number of the eigenvalues' true size.
+        kept = eigenvalues[np.log2(eigenvalues) + spectrum.exponent > math.log2(_PUBLIC_ZERO)]
+    return replace(spectrum, eigenvalues=kept) if kept.size else spectrum
 
 
 def _fit_at_index(estimator: Estimator, spectrum: Spectrum, options: ScoreOptions, index: int, last: bool) -> TailFit:

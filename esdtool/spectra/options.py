@@ -50,6 +50,9 @@ class ScoreOptions:
     `esdtool.spectra.slq`), the rest as `auto`."""
     fast: bool = False
     """Allow float32 where its error bound admits it."""
+    filter_zeros: bool = False
+    """Leave eigenvalues of at most 1e-5 out of the fits, as the public code of AlphaDecay can. Alpha then depends on
+    the scale of the weights."""
     fix_finger_bound: FixFingerBound = "linear"
     """Lower bound of `fix-finger`; `esdtool.spectra.estimators.fix_finger` explains both."""
     farms_rows: int = 100
@@ -100,6 +103,8 @@ class ScoreOptions:
             raise UsageError(
                 f"{asked} estimates alpha by 'hill' only, not by {self.fit[0]!r}: the other fits need every eigenvalue"
             )
+        if self.filter_zeros:
+            raise UsageError(f"{asked} cannot leave out small eigenvalues (--filter-zeros), which it does not compute")
         low, high = ESTIMABLE_FRACTIONS
         if not low <= self.k_fraction <= high:
             raise UsageError(f"{asked} needs a k-fraction in [{low}, {high}], not {self.k_fraction}")

@@ -23,7 +23,7 @@ from esdtool.train.distributed import Spread, TrainingRanks, open_ranks
 from esdtool.train.evaluate import Evaluation, evaluate, summed_loss, to_bfloat16
 from esdtool.train.model import build_model
 from esdtool.train.norms import total_norm
-from esdtool.train.optimizers import build_optimizers, scored_modules, set_learning_rate
+from esdtool.train.optimizers import build_optimizers, decay_scope, set_learning_rate, trained_modules
 from esdtool.train.parameter_groups import mean_decay, trainable
 from esdtool.train.policy import DecayRecord
 from esdtool.train.run import directory as run_directory
@@ -133,7 +133,10 @@ class _Run:
         if config.precision.name == "bf16":
             to_bfloat16(model)
         self.model = model
-        modules = scored_modules(model, config)
+        scope = decay_scope(model, config)
+        if scope.remark is not None and config.weight_decay.differs_by_module:
+            remarks.append(f"warning: {scope.remark}" if scope.is_surprising else scope.remark)
+        modules = trained_modules(model, scope)
         self.spread = Spread(model, config, ranks)
         self.optimizers = build_optimizers(self.spread.model, config, modules)
         if saved is not None:

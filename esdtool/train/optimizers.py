@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from esdtool.assignment.fused import joined_roles
-from esdtool.assignment.scope import Patterns, choose
+from esdtool.assignment.scope import Patterns, Scope, choose
 from esdtool.checkpoint import from_model
 from esdtool.errors import ConfigError
 from esdtool.modules import WeightModule, select_modules
@@ -23,10 +23,25 @@ from esdtool.train.parameter_groups import Group, trainable
 
 
 def scored_modules(model: nn.Module, config: TrainConfig) -> tuple[WeightModule, ...]:
-    """The modules that get a decay of their own.
+    """Choose the modules that get a decay of their own: those of `decay_scope` that are not frozen.
 
-    Those that `esdtool assign` assigns: the matrices of the transformer blocks, or with `include` exactly the matching
-    modules, less those that `exclude` matches. Frozen ones are left out.
+    Raises:
+        ConfigError: if an expression is none or matches no module's name.
+    """
+    return trained_modules(model, decay_scope(model, config))
+
+
+def trained_modules(model: nn.Module, scope: Scope[WeightModule]) -> tuple[WeightModule, ...]:
+    """List the assigned modules that are trained, one for each parameter."""
+    parameters = trainable(model)
+    return whole_parameters(module for module in scope.assigned if module.parameter in parameters)
+
+
+def decay_scope(model: nn.Module, config: TrainConfig) -> Scope[WeightModule]:
+    """Decide which modules get a decay of their own, and why the others do not.
+
+    They are those that `esdtool assign` assigns: the matrices of the model's blocks, or with `include` exactly the
+    matching modules, less those that `exclude` matches.
 
     Raises:
         ConfigError: if an expression is none or matches no module's name.
@@ -49,9 +64,7 @@ def scored_modules(model: nn.Module, config: TrainConfig) -> tuple[WeightModule,
         if any(pattern.search(module_name(name)) for pattern in patterns.include)
     ]
     modules = select_modules(tensors, config=checkpoint.config, include=wanted).modules
-    scope = choose(modules, patterns, names=lambda module: (module_name(module.parameter),))
-    parameters = trainable(model)
-    return whole_parameters(module for module in scope.assigned if module.parameter in parameters)
+    return choose(modules, patterns, names=lambda module: (module_name(module.parameter),))
 
 
 def whole_parameters(modules: Iterable[WeightModule]) -> tuple[WeightModule, ...]:

@@ -41,6 +41,8 @@ class PolicySettings(Section, ABC):
 
     published_bases: ClassVar[Mapping[OptimizerName, float]] = {"adamw": 0.1, "adam": 1e-5}
     """Base decays of the paper (arXiv 2506.14562)."""
+    differs_by_module: ClassVar[bool] = False
+    """Whether the policy gives modules decays of their own, so that it matters which modules are left out."""
 
     @abstractmethod
     def start(self, target: Target) -> Policy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from esdtool.assignment.rule import decay_ratios
 from esdtool.train.config.section import Count
@@ -18,6 +18,8 @@ class AdaDecaySettings(PolicySettings):
     """Steps between two lines of decay.jsonl; the decays themselves are new each step."""
     adadecay_rule: Literal["module", "parameter"] = "module"
     """Scores of whole modules (the paper's comparison), or the original rule for every single weight."""
+
+    differs_by_module: ClassVar[bool] = True
 
     def start(self, target: Target) -> Policy:
         """Start the policy on a model and its optimizers."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from esdtool.assignment.options import Control, OptimizerName
+from esdtool.assignment.assign_options import AssignOptions
+from esdtool.assignment.options import Control, GradientScoreName, LiveScoreName, OptimizerName
 from esdtool.assignment.rule import PUBLISHED_RATIOS
 from esdtool.errors import ConfigError
 from esdtool.names import module_name
@@ -34,15 +35,14 @@ class AlphaDecaySettings(PolicySettings):
     """Spread the spectra over the ranks (each module on one of them), or leave them to rank 0."""
     fit: TrainingFitName = DEFAULT_ESTIMATOR
     """Estimator of alpha."""
-    score: Literal["alpha", "gradient_norm", "frobenius_norm", "spectral_norm", "stable_rank", "alpha_weighted"] = (
-        "alpha"
-    )
-    """The number that modules are ranked by."""
+    score: LiveScoreName = AssignOptions.score
+    """The number that the decays follow. Some are definitions of the public code of AlphaDecay, and names that begin
+    with `gradient` take the gradient before the update."""
     assign: Literal["linear", "sqrt", "log2", "sigmoid"] = "linear"
     """From scores to decays; `linear` is the method."""
     granularity: Literal["module", "layer", "role"] = "module"
     """Decay per module (the method), or the same for all modules of a layer or of a role."""
-    min_ratio: NotNegative = 0.67
+    min_ratio: NotNegative = PUBLISHED_RATIOS["adamw"][0]
     """linear: decay of the smallest score, over base."""
     max_ratio: NotNegative | None = None
     """linear: decay of the largest score, over base. Default: the published 5 for adamw (and muon), 3 for adam."""
@@ -52,18 +52,22 @@ class AlphaDecaySettings(PolicySettings):
     """What would show that the gain is not the method's. `mean`: each module gets the
     parameter-weighted mean of the method's decays; `shuffled`: the same decays, dealt to the modules at random (by
     run.seed, the same way at each refresh); `reversed`: the same decays in the opposite order."""
-    fast: bool = False
+    filter_zeros: bool = ScoreOptions.filter_zeros
+    """Leave eigenvalues of at most 1e-5 out of the fits, as the public code of AlphaDecay can."""
+    fast: bool = ScoreOptions.fast
     """Allow float32 spectra where their error bound admits it."""
-    k_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
+    k_fraction: Annotated[float, Field(gt=0, le=1)] = ScoreOptions.k_fraction
     """hill: fraction of the eigenvalues in the tail."""
-    min_eigs: Annotated[int, Field(ge=2)] = 50
+    min_eigs: Annotated[int, Field(ge=2)] = ScoreOptions.min_eigs
     """Modules with fewer eigenvalues are not scored."""
-    farms_rows: Annotated[int, Field(ge=2)] = 100
+    farms_rows: Annotated[int, Field(ge=2)] = ScoreOptions.farms_rows
     """farms: rows of a window."""
-    farms_ratio: Annotated[float, Field(ge=1)] = 2.0
+    farms_ratio: Annotated[float, Field(ge=1)] = ScoreOptions.farms_ratio
     """farms: columns over rows of a window."""
-    farms_windows: Count = 10
+    farms_windows: Count = ScoreOptions.farms_windows
     """farms: windows per dimension."""
+
+    differs_by_module: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -100,6 +104,7 @@ class AlphaDecaySettings(PolicySettings):
             k_fraction=self.k_fraction,
             min_eigs=self.min_eigs,
             fast=self.fast,
+            filter_zeros=self.filter_zeros,
             farms_rows=self.farms_rows,
             farms_ratio=self.farms_ratio,
             farms_windows=self.farms_windows,
@@ -156,7 +161,7 @@ class ScheduledAlphaDecay:
         self._seconds = time.perf_counter() - began
         self._snapshot_seconds = 0.0
         self._interval, self._delay = settings.interval, settings.delay
-        self._assigns_at_start = settings.initial and settings.score != "gradient_norm"
+        self._assigns_at_start = settings.initial and settings.score not in get_args(GradientScoreName)
 
     def step(self, grad_norm: float) -> DecayRecord | None:
         """Set the decays of the next update."""
