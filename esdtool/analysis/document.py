@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from esdtool.errors import CheckpointError
+from esdtool.modules.identification import IdentifiedBy
 from esdtool.modules.skipped import SkipKind
 from esdtool.support.csv_text import csv_text
 from esdtool.support.json_text import JsonTextError, model_json, parse_json
@@ -73,6 +74,9 @@ class Settings(Record):
     farms_ratio: float | None = Field(default=None, description="Columns over rows of a FARMS window.")
     farms_windows: int | None = Field(default=None, description="FARMS windows per dimension.")
     split_fused: bool = Field(default=True, description="Whether fused projections were split into modules.")
+    split: tuple[str, ...] = Field(
+        default=(), description="How the user said that tensors are split, each as 'REGEX=LAYOUT'."
+    )
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
@@ -125,6 +129,12 @@ class ModuleResult(Record):
         "normalisation, pruning, adapters); empty for an adapter's update. Absent where the parameter is the weight.",
     )
     num_eigs: int = Field(description="Number of eigenvalues in the ESD.")
+    identified_by: IdentifiedBy | None = Field(
+        default=None,
+        description="How sure it is that this is a matrix of the model: 'family' (names of an established family, or "
+        "the user's word), 'model' (the model's own code) or 'shape' (nothing but a name and a shape).",
+    )
+    note: str | None = Field(default=None, description="What else the tensor may be, e.g. several projections in one.")
 
     alpha: float | None = Field(default=None, description="Tail exponent by the first estimator.")
     alpha_stderr: float | None = Field(default=None, description="(alpha - 1) / sqrt(num_tail).")

@@ -39,6 +39,8 @@ def module_result(module: WeightModule, score: MatrixScore, options: ScoreOption
         if module.trained is None
         else tuple(TrainedResult(name=item.name, shape=item.shape) for item in module.trained),
         "num_eigs": module.num_eigs,
+        "identified_by": module.identified_by,
+        "note": module.note,
         "status": score.status,
         "spectrum": None if score.spectrum is None else score.spectrum.path,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from esdtool.checkpoint.adapters import MergedCheckpoint, is_adapter, merged
 from esdtool.errors import CheckpointError, NothingToAnalyzeError, UsageError
 from esdtool.modules import Selection, WeightModule, select_modules
 from esdtool.modules.base import cost
+from esdtool.modules.model_code import kinds_of
+from esdtool.modules.splitting import SplitRequest, as_requests
 from esdtool.spectra.cache import SpectrumCache
 from esdtool.spectra.options import ScoreOptions
 from esdtool.support.devices import resolve_device
@@ -61,6 +64,8 @@ class Plan:
     merged_with: str | None = None
     """The checkpoint that an adapter is merged into."""
     split_fused: bool = True
+    split: tuple[SplitRequest, ...] = ()
+    """How the user said that tensors are split."""
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     cache: SpectrumCache | None = None
@@ -128,6 +133,7 @@ def make_plan(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     split_fused: bool = True,
+    split: Sequence[str | SplitRequest] = (),
     base: Readable | None = None,
     device: str | torch.device = "auto",
     jobs: int | None = None,
@@ -139,6 +145,7 @@ def make_plan(
     chosen = resolve_device(device)
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs must be at least 1, not {jobs}")
+    requests = as_requests(split)
     checkpoint = _open(source, revision)
     other = None if base is None else _open(base, None)
     merged_with = None
@@ -152,10 +159,12 @@ def make_plan(
         include=tuple(include),
         exclude=tuple(exclude),
         split_fused=split_fused,
+        split=requests,
+        kinds=functools.partial(kinds_of, checkpoint),
     )
     paired = None
     if other is not None:
-        paired, selection = _paired(checkpoint, selection, other, split_fused=split_fused)
+        paired, selection = _paired(checkpoint, selection, other, split_fused=split_fused, split=requests)
     if not selection.modules:
         raise NothingToAnalyzeError(
             f"{checkpoint.location}: no weight matrix to analyse among {len(checkpoint.tensors)} tensors"
@@ -173,6 +182,7 @@ def make_plan(
         base=paired,
         merged_with=merged_with,
         split_fused=split_fused,
+        split=requests,
         include=tuple(include),
         exclude=tuple(exclude),
         # What is in memory changes and is not met again.
@@ -182,10 +192,21 @@ def make_plan(
 
 
 def _paired(
-    checkpoint: Checkpoint, selection: Selection, base: Checkpoint, *, split_fused: bool
+    checkpoint: Checkpoint,
+    selection: Selection,
+    base: Checkpoint,
+    *,
+    split_fused: bool,
+    split: Sequence[SplitRequest],
 ) -> tuple[Base, Selection]:
     """The base's counterparts, and the selection without the modules that have none."""
-    theirs = select_modules(base.tensors.values(), config=base.config, split_fused=split_fused)
+    theirs = select_modules(
+        base.tensors.values(),
+        config=base.config,
+        split_fused=split_fused,
+        split=split,
+        kinds=functools.partial(kinds_of, base),
+    )
     pairing = pair_modules(selection.modules, theirs.modules, location=checkpoint.location, base_location=base.location)
     matched = tuple(module for module in selection.modules if module.name in pairing.base)
     skipped = (*selection.skipped, *pairing.unmatched)

@@ -22,6 +22,7 @@ from esdtool.analysis.summary import summarize
 from esdtool.modules import WeightModule
 from esdtool.modules.base import cost
 from esdtool.modules.reading import read_matrices
+from esdtool.modules.splitting import SplitRequest
 from esdtool.spectra.options import LOW_RANK_MIN_EIGS, ScoreOptions
 from esdtool.spectra.scoring import ALL_ZERO, MatrixScore, ScoreRequest, score_batch
 from esdtool.spectra.tail import Vector
@@ -43,6 +44,7 @@ def analyze(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     split_fused: bool = True,
+    split: Sequence[str | SplitRequest] = (),
     base: Readable | None = None,
     device: str | torch.device = "auto",
     jobs: int | None = None,
@@ -70,6 +72,8 @@ def analyze(
         include: regular expressions on parameter and module names; if given, only what matches one is analysed.
         exclude: regular expressions on parameter and module names to leave out.
         split_fused: False keeps fused projections in one module.
+        split: how tensors are split that no known family tells, each as `REGEX=LAYOUT` with a layout of
+            `esdtool.modules.splitting`.
         base: another checkpoint: the differences from its weights are analysed; for an adapter: the base's weights
             with the adapter merged in.
         device: `auto` (CUDA if there is one, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
@@ -112,6 +116,7 @@ def analyze(
         include=include,
         exclude=exclude,
         split_fused=split_fused,
+        split=split,
         base=base,
         device=device,
         jobs=jobs,
@@ -177,6 +182,7 @@ def _analysis(plan: Plan, results: Sequence[tuple[ModuleResult, Vector | None]])
             farms_ratio=options.farms_ratio if uses_farms else None,
             farms_windows=options.farms_windows if uses_farms else None,
             split_fused=plan.split_fused,
+            split=tuple(request.words for request in plan.split),
             include=plan.include,
             exclude=plan.exclude,
         ),

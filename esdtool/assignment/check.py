@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from esdtool.assignment.document import Assignment
 from esdtool.assignment.scope import Patterns, choose, names_of
 from esdtool.checkpoint.base import TensorInfo
 from esdtool.modules import select_modules
+from esdtool.modules.model_code import kinds_of_architecture
 from esdtool.names import canonical_name
 from esdtool.support.words import dimensions, others
 
@@ -62,7 +64,8 @@ def check(
     catalogue = list(tensors)
     shapes = {canonical_name(tensor.name): tensor.shape for tensor in catalogue}
     shapes |= {canonical_name(part.name): part.shape for tensor in catalogue for part in tensor.trained or ()}
-    modules = select_modules(catalogue, config=config).modules
+    kinds = functools.partial(kinds_of_architecture, config or {}, num_tensors=len(catalogue))
+    modules = select_modules(catalogue, config=config, kinds=kinds).modules
     module_names = {canonical_name(module.name) for module in modules}
     matched, unknown, wrong = [], [], []
     for name, entry in assignment.parameters.items():

@@ -22,6 +22,8 @@ class MemoryCheckpoint(Checkpoint):
     """Tensors that live elsewhere; what is read is their value at that time."""
 
     values: Mapping[str, torch.Tensor] = field(repr=False)
+    model: nn.Module | None = field(default=None, repr=False)
+    """The live model whose tensors these are."""
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor on the CPU; shared memory if it is there already.
@@ -85,6 +87,7 @@ def from_model(model: nn.Module) -> Checkpoint:
         adapter_config=_adapter_config(model),
         location="memory",
         notes=(),
+        model=model,
     )
 
 
@@ -95,6 +98,7 @@ def _checkpoint(
     location: str,
     notes: tuple[str, ...],
     adapter_config: Mapping[str, Any] | None = None,
+    model: nn.Module | None = None,
 ) -> Checkpoint:
     check_names(location, tensors)
     return MemoryCheckpoint(
@@ -105,6 +109,7 @@ def _checkpoint(
         notes=notes,
         collective_reads=any(hasattr(tensor, "full_tensor") for tensor in tensors.values()),
         values=tensors,
+        model=model,
     )
 
 

@@ -23,6 +23,7 @@ from esdtool.cli.options import (
     MinEigsOption,
     QuietOption,
     SplitFusedOption,
+    SplitOption,
     TableFormatOption,
     TopOption,
     finite,
@@ -69,6 +70,13 @@ def analyze(
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     split_fused: SplitFusedOption = True,
+    split: SplitOption = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            help="Say what becomes of the tensors whose names match, and why, and compute nothing.", metavar="REGEX"
+        ),
+    ] = None,
     experts: ExpertsOption = "mean",
     json_path: Annotated[
         str | None, typer.Option("--json", help="Write the analysis as JSON; - for stdout.", metavar="PATH")
@@ -182,6 +190,7 @@ def analyze(
                     include=include or (),
                     exclude=exclude or (),
                     split_fused=split_fused,
+                    split=split or (),
                     base=base,
                     device=device,
                     jobs=jobs,
@@ -196,6 +205,13 @@ def analyze(
         for plan in plans:
             for remark in plan.notes:
                 note(remark, quiet=quiet)
+        if explain is not None:
+            if ranks is None or ranks.is_first:
+                from esdtool.report.terminal.explanation import print_explanations
+
+                for plan in plans:
+                    print_explanations(plan, explain)
+            return
         if budget is not None:
             from esdtool.analysis.budget import keep_within
 

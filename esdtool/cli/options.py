@@ -54,6 +54,15 @@ ExcludeOption = Annotated[
 SplitFusedOption = Annotated[
     bool, typer.Option("--split-fused/--no-split-fused", help="Split fused tensors into q, k, v and gate, up.")
 ]
+SplitOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--split",
+        help="How tensors whose names match are split where no family tells: thirds, thirds:H/G, per-head:H, "
+        "per-head:H/G, interleaved, gate-up, up-gate or gate-up-interleaved, with H heads in G groups. Repeatable.",
+        metavar="REGEX=LAYOUT",
+    ),
+]
 ExpertsOption = Annotated[
     Experts, typer.Option(help="Rows of the table for a mixture of experts: the mean of each layer, or all.")
 ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from esdtool.modules.identification import IdentifiedBy
 from esdtool.modules.skipped import SkippedTensor
 
 if TYPE_CHECKING:
@@ -81,8 +83,9 @@ class WeightModule:
     """Shape of the module's weight."""
     dtype: str
     """Storage dtype, e.g. `bfloat16`, or the format of quantised weights, e.g. `nf4`."""
-    kind: Literal["linear", "conv"] = "linear"
-    """`linear`: a 2-D matrix. `conv`: [out, in, *kernel], one matrix [out, in] per kernel position."""
+    kind: Literal["linear", "conv", "headwise"] = "linear"
+    """`linear`: a 2-D matrix. `conv`: [out, in, *kernel], one matrix [out, in] per kernel position. `headwise`:
+    [heads, rows, columns], one matrix per head."""
     expert: int | None = None
     """Index of the expert in a mixture; None for all other modules."""
     view: View | None = None
@@ -95,6 +98,10 @@ class WeightModule:
     """Relative rounding error of the stored weights, where it is more than that of a floating-point dtype."""
     trained: tuple[TrainedParameter, ...] | None = None
     """The parameters that a trainer has in the place of `parameter`; see `TensorInfo.trained`."""
+    identified_by: IdentifiedBy = IdentifiedBy.FAMILY
+    """How sure it is that this is a matrix of the model."""
+    note: str | None = None
+    """A remark on what the tensor may hold beside; `PERHAPS_SEVERAL` or None."""
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -104,12 +111,12 @@ class WeightModule:
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """(rows, columns) of each matrix."""
-        return self.shape[0], self.shape[1]
+        return (self.shape[1], self.shape[2]) if self.kind == "headwise" else (self.shape[0], self.shape[1])
 
     @property
     def num_matrices(self) -> int:
-        """Matrices whose eigenvalues are pooled: 1, or the number of kernel positions."""
-        return math.prod(self.shape[2:])
+        """Number of matrices whose eigenvalues are pooled: 1, or one for each kernel position or head."""
+        return self.shape[0] if self.kind == "headwise" else math.prod(self.shape[2:])
 
     @property
     def num_eigs(self) -> int:
@@ -140,6 +147,8 @@ class WeightModule:
         weight = rows if self.view is None else self.view.part(rows)
         if self.kind == "linear":
             return [weight]
+        if self.kind == "headwise":
+            return list(weight)
         stacked = weight.reshape(*self.matrix_shape, -1)
         return [stacked[:, :, position] for position in range(stacked.shape[2])]
 
@@ -152,6 +161,8 @@ class Selection:
     """In the model's natural order."""
     skipped: tuple[SkippedTensor, ...]
     """In the model's natural order."""
+    rules: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """What decided on each tensor, in words, by the tensor's name."""
 
 
 def cost(module: WeightModule) -> float:

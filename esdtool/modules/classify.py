@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from esdtool.checkpoint.base import TensorInfo
@@ -13,9 +13,23 @@ from esdtool.checkpoint.quantized.base import FLOAT8
 from esdtool.checkpoint.quantized.scales import WEIGHT_SCALES
 from esdtool.checkpoint.quantized.settings import read_settings
 from esdtool.modules import general, layouts
+from esdtool.modules.companions import structural_companions
+from esdtool.modules.established import common_root, established_tables
 from esdtool.modules.families import load_families
-from esdtool.modules.reasons import NORM_OR_BIAS, QUANT_CODES
-from esdtool.modules.rules import Fused, Rule, Score, Skip, Stacked, Verdict, compile_pattern, matches
+from esdtool.modules.heads import output_heads
+from esdtool.modules.identification import PERHAPS_SEVERAL, IdentifiedBy
+from esdtool.modules.reasons import NORM_OR_BIAS, OUTPUT_HEAD, PATCH_EMBEDDING, QUANT_CODES
+from esdtool.modules.rules import (
+    Fused,
+    Rule,
+    Score,
+    Skip,
+    Stacked,
+    Table,
+    Verdict,
+    matches,
+    names_a_number,
+)
 from esdtool.modules.skipped import SkipKind, SkipReason
 from esdtool.modules.split import Piece, split_tensor
 from esdtool.names import Segments, canonical_name, module_path
@@ -36,6 +50,24 @@ _GATES = {
     4.0: ("input_gate", "forget_gate", "cell_gate", "output_gate"),  # torch.nn.LSTM
 }
 _PARTNERS = {"up_proj": "down_proj", "q_proj": "o_proj"}
+_ATTENTION = re.compile(r"att|kv|glu|gate")
+_IMAGE_CHANNELS = frozenset({1, 3, 4})
+_SMALLEST_PATCH = 8
+"""Side of the smallest patches of vision transformers, in pixels; smaller kernels may be ordinary convolutions."""
+_LONGEST_NAMELESS_KERNEL = 15
+_CONVOLUTION = re.compile(r".*(conv|cnn|tdnn|downsample|upsample|kernel|stem|patch).*")
+"""Segments that only convolutions have in their names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identified:
+    """The verdict on a tensor, and what it rests on."""
+
+    verdict: Verdict
+    by: IdentifiedBy
+    rule: str
+    """The table and the pattern that decided, or what of the shape did; for the user."""
+    note: str | None = None
 
 
 class Classifier:
@@ -58,32 +90,63 @@ class Classifier:
                 self._children[path[:depth]].add(child)
         self._quantisation = read_settings(config or {}).method
         self._config = config or {}
-        rules = _rules_for(_model_types(config or {}), {_kind(path) for path in self._by_path})
-        self._find_companion = _Lookup(general.COMPANIONS, self._children)
-        self._find_named = _Lookup(rules, self._children)
+        self._companions = structural_companions(self._tensors)
+        established = established_tables(
+            load_families(),
+            model_types=_model_types(self._config),
+            kinds=frozenset(_kind(path) for path in self._by_path),
+        )
+        self._is_established = established.is_established
+        root = common_root(self._by_path)
+        self._find_companion = _Lookup([Table(name="companions", rules=general.COMPANIONS)], self._children, root=root)
+        self._find_named = _Lookup(established.tables, self._children, root=root)
+        self._heads = output_heads(self._by_path, root=root)
 
     def verdict(self, tensor: TensorInfo) -> Verdict:
-        """Decide what to do with one tensor of the checkpoint, and why."""
-        companion = self._find_companion(tuple(canonical_name(tensor.name).split(".")))
-        if companion is not None:
-            return companion
+        """Decide what to do with one of the checkpoint's tensors."""
+        return self.identify(tensor).verdict
+
+    def identify(self, tensor: TensorInfo) -> Identified:
+        """Decide what to do with one of the checkpoint's tensors, and say what the decision rests on."""
+        name = canonical_name(tensor.name)
+        companion = self._find_companion(tuple(name.split(".")))
+        if companion is not None and isinstance(companion.verdict, Skip):
+            return Identified(verdict=companion.verdict, by=IdentifiedBy.FAMILY, rule=companion.words)
+        if name in self._companions:
+            return _by_structure(Skip(reason=self._companions[name], forceable=False))
         unsuitable = self._unsuitable(tensor)
         if unsuitable is not None:
-            return unsuitable
+            return _by_structure(unsuitable)
         path = module_path(tensor.name)
         if _RECURRENT.fullmatch(path[-1]):
-            return self._recurrent(tensor, path)
-        named = self._find_named(path)
+            return Identified(
+                verdict=self._recurrent(tensor, path), by=IdentifiedBy.FAMILY, rule="torch's recurrent layers"
+            )
+        found = self._find_named(path)
+        by = IdentifiedBy.SHAPE if found is None or not self._is_sure(found) else IdentifiedBy.FAMILY
+        rule = "no rule names it" if found is None else found.words
+        named = None if found is None else found.verdict
+        if not isinstance(named, Skip) and path in self._heads:
+            return _by_structure(Skip(reason=OUTPUT_HEAD))
+        if not isinstance(named, Skip | Fused | Stacked) and self._is_patch_embedding(tensor):
+            return _by_structure(Skip(reason=PATCH_EMBEDDING))
         if isinstance(named, Fused):
             if self._is_stack(tensor, path):
-                return Stacked(parts=named.parts, layout=named.layout)
-            return Fused(parts=tuple(_cross(path, role) for role in named.parts), layout=named.layout)
-        if isinstance(named, Skip | Stacked):
-            return named
+                named = Stacked(parts=named.parts, layout=named.layout)
+            else:
+                named = Fused(parts=tuple(_cross(path, role) for role in named.parts), layout=named.layout)
+        if isinstance(named, Skip | Stacked | Fused):
+            return Identified(verdict=named, by=by, rule=rule)
         score = named or Score(role=leaf_role(tensor))
         if len(tensor.shape) == 2:
-            return self._twice_as_wide(tensor, path, score) or Score(role=_cross(path, score.role))
-        return self._kernel(tensor, path, score.role)
+            verdict = self._twice_as_wide(tensor, path, score) or Score(role=_cross(path, score.role))
+            several = named is None and by is IdentifiedBy.SHAPE and self._may_be_several(tensor, path)
+            return Identified(verdict=verdict, by=by, rule=rule, note=PERHAPS_SEVERAL if several else None)
+        return Identified(verdict=self._kernel(tensor, path, score), by=by, rule=rule)
+
+    def _is_sure(self, found: _Match) -> bool:
+        """Whether the rule's table is established for this checkpoint, or its names are those of a library's own."""
+        return found.is_established or self._is_established
 
     def pieces(self, tensor: TensorInfo, verdict: Fused | Stacked, *, whole_experts: bool = False) -> list[Piece]:
         """The modules in a tensor of which `verdict` says that it holds several.
@@ -158,21 +221,44 @@ class Classifier:
         """Return whether the tensor stacks the matrices of several experts, [experts, ., .]."""
         return len(tensor.shape) == 3 and any(_STACKED.fullmatch(segment) for segment in path)
 
-    def _kernel(self, tensor: TensorInfo, path: Segments, role: str) -> Verdict:
+    def _kernel(self, tensor: TensorInfo, path: Segments, score: Score) -> Verdict:
         """A tensor of three or more dimensions: a convolution, or many matrices in one."""
+        if score.headwise and len(tensor.shape) == 3:
+            return score
         if self._is_stack(tensor, path):
-            return Stacked(parts=(role,))
+            return Stacked(parts=(score.role,))
         if not is_weight(tensor.name) or len(tensor.shape) > 5:
             what = f"{len(tensor.shape)}-D parameter ({dimensions(tensor.shape)})"
             return _unknown_layout(f"{what} of unknown layout", forceable=False)
-        named_conv = any("conv" in segment.lower() for segment in path)
-        if len(tensor.shape) == 3 and not named_conv and tensor.shape[2] > LONGEST_UNNAMED_KERNEL:
-            what = f"3-D weight ({dimensions(tensor.shape)})"
+        if not _looks_like_kernel(tensor.shape, path):
+            what = f"{len(tensor.shape)}-D weight ({dimensions(tensor.shape)})"
             return _unknown_layout(f"{what}: a convolution or stacked matrices, its name does not tell")
         if tensor.shape[1] == 1:
             words = "convolution with one input channel for each filter (depthwise): vectors, not matrices"
             return Skip(reason=SkipReason(kind=SkipKind.NO_MATRIX, words=words))
-        return Score(role=_cross(path, role))
+        return Score(role=_cross(path, score.role))
+
+    def _is_patch_embedding(self, tensor: TensorInfo) -> bool:
+        """Whether a convolution takes patches of an image's few channels: the first layer of a vision transformer."""
+        if len(tensor.shape) != 4 or not is_weight(tensor.name):
+            return False
+        _, channels, height, width = tensor.shape
+        return channels in _IMAGE_CHANNELS and height == width >= _SMALLEST_PATCH and height % 2 == 0
+
+    def _may_be_several(self, tensor: TensorInfo, path: Segments) -> bool:
+        """Whether the shape is that of projections side by side: three times as long as wide, or twice in an attention.
+
+        A module beside it with the transposed shape shows an ordinary pair of an MLP, which is as long. Layers of a
+        Sequential follow one another, and are one projection each.
+        """
+        rows, columns = tensor.shape
+        several = rows == 3 * columns or columns == 3 * rows
+        several |= rows == 2 * columns and any(_ATTENTION.search(segment.lower()) for segment in path)
+        if not several or path[-1].isdecimal():
+            return False
+        parent = path[:-1]
+        beside = (self._by_path.get((*parent, leaf)) for leaf in self._children[parent] - {path[-1]})
+        return not any(other is not None and other.shape == tensor.shape[::-1] for other in beside)
 
     def _twice_as_wide(self, tensor: TensorInfo, path: Segments, score: Score) -> Fused | None:
         """A projection that its neighbour shows to be two: the widths tell what the name does not.
@@ -189,7 +275,8 @@ class Classifier:
             return None
         for leaf in sorted(siblings - {path[-1]}):
             sibling = self._by_path.get((*parent, leaf))
-            verdict = self._find_named((*parent, leaf)) if sibling is not None and len(sibling.shape) == 2 else None
+            match = self._find_named((*parent, leaf)) if sibling is not None and len(sibling.shape) == 2 else None
+            verdict = None if match is None else match.verdict
             if sibling is not None and isinstance(verdict, Score) and verdict.role == _PARTNERS[score.role]:
                 if tensor.shape != (2 * sibling.shape[1], sibling.shape[0]):
                     return None
@@ -199,21 +286,80 @@ class Classifier:
         return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Match:
+    """A rule that names a tensor, and the table that it stands in."""
+
+    rule: Rule
+    table: str
+    is_established: bool
+    """Whether the table is that of a family which the checkpoint is known to belong to."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the rule says."""
+        return self.rule.verdict
+
+    @property
+    def words(self) -> str:
+        """The rule for the user."""
+        beside = "" if self.rule.beside is None else f" beside {self.rule.beside}"
+        return f"{self.table}: {self.rule.pattern}{beside}"
+
+
 class _Lookup:
-    """First matching rule of a table, remembered for each kind of name: blocks differ only in their number."""
+    """Finds the first matching rule of the tables; remembered for each kind of name, as blocks differ in a number."""
 
-    def __init__(self, rules: Iterable[Rule], children: Mapping[Segments, set[str]]) -> None:
-        self._rules = tuple(rules)
+    def __init__(self, tables: Iterable[Table], children: Mapping[Segments, set[str]], *, root: int) -> None:
+        self._root = root
+        self._rules = [
+            _Match(rule=rule, table=table.name, is_established=table.is_established)
+            for table in tables
+            for rule in table.rules
+        ]
         self._children = children
-        self._matching: dict[Segments, tuple[Rule, ...]] = {}
+        self._matching: dict[Segments, tuple[_Match, ...]] = {}
 
-    def __call__(self, path: Segments) -> Verdict | None:
+    def __call__(self, path: Segments) -> _Match | None:
         kind = _kind(path)
-        rules = self._matching.get(kind)
-        if rules is None:
-            rules = self._matching[kind] = tuple(rule for rule in self._rules if matches(rule, kind))
+        found = self._matching.get(kind)
+        if found is None:
+            found = self._matching[kind] = tuple(
+                match
+                for match in self._rules
+                if names_a_number(match.rule) or matches(match.rule, kind, root=self._root)
+            )
         siblings = self._children.get(path[:-1], set())
-        return next((rule.verdict for rule in rules if rule.beside is None or rule.beside in siblings), None)
+        return next(
+            (
+                match
+                for match in found
+                if (match.rule.beside is None or match.rule.beside in siblings)
+                and (not names_a_number(match.rule) or matches(match.rule, path, root=self._root))
+            ),
+            None,
+        )
+
+
+def _by_structure(verdict: Skip) -> Identified:
+    return Identified(verdict=verdict, by=IdentifiedBy.SHAPE, rule="shape, dtype and neighbours")
+
+
+def _looks_like_kernel(shape: tuple[int, ...], path: Segments) -> bool:
+    """Whether [out, in, *kernel] is a convolution, by its name, or by a kernel of a usual size.
+
+    Stacked matrices [heads, rows, columns] have long last dimensions; so have few convolutions, and these are named
+    or stand in a Sequential. Blocks of a block-diagonal matrix are square.
+    """
+    kernel = shape[2:]
+    if any(_CONVOLUTION.fullmatch(segment.lower()) for segment in path):
+        return True
+    if len(shape) > 3:
+        return max(kernel) <= LONGEST_UNNAMED_KERNEL
+    (length,) = kernel
+    if path[-1].isdecimal():
+        return length <= LONGEST_UNNAMED_KERNEL
+    return length == 1 or (length % 2 == 1 and length <= _LONGEST_NAMELESS_KERNEL and length != shape[1])
 
 
 def _unknown_layout(words: str, *, forceable: bool = True) -> Skip:
@@ -242,21 +388,6 @@ def _cross(path: Segments, role: str) -> str:
 def _kind(path: Segments) -> Segments:
     """A name with every number replaced by 0."""
     return tuple("0" if segment.isdecimal() else segment for segment in path)
-
-
-def _rules_for(model_types: frozenset[str], kinds: set[Segments]) -> tuple[Rule, ...]:
-    """The rules that hold for the checkpoint, in order of precedence."""
-    families: list[Rule] = []
-    for family in load_families():
-        marked = family.marker is not None and _any_match(family.marker, kinds)
-        if not family.model_types or family.model_types & model_types or marked:
-            families.extend(family.rules)
-    return (*families, *general.NOT_SCORED, *general.MANY_IN_ONE, *general.ROLES)
-
-
-def _any_match(pattern: str, kinds: set[Segments]) -> bool:
-    regex = compile_pattern(pattern)
-    return any(regex.search(".".join(kind)) for kind in kinds)
 
 
 def _model_types(config: Mapping[str, Any]) -> frozenset[str]:

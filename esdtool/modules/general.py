@@ -10,15 +10,20 @@ under its own name if it is a matrix or a convolution. For the language of the p
 from __future__ import annotations
 
 from esdtool.modules import layouts
+from esdtool.modules.reasons import ACTIVATION_STATISTICS as STATISTICS
 from esdtool.modules.reasons import (
     BIAS_MATRIX,
+    CODEBOOK,
+    CTC_HEAD,
     EMBEDDING,
+    FILTER_BANK,
     INDEX_BUFFER,
     LEARNED_TOKENS,
     LM_HEAD,
     LORA,
     MASK,
     NORM_MATRIX,
+    OPTIMIZER_STATE,
     OUTPUT_HEAD,
     PATCH_EMBEDDING,
     POSITIONS,
@@ -31,6 +36,7 @@ from esdtool.modules.reasons import (
     SCALE_MATRIX,
     TOKEN_EMBEDDING,
     TOKEN_TYPES,
+    VALUE_EMBEDDING,
 )
 from esdtool.modules.rules import Rule, fused, score, skip, stacked
 from esdtool.modules.skipped import SkipKind, SkipReason
@@ -63,6 +69,15 @@ COMPANIONS: tuple[Rule, ...] = (
     _quiet("SCB|weight_format|absmax|nested_absmax|quant_map|nested_quant_map", QUANT_SCALE),
     _quiet("quant_state.**", QUANT_SCALE),
     _quiet("weight.scale|_scale|_shift|zero_point|zero", QUANT_SCALE),
+    _quiet("biases|zeros", QUANT_SCALE, beside="scales"),
+    _quiet("biases", QUANT_SCALE, beside="weight_scale"),
+    # Statistics of activations, kept by calibration and by training for quantised numbers
+    _quiet("activation_post_process|input_quantizer|output_quantizer|weight_quantizer|*fake_quant*.**", STATISTICS),
+    _quiet("amax|*_amax|act_scale*|activation_scale*|smooth_scale*|min_val|max_val|input_max|output_max", STATISTICS),
+    # An optimizer's state, saved with the weights
+    _quiet("exp_avg*|max_exp_avg*|momentum_buffer|square_avg|grad_avg|acc_delta|master_param", OPTIMIZER_STATE),
+    _quiet("state1|state2", OPTIMIZER_STATE, beside="step"),
+    _quiet("optimizer|optimizer_state|optimizer_states|optim_state.**", OPTIMIZER_STATE),
     _quiet("scale|zero", QUANT_SCALE, beside="qweight"),
     _quiet("scale|zero", QUANT_SCALE, beside="W_q"),
     # Adapters
@@ -82,17 +97,52 @@ COMPANIONS: tuple[Rule, ...] = (
         "trainable_tokens_delta|trainable_tokens_original.**",
         SkipReason(kind=SkipKind.ADAPTER, words="rows of a token embedding that an adapter trains"),
     ),
+    _quiet("lora_left|lora_right.**", LORA),
     # Re-parametrised weights: the parameter is not the weight that acts
     _quiet("parametrizations.**", REPARAMETRISED),
     _quiet("weight_g|weight_v|weight_u|weight_orig|weight_mask", REPARAMETRISED),
     # Buffers
     _quiet("inv_freq|*_inv_freq|freqs_cis|freqs|cos_cached|sin_cached|cos|sin", ROTARY),
+    _quiet(
+        "*_cos_cached|*_sin_cached|cos_table|sin_table|*_cos|*_sin|rope_freqs|rotary_freqs|freqs_cos|freqs_sin", ROTARY
+    ),
+    _quiet("pos_freqs|freq_cis|rope_cache|rope_cos_sin|cos_sin_cache|rotary_table", ROTARY),
+    _quiet("tril|triu|*_tril|attention_bias_mask|attn_mask|attn_masks|*_causal_mask|window_mask", MASK),
     _quiet("position_ids|token_type_ids", INDEX_BUFFER),
     _quiet("masked_bias|attn_mask|causal_mask|attention_mask|mask|relative_position_index", MASK),
     _quiet("running_mean|running_var|num_batches_tracked", RUNNING_STATISTICS),
 )
 
 NOT_SCORED: tuple[Rule, ...] = (
+    # Fixed by a formula: the front ends of speech and music models
+    _quiet("mel_scale|melscale.fb", FILTER_BANK),
+    _quiet("fb|*_fb|fbank|fbanks|*_fbank|filterbank|filter_bank|*filter_banks|*_filterbank", FILTER_BANK),
+    _quiet("mel_basis|*_mel_basis|melW|mel_filter*|mel_weight*|mel_bank*|mel_matrix|mel_fbank*|inv_mel*", FILTER_BANK),
+    _quiet("dct|dct_mat|dct_matrix|*_dct|dct_basis|idct*|erb_filter*|erb_bands|erb_matrix", FILTER_BANK),
+    _quiet("cqt_kernel*|cqt_basis|*_cqt_kernel*|chroma_fb*|forward_basis|inverse_basis|wsin|wcos", FILTER_BANK),
+    _quiet(
+        "kernel_sin|kernel_cos|*_kernels_real|*_kernels_imag|window_mask|lowpass_filter|dft_mat*|stft_basis",
+        FILTER_BANK,
+    ),
+    _quiet("stft.conv_real|conv_imag", FILTER_BANK),
+    # Tables of vector quantisers
+    _quiet("codebook|_codebook|codebooks|*_codebook|codevectors|code_vectors|codewords", CODEBOOK),
+    _quiet("*codebook.embed|embedding|embedding_sum|embeddings|embed_avg|embed_sum|codes", CODEBOOK),
+    _quiet("embedding_sum|embed_avg|ema_embed|ema_w|_ema_w|embed_ema", CODEBOOK),
+    _quiet("quantize|quantizer|vq|vq_layer|_vq_vae|bottleneck.embedding|_embedding|embed|embeddings", CODEBOOK),
+    # Token vectors that blocks add to the values of attention (modded-nanogpt)
+    skip("value_embed|value_embeds|value_embedding|value_embeddings|value_embs.**", VALUE_EMBEDDING),
+    skip("ve|ves.#", VALUE_EMBEDDING),
+    # Heads by the names of speech toolkits and of others
+    skip("ctc.**", CTC_HEAD),
+    skip("ctc_lo|ctc_lin|ctc_head|ctc_proj|ctc_layer|ctc_linear|ctc_fc|ctc_output|ctc_decoder.**", CTC_HEAD),
+    skip("^decoder.decoder_layers.#", CTC_HEAD),  # NeMo's convolution onto the vocabulary
+    skip("^out_head|output_head|to_logits|logits|unembed|unembedding|logits_proj|lm_projection", LM_HEAD),
+    skip("final_layer.linear", OUTPUT_HEAD),  # diffusion transformers
+    skip("visual.conv1", PATCH_EMBEDDING),  # CLIP as OpenAI and open_clip store it
+    skip("^conv_proj", PATCH_EMBEDDING),  # torchvision's vision transformer
+    skip("to_patch_embedding.**", PATCH_EMBEDDING),
+    skip("x_embedder.proj", PATCH_EMBEDDING),  # diffusion transformers
     # Output heads: everything after the last block that makes the model's output
     skip("lm_head.**", LM_HEAD),
     skip("cls.predictions.**", LM_HEAD),
@@ -138,15 +188,22 @@ NOT_SCORED: tuple[Rule, ...] = (
 
 MANY_IN_ONE: tuple[Rule, ...] = (
     fused("c_attn", "k_proj", "v_proj", beside="q_attn"),  # GPT-2 cross-attention
-    # One name, several layouts: the families know their own.
-    fused("query_key_value", *QKV, layout=layouts.unknown),
-    # InternLM2's, and CodeGen's, lie otherwise than those of other models with these names.
-    fused("wqkv", *QKV, layout=layouts.query_key_value_of_config),
-    fused("h.#.attn.qkv_proj", *QKV, layout=layouts.query_key_value_of_config),
-    fused("c_attn|qkv_proj|qkv_linear|Wqkv|qkv|W_pack|to_qkv|att_proj", *QKV, layout=layouts.query_key_value),
+    # Whole paths, which only models of one layout have.
+    fused("h.#.attn.c_attn", *QKV, layout=layouts.thirds_of_columns),
+    fused("layers.#.self_attn.W_pack", *QKV, layout=layouts.query_key_value),  # Baichuan
+    fused("blocks.#.attn.qkv", *QKV, layout=layouts.query_key_value),  # timm and all that build on it
     fused("in_proj_weight", *QKV),  # torch.nn.MultiheadAttention
-    fused("attention|self_attention|self_attn|attn|self.in_proj", *QKV, layout=layouts.query_key_value),
-    fused("kv_proj|Wkv|to_kv|kv", "k_proj", "v_proj"),
+    # Where config.json is missing: the layout of every model with these paths that is known to have no other.
+    fused("layers.#.self_attn.qkv_proj", *QKV, layout=layouts.equal_without_config),
+    fused("layers.#.attn.qkv", *QKV, layout=layouts.equal_without_config),
+    fused("transformer.blocks.#.attn.Wqkv", *QKV, layout=layouts.equal_without_config),
+    fused("layers.#.attn.kv_proj", "k_proj", "v_proj", layout=layouts.equal_without_config),
+    # One name, several layouts: the families know their own.
+    fused("query_key_value|c_attn|wqkv|Wqkv|qkv|to_qkv|qkv_proj|qkv_linear|linear_qkv", *QKV, layout=layouts.unknown),
+    fused("W_pack|att_proj|attn_qkv|self_attn_qkv|img_attn_qkv|txt_attn_qkv", *QKV, layout=layouts.unknown),
+    fused("attn.attn", *QKV, layout=layouts.unknown),  # litgpt
+    fused("attention|self_attention|self_attn|attn|self.in_proj", *QKV, layout=layouts.unknown),
+    fused("kv_proj|Wkv|to_kv|kv|linear_kv|key_value", "k_proj", "v_proj", layout=layouts.unknown),
     fused("gate_up_proj", *GATE_UP, layout=layouts.gate_up_of_config, beside="gate_up_proj_bias"),
     fused(
         "gate_up_proj|up_gate_proj|gate_up|w12|w13|gated_layers|weights_in|ff_gate_up",
@@ -178,7 +235,30 @@ ROLES: tuple[Rule, ...] = (
     score("*attn|*attention|*Attention.k|wk|key", "k_proj"),
     score("*attn|*attention|*Attention.v|wv|value", "v_proj"),
     score("*attn|*attention|*Attention.o|wo|Wo|dense|out_proj|c_proj|proj|projection", "o_proj"),
+    score("att|attn|attention.W_query", "q_proj"),
+    score("att|attn|attention.W_key", "k_proj"),
+    score("att|attn|attention.W_value", "v_proj"),
+    score("W_query", "q_proj", beside="W_key"),
+    score("W_key", "k_proj", beside="W_query"),
+    score("W_value", "v_proj", beside="W_query"),
+    score("out_proj", "o_proj", beside="W_query"),
+    score("linear_q", "q_proj"),  # ESPnet, WeNet, NeMo
+    score("linear_k", "k_proj"),
+    score("linear_v", "v_proj"),
+    score("linear_out", "o_proj", beside="linear_q"),
+    score("self_attention|cross_attention|self_attn.linear_proj", "o_proj"),  # Megatron
+    score("out", "o_proj", beside="query"),  # Whisper as OpenAI stores it
     # MLP
+    score("blocks|layers|layer|resblocks|trf_blocks|h.#.mlp|ff|ffn.0", "up_proj", beside="2"),
+    score("blocks|layers|layer|resblocks|trf_blocks|h.#.mlp|ff|ffn.2", "down_proj", beside="0"),
+    score("mlp|ff|ffn|feed_forward.layers|net.0", "up_proj", beside="2"),
+    score("mlp|ff|ffn|feed_forward.layers|net.2", "down_proj", beside="0"),
+    score("ff|ffn.net.0.proj", "up_proj"),  # diffusers
+    score("ff|ffn.net.2", "down_proj"),
+    score("mlp.fc_1", "gate_proj", beside="proj"),  # litgpt
+    score("mlp.fc_2", "up_proj", beside="proj"),
+    score("mlp.fc", "up_proj", beside="proj"),
+    score("mlp.proj", "down_proj"),
     score("gate_proj|wi_0|fc1_g", "gate_proj"),
     score("up_proj|wi_1|wi|Wi|fc1_x", "up_proj"),
     score("down_proj", "down_proj"),

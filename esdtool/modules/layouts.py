@@ -15,6 +15,9 @@ from esdtool.support.words import dimensions
 
 _NEED_CONFIG = "where one ends and the next begins is known only from config.json, which is missing"
 
+_QUERY_KEY_VALUE = 3
+"""Parts of a fused attention projection."""
+
 _TOWERS = (
     ("vision_config", ("vision", "visual", "image")),
     ("audio_config", ("audio", "speech")),
@@ -285,6 +288,57 @@ def unknown(fusion: Fusion) -> Split:
     if not fusion.config:
         raise UnknownLayoutError(_NEED_CONFIG, config_would_tell=True)
     raise UnknownLayoutError(f"the layout of model_type {fusion.config.get('model_type')!r} is not known")
+
+
+def thirds_of_columns(fusion: Fusion) -> Split:
+    """Queries, keys and values of a transposed matrix [hidden, 3 * hidden] (GPT-2's Conv1D), and of no other."""
+    if fusion.shape[1] != fusion.parts * fusion.shape[0]:
+        return unknown(fusion)
+    return equal(fusion)
+
+
+def equal_without_config(fusion: Fusion) -> Split:
+    """Contiguous parts of one size where there is no config.json, which would tell whether this model has others.
+
+    Queries, keys and values must be three times as wide as the rest of the model: grouped queries are not to be
+    told from a shape.
+    """
+    rows, columns = fusion.shape[:2]
+    if fusion.config or (fusion.parts == _QUERY_KEY_VALUE and rows != 3 * columns and columns != 3 * rows):
+        return unknown(fusion)
+    return equal(fusion)
+
+
+def interleaved(fusion: Fusion) -> Split:
+    """Rows of the parts in turn: row 0 is a query's, row 1 a key's, row 2 a value's (LightGlue)."""
+    if fusion.shape[0] % fusion.parts:
+        raise _misfit(fusion, f"{fusion.parts} parts of one size")
+    return _even(fusion, 0, groups=fusion.shape[0] // fusion.parts)
+
+
+def attention_beside_mlp(fusion: Fusion) -> Split:
+    """Queries, keys, values and the MLP's first matrix, as parallel blocks have them (Flux).
+
+    The second matrix of the block, [hidden, hidden + mlp], takes what attention and MLP give.
+    """
+    second, hidden = fusion.neighbours.get("linear2"), fusion.shape[1]
+    if second is None or len(second) < 2:
+        raise UnknownLayoutError("linear2, whose width tells that of the MLP, is not beside it")
+    return _checked(fusion, Split(axis=0, sizes=(hidden, hidden, hidden, second[1] - hidden)))
+
+
+def contiguous_heads(fusion: Fusion, *, heads: int, key_value_heads: int) -> Split:
+    """All queries, then all keys, then all values, with as many heads as the caller says."""
+    axis = _wide_axis(fusion)
+    width, rest = divmod(fusion.shape[axis], heads + 2 * key_value_heads)
+    if rest:
+        raise _misfit(fusion, f"{heads} heads and twice {key_value_heads} key-value heads")
+    return _checked(fusion, Split(axis=axis, sizes=(heads * width, key_value_heads * width, key_value_heads * width)))
+
+
+def grouped_heads(fusion: Fusion, *, heads: int, key_value_heads: int) -> Split:
+    """Group after group of heads, each with its queries, its key and its value, as many as the caller says."""
+    return _grouped(fusion, heads, key_value_heads, f"{heads} heads in {key_value_heads} groups")
 
 
 def latent_rope(fusion: Fusion) -> Split:

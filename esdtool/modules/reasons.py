@@ -18,6 +18,7 @@ LEARNED_TOKENS = SkipReason(kind=SkipKind.EMBEDDING, words="learned tokens")
 PATCH_EMBEDDING = SkipReason(kind=SkipKind.EMBEDDING, words="patch embedding")
 EMBEDDING = SkipReason(kind=SkipKind.EMBEDDING, words="embedding")
 LM_HEAD = SkipReason(kind=SkipKind.OUTPUT_HEAD, words="language-model head")
+CTC_HEAD = SkipReason(kind=SkipKind.OUTPUT_HEAD, words="output head (CTC)")
 OUTPUT_HEAD = SkipReason(kind=SkipKind.OUTPUT_HEAD, words="output head")
 ROUTER = SkipReason(kind=SkipKind.ROUTER, words="router")
 QUANT_SCALE = SkipReason(kind=SkipKind.QUANTIZATION, words="scale or zero point of quantised weights")
@@ -37,3 +38,14 @@ DECAY_RATES = SkipReason(
 )
 STATE_SPACE = SkipReason(kind=SkipKind.TABLE, words="state-space parameter: not a weight matrix")
 TIME_MIXING = SkipReason(kind=SkipKind.TABLE, words="time-mixing vector")
+CODEBOOK = SkipReason(kind=SkipKind.TABLE, words="codebook of a vector quantiser: a table of vectors to look up")
+FILTER_BANK = SkipReason(kind=SkipKind.TABLE, words="filter bank or transform, fixed by a formula")
+TIME_TABLE = SkipReason(
+    kind=SkipKind.TABLE, words="time-mixing table: one number for each channel of each head, not a weight matrix"
+)
+VALUE_EMBEDDING = SkipReason(kind=SkipKind.EMBEDDING, words="value embedding: a table of token vectors")
+ACTIVATION_STATISTICS = SkipReason(kind=SkipKind.BUFFER, words="statistics of activations")
+OPTIMIZER_STATE = SkipReason(kind=SkipKind.COPY, words="optimizer state, not a weight")
+LOW_RANK_FACTOR = SkipReason(
+    kind=SkipKind.ADAPTER, words="factor of a low-rank update of the weight beside it, not a weight by itself"
+)

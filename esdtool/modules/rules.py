@@ -40,6 +40,8 @@ class Score:
     """Role in the block, e.g. `q_proj`."""
     halves: tuple[str, str] = ("gate_proj", "up_proj")
     """Roles of its halves, where its shape shows that an `up_proj` is two projections."""
+    headwise: bool = False
+    """Whether three dimensions are [heads, rows, columns]: a matrix for each head, block by block on the diagonal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +115,35 @@ class Family:
     which suits names that mean the same thing everywhere."""
     marker: str | None = None
     """Pattern of a module that only this family has: a table with `model_types` holds where it is found, too."""
+    more_markers: tuple[str, ...] = ()
+    """Further patterns, each of which establishes the family as `marker` does."""
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """All patterns that establish the family."""
+        return (*(() if self.marker is None else (self.marker,)), *self.more_markers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rules in order of precedence, under a name for the user."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    is_established: bool = False
+    """Whether it is the table of a family that the checkpoint is known to belong to."""
 
 
 def score(
-    pattern: str, role: str, *, beside: str | None = None, halves: tuple[str, str] = ("gate_proj", "up_proj")
+    pattern: str,
+    role: str,
+    *,
+    beside: str | None = None,
+    halves: tuple[str, str] = ("gate_proj", "up_proj"),
+    headwise: bool = False,
 ) -> Rule:
-    """A rule: modules named so are one matrix, with this role."""
-    return Rule(pattern=pattern, verdict=Score(role=role, halves=halves), beside=beside)
+    """Make the rule that modules with such a name are one matrix, with this role."""
+    return Rule(pattern=pattern, verdict=Score(role=role, halves=halves, headwise=headwise), beside=beside)
 
 
 def skip(pattern: str, reason: SkipReason | str, *, forceable: bool = True, beside: str | None = None) -> Rule:
@@ -130,12 +154,12 @@ def skip(pattern: str, reason: SkipReason | str, *, forceable: bool = True, besi
 
 
 def fused(pattern: str, *parts: str, layout: Layout = equal, beside: str | None = None) -> Rule:
-    """A rule: modules named so hold these projections side by side."""
+    """Make the rule that modules with such a name hold these projections side by side."""
     return Rule(pattern=pattern, verdict=Fused(parts=parts, layout=layout), beside=beside)
 
 
 def stacked(pattern: str, *parts: str, layout: Layout = gate_up) -> Rule:
-    """A rule: tensors named so hold the matrices of all experts."""
+    """Make the rule that tensors with such a name hold the matrices of all experts."""
     return Rule(pattern=pattern, verdict=Stacked(parts=parts, layout=layout))
 
 
@@ -157,11 +181,23 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile(("^" if anchored else r"(?:^|\.)") + body + (r"(?:\..*)?$" if beneath else "$"))
 
 
-def matches(rule: Rule, path: Segments) -> bool:
-    """Return whether the rule's pattern matches a module path (its `beside` is not looked at)."""
+def matches(rule: Rule, path: Segments, *, root: int = 0) -> bool:
+    """Return whether the rule's pattern matches a module path (its `beside` is not looked at).
+
+    Args:
+        rule: the rule.
+        path: segments of the module's name.
+        root: how many of them the names of the whole checkpoint begin with (`common_root`).
+    """
     if rule.pattern.startswith("^"):
-        path = without_root(path)
+        path = without_root(path[root:])
     return rule.regex.search(".".join(path)) is not None
+
+
+@functools.cache
+def names_a_number(rule: Rule) -> bool:
+    """Whether the rule means one number among others, such as `mlp.2`."""
+    return any(part.isdecimal() for segment in rule.pattern.split(".") for part in segment.split("|"))
 
 
 def _segment_regex(segment: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,13 +13,18 @@ from esdtool.checkpoint.base import TensorInfo
 from esdtool.errors import UsageError
 from esdtool.modules.base import Selection, WeightModule
 from esdtool.modules.blocks import BlockIndex, find_blocks
-from esdtool.modules.classify import Classifier, is_weight, leaf_role
+from esdtool.modules.classify import Classifier, Identified, is_weight, leaf_role
+from esdtool.modules.consult import consult
+from esdtool.modules.identification import PERHAPS_SEVERAL, IdentifiedBy
 from esdtool.modules.layouts import UnknownLayoutError
+from esdtool.modules.model_code import ParameterKinds
 from esdtool.modules.patterns import compile_patterns
 from esdtool.modules.rules import Fused, Score, Skip, Stacked, Verdict
 from esdtool.modules.skipped import SkipKind, SkippedTensor, SkipReason
 from esdtool.modules.split import Piece
+from esdtool.modules.splitting import SplitRequest, as_requests
 from esdtool.names import WRAPPERS, expert_index, module_name, module_path, order_key
+from esdtool.support.words import dimensions
 
 
 def select_modules(
@@ -29,6 +34,8 @@ def select_modules(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     split_fused: bool = True,
+    split: Sequence[str | SplitRequest] = (),
+    kinds: Callable[[], ParameterKinds] | None = None,
 ) -> Selection:
     """Sort every tensor of a checkpoint into modules to score and tensors to skip, with reasons.
 
@@ -47,14 +54,18 @@ def select_modules(
         exclude: regular expressions, searched in the same names; matching modules are not scored. It
             prevails over `include`.
         split_fused: False keeps fused projections in one module. Stacked experts are told apart all the same.
+        split: how tensors are cut that the tables know nothing of, as `REGEX=LAYOUT` or as requests
+            (`esdtool.modules.splitting`). It prevails over the tables.
+        kinds: gives what the model's own code says of its parameters (`esdtool.modules.model_code`); asked only where
+            names and shapes leave a doubt.
 
     Returns:
         Every tensor, as one module or several, or skipped; both parts in the model's natural order. A part of a
         tensor that include or exclude leaves out is listed under its module's name.
 
     Raises:
-        UsageError: if an expression is no regular expression, matches no name, or (`include`)
-            matches only tensors that cannot be scored.
+        UsageError: if an expression is no regular expression, matches no name, or (`include`, `split`)
+            matches only tensors that cannot be scored or cut so.
         ValueError: if two tensors have the same name.
 
     Example:
@@ -68,8 +79,11 @@ def select_modules(
         if name == following:
             raise ValueError(f"two tensors are named {name!r}")
     classifier = Classifier(catalogue, config)
-    verdicts = {tensor.name: classifier.verdict(tensor) for tensor in catalogue}
-    found = _parts(catalogue, verdicts, classifier, split_fused=split_fused)
+    decisions = {tensor.name: classifier.identify(tensor) for tensor in catalogue}
+    if kinds is not None:
+        decisions = consult(decisions, {tensor.name: tensor for tensor in catalogue}, kinds)
+    requests = _requested(catalogue, decisions, as_requests(split))
+    found = _parts(catalogue, decisions, requests, classifier, split_fused=split_fused)
     if include or exclude:
         both = sorted({name for part in found for name in part.names})
         includes = compile_patterns(include, both, option="--include", what="tensor name")
@@ -77,7 +91,11 @@ def select_modules(
         if includes:
             found = _restrict(found, includes)
         found = [_without(part, excludes) for part in found]
-    return _selection(found, find_blocks((tensor.name, tensor.shape) for tensor in catalogue))
+    return _selection(
+        found,
+        find_blocks((tensor.name, tensor.shape) for tensor in catalogue),
+        {name: decision.rule for name, decision in decisions.items()},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +107,8 @@ class _Part:
     piece: Piece | None = None
     name: str
     """Name of the module."""
+    by: IdentifiedBy
+    note: str | None = None
 
     @property
     def names(self) -> tuple[str, str]:
@@ -100,26 +120,68 @@ class _Part:
         return any(pattern.search(name) for name in self.names)
 
 
+def _requested(
+    catalogue: Sequence[TensorInfo], decisions: dict[str, Identified], requests: Sequence[SplitRequest]
+) -> dict[str, SplitRequest]:
+    """The user's request for each tensor that it concerns; the decisions are changed accordingly.
+
+    Biases and the like that an expression matches as well are no matter; each must match a matrix.
+    """
+    names = sorted({name for tensor in catalogue for name in (tensor.name, module_name(tensor.name))})
+    concerned: dict[str, SplitRequest] = {}
+    for request in requests:
+        (pattern,) = compile_patterns([request.pattern], names, option="--split", what="tensor name")
+        matching = [tensor for tensor in catalogue if pattern.search(tensor.name)]
+        able = [tensor for tensor in matching if _can_be_cut(tensor, decisions[tensor.name].verdict)]
+        if not able:
+            first = matching[0]
+            reason = decisions[first.name].verdict
+            why = reason.reason.words if isinstance(reason, Skip) else f"shape {dimensions(first.shape)}"
+            raise UsageError(f"--split {request.words!r} matches no matrix; {first.name}: {why}")
+        for tensor in able:
+            concerned.setdefault(tensor.name, request)
+    for name, request in concerned.items():
+        stacked = isinstance(decisions[name].verdict, Stacked)
+        parts, layout = request.how.parts, request.how.layout
+        verdict: Verdict = Stacked(parts=parts, layout=layout) if stacked else Fused(parts=parts, layout=layout)
+        decisions[name] = Identified(verdict=verdict, by=IdentifiedBy.FAMILY, rule=f"--split {request.words}")
+    return concerned
+
+
+def _can_be_cut(tensor: TensorInfo, verdict: Verdict) -> bool:
+    if isinstance(verdict, Skip) and not verdict.forceable:
+        return False
+    return len(tensor.shape) == 2 or isinstance(verdict, Stacked)
+
+
 def _parts(
-    catalogue: Sequence[TensorInfo], verdicts: Mapping[str, Verdict], classifier: Classifier, *, split_fused: bool
+    catalogue: Sequence[TensorInfo],
+    decisions: Mapping[str, Identified],
+    requests: Mapping[str, SplitRequest],
+    classifier: Classifier,
+    *,
+    split_fused: bool,
 ) -> list[_Part]:
     """Every tensor, those of several modules cut into them."""
     parts: list[_Part] = []
     cut: list[tuple[TensorInfo, list[Piece]]] = []
     for tensor in catalogue:
-        verdict = verdicts[tensor.name]
-        name = module_name(tensor.name)
-        if isinstance(verdict, Fused) and not split_fused and len(tensor.shape) == 2:
-            verdict = Score(role=leaf_role(tensor))
+        decision, request = decisions[tensor.name], requests.get(tensor.name)
+        verdict, note = decision.verdict, decision.note
+        whole = not split_fused and request is None
+        if isinstance(verdict, Fused) and whole and len(tensor.shape) == 2:
+            verdict, note = Score(role=leaf_role(tensor)), PERHAPS_SEVERAL
         if isinstance(verdict, Fused | Stacked):
             try:
-                cut.append((tensor, classifier.pieces(tensor, verdict, whole_experts=not split_fused)))
+                cut.append((tensor, classifier.pieces(tensor, verdict, whole_experts=whole)))
             except UnknownLayoutError as problem:
+                if request is not None:
+                    raise UsageError(f"--split {request.words!r}: {tensor.name}: {problem}") from problem
                 words = f"{verdict.reason}; {problem}: {_remedy(problem, verdict)}"
                 verdict = Skip(reason=SkipReason(kind=SkipKind.SEVERAL_MATRICES, words=words))
             else:
                 continue
-        parts.append(_Part(tensor=tensor, verdict=verdict, name=name))
+        parts.append(_Part(tensor=tensor, verdict=verdict, name=module_name(tensor.name), by=decision.by, note=note))
     taken = Counter(".".join(module_path(tensor.name)) for tensor in catalogue)
     taken.update(piece.name for _, pieces in cut for piece in pieces)
     for tensor, pieces in cut:
@@ -131,6 +193,7 @@ def _parts(
                 verdict=Score(role=piece.role),
                 piece=piece,
                 name=_outer_wrappers(tensor) + (piece.name if alone else piece.qualified_name),
+                by=decisions[tensor.name].by,
             )
             for piece in pieces
         ]
@@ -144,9 +207,10 @@ def _outer_wrappers(tensor: TensorInfo) -> str:
 
 
 def _remedy(problem: UnknownLayoutError, verdict: Fused | Stacked) -> str:
+    """What the user can do about a tensor that cannot be cut."""
     config = ["put config.json beside the file"] if problem.config_would_tell else []
     whole = ["keep it whole (--no-split-fused)"] if isinstance(verdict, Fused) else []
-    return ", or ".join([*config, *whole]) or "it is left out"
+    return ", or ".join(["say how it is split (--split)", *config, *whole])
 
 
 def _restrict(parts: Sequence[_Part], includes: Sequence[re.Pattern[str]]) -> list[_Part]:
@@ -188,7 +252,7 @@ def _not_chosen(words: str) -> Skip:
     return Skip(reason=SkipReason(kind=SkipKind.NOT_CHOSEN, words=words))
 
 
-def _selection(parts: Sequence[_Part], blocks: BlockIndex) -> Selection:
+def _selection(parts: Sequence[_Part], blocks: BlockIndex, rules: Mapping[str, str]) -> Selection:
     """Modules and skipped tensors in natural order."""
     embeddings = {
         part.tensor.shape: part.tensor.name
@@ -210,12 +274,20 @@ def _selection(parts: Sequence[_Part], blocks: BlockIndex) -> Selection:
             words = f"{words}; same shape as {embeddings[tensor.shape]}, perhaps a tied copy"
         name = tensor.name if part.piece is None else part.name
         shape = tensor.shape if part.piece is None else part.piece.view.shape(tensor.shape)
-        entry = SkippedTensor(name=name, shape=shape, dtype=tensor.storage, kind=kind, reason=words)
+        entry = SkippedTensor(
+            name=name,
+            shape=shape,
+            dtype=tensor.storage,
+            kind=kind,
+            reason=words,
+            parameter=None if part.piece is None else tensor.name,
+        )
         key = order_key(name, None, blocks.find(module_path(name)))
         skipped.append(((key, tensor.name, position), entry))
     return Selection(
         modules=tuple(module for _, module in sorted(modules, key=lambda pair: pair[0])),
         skipped=tuple(entry for _, entry in sorted(skipped, key=lambda pair: pair[0])),
+        rules=rules,
     )
 
 
@@ -227,7 +299,7 @@ def _joined(parts: Sequence[_Part]) -> list[_Part]:
     joined: dict[object, _Part] = {}
     for position, part in enumerate(parts):
         if part.piece is not None and len(verdicts[part.tensor.name]) == 1 and isinstance(part.verdict, Skip):
-            whole = _Part(tensor=part.tensor, verdict=part.verdict, name=module_name(part.tensor.name))
+            whole = _Part(tensor=part.tensor, verdict=part.verdict, name=module_name(part.tensor.name), by=part.by)
             joined[part.tensor.name] = whole
         else:
             joined[position] = part
@@ -244,11 +316,13 @@ def _module(part: _Part, verdict: Score, *, layer: int | None) -> WeightModule:
         layer=layer,
         shape=shape,
         dtype=tensor.storage,
-        kind="linear" if len(shape) == 2 else "conv",
+        kind="linear" if len(shape) == 2 else "headwise" if verdict.headwise else "conv",
         expert=expert_index(f"{part.name}.weight"),
         view=None if piece is None else piece.view,
         parameter_shape=None if piece is None else tensor.shape,
         rank=tensor.rank,
         trained=tensor.trained,
         roundoff=tensor.roundoff,
+        identified_by=part.by,
+        note=part.note,
     )

@@ -64,3 +64,5 @@ class SkippedTensor:
     kind: SkipKind
     reason: str
     """The reason in words."""
+    parameter: str | None = None
+    """The tensor that this is a part of; None: it is a whole tensor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from esdtool.assignment.options import OptimizerName, Unlisted, check_base
 from esdtool.assignment.scope import Patterns, Scope, choose, names_of
 from esdtool.errors import AssignmentError, NothingToAnalyzeError, UsageError
 from esdtool.modules import SkipKind, WeightModule, select_modules
+from esdtool.modules.model_code import kinds_of
 from esdtool.optim import groups
 from esdtool.optim.parameters import LiveModel
 
@@ -140,7 +142,12 @@ def _choose(
     """Choose the modules by parameter name, and tell the reason for the others, and what names alone decided."""
     checkpoint = live.checkpoint
     # With `include` also what is not scored otherwise, such as embeddings.
-    selection = select_modules(checkpoint.tensors.values(), config=checkpoint.config, include=include)
+    selection = select_modules(
+        checkpoint.tensors.values(),
+        config=checkpoint.config,
+        include=include,
+        kinds=functools.partial(kinds_of, checkpoint),
+    )
     patterns = Patterns.checked(
         include,
         exclude,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ from esdtool.checkpoint import from_model
 from esdtool.errors import ConfigError
 from esdtool.modules import WeightModule, select_modules
 from esdtool.modules.blocks import find_blocks
+from esdtool.modules.model_code import kinds_of
 from esdtool.names import module_name
 from esdtool.train.config.sections import MuonSettings
 from esdtool.train.config.train_config import TrainConfig
@@ -63,7 +65,9 @@ def decay_scope(model: nn.Module, config: TrainConfig) -> Scope[WeightModule]:
         for name in matrices
         if any(pattern.search(module_name(name)) for pattern in patterns.include)
     ]
-    modules = select_modules(tensors, config=checkpoint.config, include=wanted).modules
+    modules = select_modules(
+        tensors, config=checkpoint.config, include=wanted, kinds=functools.partial(kinds_of, checkpoint)
+    ).modules
     return choose(modules, patterns, names=lambda module: (module_name(module.parameter),))
 
 

@@ -10,6 +10,7 @@ from esdtool.report.html.markup import Content, Html, joined, name_tag, tag
 from esdtool.report.html.page import details
 from esdtool.report.html.rows import ModuleRows, anchor
 from esdtool.report.html.table import Cell, Column, Row, number, table
+from esdtool.report.tables.analysis import doubt
 from esdtool.support.words import dimensions
 
 _CLASSES = {
@@ -29,6 +30,7 @@ def module_table(analysis: Analysis, rows: ModuleRows) -> Html:
     """One row a module, or one for the experts of a layer."""
     fit = analysis.settings.fit
     estimated = any(module.alpha_ci for module in analysis.modules)
+    doubtful = any(map(doubt, analysis.modules))
     columns = [
         Column(heading="module", filter=True),
         Column(heading="role", filter=True, choose="all roles"),
@@ -43,10 +45,11 @@ def module_table(analysis: Analysis, rows: ModuleRows) -> Html:
         Column(heading="KS", kind="number"),
         Column(heading="stable rank", kind="number"),
         Column(heading=_LAMBDA_MAX, kind="number"),
+        *([Column(heading="identified by", filter=True)] if doubtful else []),
         Column(heading="verdict", filter=True, choose="all verdicts"),
     ]
     body = [
-        Row(cells=_cells(module, fit, estimated=estimated), anchor=anchor(position))
+        Row(cells=_cells(module, fit, estimated=estimated, doubtful=doubtful), anchor=anchor(position))
         for position, module in enumerate(rows.modules)
     ]
     caption = f"Alpha by {fit[0]}"
@@ -55,7 +58,7 @@ def module_table(analysis: Analysis, rows: ModuleRows) -> Html:
     return table(caption, columns, body, sortable="modules", panels=True, anchor="module-table")
 
 
-def _cells(module: ModuleResult, fit: tuple[str, ...], *, estimated: bool) -> list[Cell]:
+def _cells(module: ModuleResult, fit: tuple[str, ...], *, estimated: bool, doubtful: bool) -> list[Cell]:
     judged = verdict(module, fit[0])
     return [
         Cell(content=name_tag(module.name)),
@@ -71,6 +74,7 @@ def _cells(module: ModuleResult, fit: tuple[str, ...], *, estimated: bool) -> li
         number(module.ks_distance, ".3f"),
         number(module.stable_rank, ".1f"),
         number(module.lambda_max, ".4g"),
+        *([Cell(content=doubt(module))] if doubtful else []),
         Cell(
             content=verdict_words(module, fit[0]),
             choice=judged.value if judged is Verdict.NOT_SCORED else None,
@@ -92,6 +96,13 @@ def glossary(analysis: Analysis) -> Html:
     ]
     if any(module.alpha_ci for module in analysis.modules):
         terms.append(("slq ±", "half of the 95 % interval of an alpha that was estimated; a dash: it is exact."))
+    if any(map(doubt, analysis.modules)):
+        terms.append(
+            (
+                "identified by",
+                "shape: nothing but a name and a shape tells that this is a matrix of the model, or that it is one.",
+            )
+        )
     if len(fit) > 1:
         terms.append((", ".join(fit[1:]), "alpha by the other estimators."))
     terms += [

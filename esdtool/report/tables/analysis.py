@@ -9,6 +9,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from esdtool.analysis.document import Analysis, ModuleResult, RoleSummary
 from esdtool.analysis.verdict import verdict_words
+from esdtool.modules import WeightModule
+from esdtool.modules.identification import IdentifiedBy
 from esdtool.modules.skipped import SkipKind
 from esdtool.report.tables.experts import Experts, fold_experts
 from esdtool.support.words import dimensions
@@ -85,6 +87,7 @@ def module_columns(analysis: Analysis, *, narrow: bool) -> list[Column[ModuleRes
     estimated = Column[ModuleResult](
         heading="slq +-", cell=lambda module: format_number(module.alpha_half_width, ".3f")
     )
+    doubtful = Column[ModuleResult](heading="identified by", cell=doubt, is_text=True)
     rest: list[Column[ModuleResult]] = [
         Column(heading="KS", cell=lambda module: format_number(module.ks_distance, ".3f")),
         Column(heading="stable rank", cell=lambda module: format_number(module.stable_rank, ".1f")),
@@ -100,8 +103,15 @@ def module_columns(analysis: Analysis, *, narrow: bool) -> list[Column[ModuleRes
         *(Column(heading=name, cell=other(name)) for name in fit[1:]),
         Column(heading="null", cell=lambda module: format_number(module.mp_alpha, ".2f")),
         *([] if narrow else rest),
+        *([doubtful] if any(map(doubt, analysis.modules)) else []),
         Column(heading="verdict", cell=lambda module: verdict_words(module, fit[0]), is_text=True),
     ]
+
+
+def doubt(module: ModuleResult | WeightModule) -> str:
+    """Say how a module was identified where that leaves a doubt, and what else the tensor may hold; else nothing."""
+    how = IdentifiedBy.SHAPE.value if module.identified_by is IdentifiedBy.SHAPE else None
+    return "; ".join(filter(None, (how, module.note)))
 
 
 ROLE_COLUMNS: tuple[Column[RoleSummary], ...] = (

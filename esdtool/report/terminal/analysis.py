@@ -13,6 +13,7 @@ from esdtool.analysis.verdict import Verdict, closing_words, verdict
 from esdtool.report.tables.analysis import (
     ROLE_COLUMNS,
     Skipped,
+    doubt,
     format_layer,
     format_number,
     module_columns,
@@ -96,8 +97,18 @@ def print_plan(plan: Plan) -> None:
 
     console = new_console()
     table = new_table(f"{plan.checkpoint.location}: {len(plan.selection.modules)} weight modules")
-    for heading in ("module", "role", "layer", "shape", "dtype", "eigenvalues"):
-        table.add_column(heading, justify="left" if heading in ("module", "role", "dtype") else "right")
+    doubtful = any(map(doubt, plan.selection.modules))
+    for heading in (
+        "module",
+        "role",
+        "layer",
+        "shape",
+        "dtype",
+        "eigenvalues",
+        *(["identified by"] if doubtful else []),
+    ):
+        is_text = heading in ("module", "role", "dtype", "identified by")
+        table.add_column(heading, justify="left" if is_text else "right")
     rows: dict[str, list[WeightModule]] = {}
     for module in plan.selection.modules:
         rows.setdefault(starred(module.name, module.expert), []).append(module)
@@ -109,6 +120,7 @@ def print_plan(plan: Plan) -> None:
             dimensions(module.shape),
             styled(module.dtype),
             str(module.num_eigs),
+            *([doubt(module)] if doubtful else []),
         )
     console.print(table)
     if plan.selection.skipped:
