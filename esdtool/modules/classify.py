@@ -145,7 +145,7 @@ class Classifier:
         return Identified(verdict=self._kernel(tensor, path, score), by=by, rule=rule)
 
     def _is_sure(self, found: _Match) -> bool:
-        """Whether the rule's table is established for this checkpoint, or its names are those of a library's own."""
+        """Return whether a family is established: the rule's own, or one that general names go with."""
         return found.is_established or self._is_established
 
     def pieces(self, tensor: TensorInfo, verdict: Fused | Stacked, *, whole_experts: bool = False) -> list[Piece]:
@@ -239,14 +239,16 @@ class Classifier:
         return Score(role=_cross(path, score.role))
 
     def _is_patch_embedding(self, tensor: TensorInfo) -> bool:
-        """Whether a convolution takes patches of an image's few channels: the first layer of a vision transformer."""
+        """Return whether a convolution takes patches of an image's few channels, as vision transformers begin."""
         if len(tensor.shape) != 4 or not is_weight(tensor.name):
             return False
         _, channels, height, width = tensor.shape
         return channels in _IMAGE_CHANNELS and height == width >= _SMALLEST_PATCH and height % 2 == 0
 
     def _may_be_several(self, tensor: TensorInfo, path: Segments) -> bool:
-        """Whether the shape is that of projections side by side: three times as long as wide, or twice in an attention.
+        """Return whether the shape is that of projections side by side.
+
+        That is three times as long as wide, or twice in an attention.
 
         A module beside it with the transposed shape shows an ordinary pair of an MLP, which is as long. Layers of a
         Sequential follow one another, and are one projection each.
@@ -346,7 +348,7 @@ def _by_structure(verdict: Skip) -> Identified:
 
 
 def _looks_like_kernel(shape: tuple[int, ...], path: Segments) -> bool:
-    """Whether [out, in, *kernel] is a convolution, by its name, or by a kernel of a usual size.
+    """Return whether [out, in, *kernel] is a convolution, by its name, or by a kernel of a usual size.
 
     Stacked matrices [heads, rows, columns] have long last dimensions; so have few convolutions, and these are named
     or stand in a Sequential. Blocks of a block-diagonal matrix are square.

@@ -145,7 +145,7 @@ def _low_rank_factors(tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
 
 
 def _are_factors(inner: tuple[int, ...], outer: tuple[int, ...], weight: tuple[int, ...]) -> bool:
-    """Whether the shapes are those of the factors of an update of `weight`, each stored either way round."""
+    """Return whether the shapes are those of the factors of an update of `weight`, each stored either way round."""
     rows, columns = weight
     return any(
         rank == other and rank < min(weight)

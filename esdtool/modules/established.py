@@ -1,4 +1,4 @@
-"""Which tables of rules hold for a checkpoint, and whether any family is known that it belongs to.
+"""The choice of the tables of rules that hold for a checkpoint, and of the families that it belongs to.
 
 A family is established by `model_type` of config.json or by a name that only its models have. Without one the general
 tables still apply, but then nothing more than a name and a shape tells what a tensor is.

@@ -1,4 +1,4 @@
-"""What becomes of each tensor that a regular expression means, and why: `esdtool analyze --explain`."""
+"""Explanations of what becomes of single tensors, and why: `esdtool analyze --explain`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a module was identified, from the surest way to the least sure."""
+"""The ways in which a module is identified, from the surest to the least sure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class IdentifiedBy(StrEnum):
-    """What tells that a tensor is one of the model's matrices, and which."""
+    """The evidence that a tensor is a certain matrix of the model."""
 
     FAMILY = "family"
     """A table of names whose family is established: by config.json, or by names that only this family has. What the

@@ -1,4 +1,4 @@
-"""What the model's own code says of its parameters: which belong to a linear layer, an embedding, a head, a norm.
+"""The model's own code as a witness: which parameters belong to a linear layer, an embedding, a head, a norm.
 
 A live model tells by itself. For a checkpoint whose config.json names an architecture that transformers has, the
 model is built without data (on torch's meta device). No code of the checkpoint's is run: `auto_map` is not looked at.
@@ -141,7 +141,7 @@ def _built(config: Mapping[str, Any]) -> nn.Module | None:
 
 
 def _asks_for_too_much(config: Mapping[str, Any], most: int) -> bool:
-    """Whether a count of parts, here or in a nested configuration, is larger than the checkpoint allows."""
+    """Return whether a count of parts, here or in a nested configuration, is larger than the checkpoint allows."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             if _asks_for_too_much(value, most):

@@ -196,7 +196,7 @@ def matches(rule: Rule, path: Segments, *, root: int = 0) -> bool:
 
 @functools.cache
 def names_a_number(rule: Rule) -> bool:
-    """Whether the rule means one number among others, such as `mlp.2`."""
+    """Return whether the rule means one number among others, such as `mlp.2`."""
     return any(part.isdecimal() for segment in rule.pattern.split(".") for part in segment.split("|"))
 
 

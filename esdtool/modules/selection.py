@@ -207,7 +207,7 @@ def _outer_wrappers(tensor: TensorInfo) -> str:
 
 
 def _remedy(problem: UnknownLayoutError, verdict: Fused | Stacked) -> str:
-    """What the user can do about a tensor that cannot be cut."""
+    """Tell the user what to do about a tensor that cannot be cut."""
     config = ["put config.json beside the file"] if problem.config_would_tell else []
     whole = ["keep it whole (--no-split-fused)"] if isinstance(verdict, Fused) else []
     return ", or ".join(["say how it is split (--split)", *config, *whole])

@@ -1,4 +1,4 @@
-"""How the user says that a tensor holds several projections, where no family is known that says it.
+"""The user's word that a tensor holds several projections, where no family is known that says it.
 
 esdtool analyze model.pth --split 'Wqkv=interleaved'
 esdtool.analyze("model.pth", split=["Wqkv=interleaved"])
@@ -25,7 +25,7 @@ class SplitLayout:
     """The projections in a tensor, and where they lie."""
 
     name: str
-    """As the user writes it, e.g. `per-head:8/2`."""
+    """The layout as the user writes it, e.g. `per-head:8/2`."""
     parts: tuple[str, ...]
     """Roles of the projections, in order."""
     layout: Layout

@@ -243,3 +243,53 @@ def test_names_are_not_read_as_markup(esdtool_cli, tmp_path: Path) -> None:
         # As a module and as a role: the leaf of an unknown name is its role.
         assert result.stdout.count("[red]x[/red]") >= 2
         assert "[/bold]" in result.stdout
+
+
+@pytest.fixture
+def unknown_layout(tmp_path: Path) -> Path:
+    """A file with a fused tensor of no known family, and one that may be fused."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"trunk.0.core.qkv.weight": (96, 32), "trunk.0.core.joint.weight": (96, 32)}
+    save_file(
+        {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}, tmp_path / "m.safetensors"
+    )
+    return tmp_path / "m.safetensors"
+
+
+def test_what_is_in_doubt_is_shown(esdtool_cli, unknown_layout: Path) -> None:
+    result = esdtool_cli("analyze", unknown_layout, "--min-eigs", 20, "--json", unknown_layout.with_name("a.json"))
+    assert result.returncode == 0, result.stderr
+    assert "identified by" in result.stdout
+    document = json.loads(unknown_layout.with_name("a.json").read_text())
+    (module,) = document["modules"]
+    assert (module["identified_by"], module["note"]) == ("shape", "perhaps several projections in one; not split")
+    (skipped,) = document["skipped"]
+    assert skipped["kind"] == "several-matrices"
+    assert "say how it is split (--split)" in skipped["reason"]
+
+
+def test_split_says_how(esdtool_cli, unknown_layout: Path) -> None:
+    out = unknown_layout.with_name("a.json")
+    result = esdtool_cli("analyze", unknown_layout, "--min-eigs", 10, "--split", "qkv=per-head:4", "--json", out)
+    assert result.returncode == 0, result.stderr
+    document = json.loads(out.read_text())
+    assert document["settings"]["split"] == ["qkv=per-head:4"]
+    whole = load_file(unknown_layout)["trunk.0.core.qkv.weight"].double()
+    keys = whole.reshape(4, 3, 8, 32)[:, 1].reshape(32, 32)
+    (module,) = (module for module in document["modules"] if module["role"] == "k_proj")
+    np.testing.assert_allclose(module["lambda_max"], float(torch.linalg.svdvals(keys)[0]) ** 2, rtol=1e-9)
+    one_line_error(esdtool_cli("analyze", unknown_layout, "--split", "qkv=fifths"), 2)
+
+
+def test_explain_says_what_becomes_of_a_tensor(esdtool_cli, unknown_layout: Path) -> None:
+    result = esdtool_cli("analyze", unknown_layout, "--explain", "core", "--split", "qkv=interleaved")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert any(line.startswith("trunk.0.core.qkv.weight") and "96x32" in line for line in lines)
+    assert any("--split qkv=interleaved" in line for line in lines)
+    assert any("position 1 of each of 32 equal groups of rows" in line for line in lines)
+    assert any("no rule names it" in line for line in lines)
+    skipped = esdtool_cli("analyze", unknown_layout, "--explain", "qkv")
+    assert "skipped:" in skipped.stdout
+    assert "several in one: " in skipped.stdout
+    one_line_error(esdtool_cli("analyze", unknown_layout, "--explain", "nothing"), 2)

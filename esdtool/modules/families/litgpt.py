@@ -1,4 +1,4 @@
-"""litgpt: queries, keys and values of `attn.attn`, the name of its first years, go by query group."""
+"""Names of litgpt: queries, keys and values of `attn.attn`, the name of its first years, go by query group."""
 
 from __future__ import annotations
 

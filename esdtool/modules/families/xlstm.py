@@ -1,4 +1,4 @@
-"""xLSTM and Vision-LSTM: projections head by head, [heads, out / heads, in / heads], blocks on the diagonal."""
+"""Names of xLSTM and Vision-LSTM: projections [heads, out / heads, in / heads], blocks on the diagonal."""
 
 from __future__ import annotations
 
