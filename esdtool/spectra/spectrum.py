@@ -245,7 +245,7 @@ def rounding_error(dtype: torch.dtype) -> float:
 
 
 def _zero_floor(path: SpectrumPath, order: int) -> float:
-    """Eigenvalues at or below this fraction of lambda_max are zero as far as the path can tell."""
+    """Return the fraction of lambda_max at or below which the path cannot tell eigenvalues from zero."""
     if path == "gram-float32":
         return order * _EPS32
     if path == "gram-float64":

@@ -50,7 +50,7 @@ class TrainingDivergedError(EsdtoolError):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """How a run ended."""
+    """The outcome of a run."""
 
     run: Path
     """The run directory."""

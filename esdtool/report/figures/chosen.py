@@ -1,4 +1,4 @@
-"""Which modules get figures of their own, and where these go."""
+"""Choose the modules that get figures of their own, and the paths of these figures."""
 
 from __future__ import annotations
 

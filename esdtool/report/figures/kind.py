@@ -1,4 +1,4 @@
-"""What a figure is to `esdtool plot`: what it shows, what it needs, and how it is drawn."""
+"""Define a kind of figure: what it shows, what it needs, and how it is drawn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the help names all figures, and must not wait for the docum
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What is to be drawn."""
+    """The analyses, assignments and runs to draw."""
 
     analyses: tuple[Analysis, ...] = ()
     trajectories: tuple[Trajectory, ...] = ()
@@ -29,7 +29,7 @@ class Material:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where figures go, and in which form."""
+    """The folder and the format of the figures."""
 
     folder: Path
     suffix: str = "png"

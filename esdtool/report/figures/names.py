@@ -1,4 +1,4 @@
-"""What the files of figures are called: each by what it shows, and no two alike."""
+"""Name the files of figures: each by what it shows, and no two alike."""
 
 from __future__ import annotations
 

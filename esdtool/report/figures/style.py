@@ -124,7 +124,7 @@ def short_name(checkpoint: str) -> str:
 
 
 def subject(analysis: Analysis) -> str:
-    """What was analysed, for a title."""
+    """Name what was analysed, for a title."""
     source = analysis.source
     name = short_name(source.checkpoint)
     return name if source.base is None else f"{name} minus {short_name(source.base)}"

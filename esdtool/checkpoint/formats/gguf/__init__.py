@@ -1,4 +1,4 @@
-"""GGUF files of llama.cpp. Needs the extra `gguf`."""
+"""Read GGUF files of llama.cpp. This needs the extra `gguf`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _open(file: StoredFile, label: str) -> WeightFile:
 
 
 def _model_of(name: str) -> str:
-    """The shards of a set are one model."""
+    """Name the model to which a shard belongs, since the shards of a set are one model."""
     shard = SHARD.fullmatch(name)
     return f"{shard['stem']}-of-{shard['count']}" if shard else name
 
