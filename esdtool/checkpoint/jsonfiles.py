@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from esdtool.checkpoint.boundary import one_line_errors
-from esdtool.checkpoint.limits import JSON_BYTES, check_names, is_text, shortened
+from esdtool.checkpoint.limits import JSON_BYTES, SHARDS, check_names, is_text, shortened
 from esdtool.checkpoint.quantized.settings import first_problem, read_settings
 from esdtool.checkpoint.stored_file import StoredFile
 from esdtool.errors import CheckpointError
@@ -129,7 +129,10 @@ def read_index(path: Path) -> WeightIndex:
             raise CheckpointError(
                 f"{shown}: tensor {tensor!r}: refused: shard {shard!r} lies outside the checkpoint's folder"
             )
-    return WeightIndex(weight_map=weight_map)
+    index = WeightIndex(weight_map=weight_map)
+    if len(index.shards) > SHARDS:
+        raise CheckpointError(f"{shown}: refused: {len(index.shards)} shards, more than {SHARDS}")
+    return index
 
 
 def validated(model: type[Model], value: Mapping[str, Any], where: str) -> Model:

@@ -14,7 +14,7 @@ from esdtool.support.words import visible
 
 MIB = 2**20
 
-JSON_BYTES = 64 * MIB
+JSON_BYTES = 48 * MIB
 """Length of a JSON file: a configuration, or an index, which takes 100 bytes a tensor."""
 
 HEADER_BYTES = 100_000_000
@@ -27,9 +27,15 @@ PROTOBUF_BYTES = 2**31
 """Length of an ONNX file: the limit of protobuf."""
 
 ITEMS = 10_000_000
-"""Entries of a header: pairs of metadata, words of a vocabulary, nodes of a graph once functions are inlined."""
+"""Entries of a header: pairs of metadata, words of a vocabulary."""
+
+NODES = 1_000_000
+"""Nodes and initialisers of an ONNX graph, functions inlined; objects of an HDF5 file."""
 
 TENSORS = 2_000_000
+
+SHARDS = 10_000
+"""Files that an index names."""
 
 NESTING = 200
 """Depth of nested objects in a header or a configuration."""
@@ -46,6 +52,9 @@ DIMENSIONS = 16
 EXPANSION = 100
 """Bytes that one stored byte may become, where a container compresses, repeats or leaves out zeros."""
 
+HEADER_EXPANSION = 30
+"""The same for what is read into objects: a number in a pickle or in JSON takes many bytes once more."""
+
 SMALL_BYTES = MIB
 """What may be taken whatever is stored, e.g. for a bias of zeros that was never written."""
 
@@ -53,20 +62,21 @@ SMALL_BYTES = MIB
 _LONG_NUMBER = re.compile(rf"\d{{{NUMBER_DIGITS + 1}}}")
 
 
-def check_expansion(what: str, wanted: int, stored: int) -> None:
+def check_expansion(what: str, wanted: int, stored: int, most: int = EXPANSION) -> None:
     """Refuse to make much of little.
 
     Args:
         what: file and tensor, for the message.
         wanted: bytes in memory.
         stored: bytes in the file.
+        most: how many bytes a stored one may become.
 
     Raises:
-        CheckpointError: if more than `EXPANSION` times the stored bytes are wanted, and more than `SMALL_BYTES`.
+        CheckpointError: if more than `most` times the stored bytes are wanted, and more than `SMALL_BYTES`.
     """
-    if wanted > max(SMALL_BYTES, EXPANSION * stored):
+    if wanted > max(SMALL_BYTES, most * stored):
         raise CheckpointError(
-            f"{what}: refused: {wanted} bytes of data from {stored} stored (at most {EXPANSION} times as many are read)"
+            f"{what}: refused: {wanted} bytes of data from {stored} stored (at most {most} times as many are read)"
         )
 
 

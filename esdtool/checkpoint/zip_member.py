@@ -7,7 +7,7 @@ import zipfile
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from esdtool.checkpoint.limits import check_expansion, check_length
+from esdtool.checkpoint.limits import HEADER_EXPANSION, check_expansion, check_length
 from esdtool.checkpoint.stored_file import StoredFile
 from esdtool.errors import CheckpointError
 from esdtool.support.words import one_line
@@ -72,7 +72,9 @@ class ZipMember:
         Raises:
             CheckpointError: if it has more than `most` bytes, or more than its packed bytes can hold.
         """
-        check_length(f"{self.file.path}: {self.entry.filename}", self.size, most)
+        what = f"{self.file.path}: {self.entry.filename}"
+        check_length(what, self.size, most)
+        check_expansion(what, self.size, self.entry.compress_size, HEADER_EXPANSION)
         return self.read(0, self.size).tobytes()
 
     def unpack(self, target: IO[bytes]) -> None:

@@ -51,8 +51,14 @@ _ADMITTED = frozenset(
 _LAYOUTS = frozenset({"torch.strided", "torch.sparse_coo", "torch.sparse_csr", "torch.sparse_csc", "torch.jagged"})
 
 MOST_PATH_SEGMENTS = 32
+MOST_OPERATIONS = 50_000_000
+"""Length of the pickle in operations. Each part of a tensor takes about seventy, where it lies included."""
+
 MOST_CELLS = 2**24
-"""Cells of the grid into which a tensor's parts cut it; parts of any regular sharding have one each."""
+"""Cells of the grid into which a tensor's parts cut it; parts of a regular sharding have one each."""
+
+CELLS_OF_PART = 4096
+"""The same for each part. The parts of flattened shards of a thousand ranks come to two thousand each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +111,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     file = StoredFile.at(path)
     _ = file.head
     try:
-        root = load_plain(file.read_all(PICKLE_BYTES), _ADMITTED)
+        root = load_plain(file.read_all(PICKLE_BYTES), _ADMITTED, most_operations=MOST_OPERATIONS)
         if not isinstance(root, Instance) or root.symbol != _RECORDS["Metadata"]:
             raise CheckpointError(f"{path}: not the metadata of torch.distributed.checkpoint")
         return _tree(path, _fields(root, "Metadata"))
@@ -222,9 +228,10 @@ def _misfit(shape: tuple[int, ...], boxes: Sequence[Sequence[tuple[int, ...]]]) 
         np.unique([0, length, *(edge for box in boxes for edge in (box[0][axis], box[0][axis] + box[1][axis]))])
         for axis, length in enumerate(shape)
     ]
-    if math.prod(len(axis) for axis in edges) > MOST_CELLS:
-        return f"damaged: its {len(boxes)} parts cut it into more than {MOST_CELLS} pieces"
-    taken = np.zeros([len(axis) for axis in edges], dtype=bool)
+    cells_of_axes = [len(axis) - 1 for axis in edges]
+    if math.prod(cells_of_axes) > min(MOST_CELLS, CELLS_OF_PART * (len(boxes) + 1)):
+        return f"damaged: its {len(boxes)} parts cut it into {math.prod(cells_of_axes)} pieces"
+    taken = np.zeros(cells_of_axes, dtype=bool)
     for offsets, sizes in boxes:
         cells = tuple(
             slice(*np.searchsorted(axis, [offset, offset + size]))

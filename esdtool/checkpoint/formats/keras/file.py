@@ -23,10 +23,10 @@ from esdtool.checkpoint.container import WeightFile
 from esdtool.checkpoint.formats.keras.names import Dataset, layer_settings, make_plans
 from esdtool.checkpoint.limits import (
     EXPANSION,
-    ITEMS,
     JSON_BYTES,
     NAME_CHARACTERS,
     NAME_SEGMENTS,
+    NODES,
     SMALL_BYTES,
     check_expansion,
     shortened,
@@ -187,7 +187,7 @@ class KerasFile(WeightFile):
                     continue
                 seen.add(address)
                 path = (*above, name)
-                if len(seen) > ITEMS or len(path) > NAME_SEGMENTS or sum(map(len, path)) > NAME_CHARACTERS:
+                if len(seen) > NODES or len(path) > NAME_SEGMENTS or sum(map(len, path)) > NAME_CHARACTERS:
                     raise CheckpointError(
                         f"{self._archive.path}: refused: too many objects, or nested too deeply: "
                         f"{shortened('/'.join(path))}"

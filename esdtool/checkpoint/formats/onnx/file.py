@@ -55,7 +55,7 @@ class ONNXFile(WeightFile):
             CheckpointError: if the file is damaged or no ONNX model, or external data is missing or outside its folder.
         """
         path = file.path
-        graphs = list(all_graphs(_load(file).graph))
+        graphs = all_graphs(_load(file).graph)
         weights, notes = _initialisers(file, graphs)
         find_uses(graphs, weights)
         scales = scale_names(graphs) & weights.keys()

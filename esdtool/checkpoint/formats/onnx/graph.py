@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from esdtool.checkpoint.formats.onnx.data import Data
-from esdtool.checkpoint.limits import ITEMS
+from esdtool.checkpoint.limits import NODES
 
 ANONYMOUS = re.compile(
     r"onnx::.*|\d+|val_\d+|(.*/)?Constant(_\d+)?_output_\d+"  # torch
@@ -82,13 +82,26 @@ class Weight:
         return "transposed" if self.uses and all(use.order == "transposed" for use in self.uses) else "stored"
 
 
-def all_graphs(graph: Any) -> Iterator[Any]:
-    """Yield a graph and the graphs within its nodes (If, Loop, Scan)."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from all_graphs(inner)
+def all_graphs(graph: Any) -> list[Any]:
+    """Return a graph and the graphs within its nodes (If, Loop, Scan), each before those within it.
+
+    Raises:
+        ValueError: if there are more nodes and initialisers than any model has.
+    """
+    found, todo, size = [], [graph], 0
+    while todo:
+        found.append(inner := todo.pop())
+        size += len(inner.node) + len(inner.initializer)
+        if size > NODES:
+            raise ValueError(f"more than {NODES} nodes and initialisers")
+        below = [
+            other
+            for node in inner.node
+            for attribute in node.attribute
+            for other in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
+        ]
+        todo += reversed(below)
+    return found
 
 
 def check_growth(model: Any) -> None:
@@ -108,16 +121,16 @@ def check_growth(model: Any) -> None:
         if is_done:
             open_calls.discard(key)
             sizes[key] = sum(1 for _ in _nodes(bodies[key])) + sum(sizes[call] for call in calls)
-            if sizes[key] > ITEMS:
-                raise ValueError(f"its functions are more than {ITEMS} nodes once they are inlined")
+            if sizes[key] > NODES:
+                raise ValueError(f"its functions are more than {NODES} nodes once they are inlined")
         elif key not in sizes:
             open_calls.add(key)
             todo.append((key, True))
             if any(call in open_calls for call in calls):
                 raise ValueError("a function calls itself")
             todo += [(call, False) for call in set(calls) if call not in sizes]
-    if sum(sizes.get(_call(node), 1) for node in _nodes(model.graph.node)) > ITEMS:
-        raise ValueError(f"it is more than {ITEMS} nodes once its functions are inlined")
+    if sum(sizes.get(_call(node), 1) for node in _nodes(model.graph.node)) > NODES:
+        raise ValueError(f"it is more than {NODES} nodes once its functions are inlined")
 
 
 def _call(node: Any) -> tuple[str, str, str]:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
-MOST_OPERATIONS = 50_000_000
-"""Length of a stream in operations. A parameter's part in a torch.distributed.checkpoint takes about seventy."""
+MOST_OPERATIONS = 10_000_000
+"""Length of a stream in operations. A tensor of a state dict takes about fifty, and each may take a hundred bytes."""
 
 MOST_MARKS = 1000
 """Depth to which tuples, lists and dicts may be nested while they are built."""
@@ -82,12 +82,6 @@ class Persistent:
 
 _ORDERED_DICT = Symbol("collections", "OrderedDict")
 
-_CONSTANTS = {
-    "NONE": None,
-    "NEWTRUE": True,
-    "NEWFALSE": False,
-}
-
 _VALUES = frozenset(
     {
         "INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
@@ -97,11 +91,15 @@ _VALUES = frozenset(
 )  # fmt: skip
 """Operations that push their own argument."""
 
-_IGNORED = frozenset({"PROTO", "FRAME"})
+_IGNORED = frozenset({"PROTO", "FRAME", "STOP"})
 
 
 def load_plain(
-    stream: bytes | Stream, admitted: Collection[Symbol], make: Callable[[Symbol, tuple[Any, ...]], Any] = Instance
+    stream: bytes | Stream,
+    admitted: Collection[Symbol],
+    make: Callable[[Symbol, tuple[Any, ...]], Any] = Instance,
+    *,
+    most_operations: int = MOST_OPERATIONS,
 ) -> Any:
     """Interpret one pickle; a file is left behind its last byte.
 
@@ -109,6 +107,7 @@ def load_plain(
         stream: the pickle.
         admitted: what it may name.
         make: what a call of a symbol with arguments becomes; an `Instance` by default.
+        most_operations: how long the stream may be.
 
     Returns:
         None, bool, int, float, str, bytes, list, tuple, dict, `Symbol`, `Instance` and `Persistent`, nested. Members
@@ -122,9 +121,12 @@ def load_plain(
     machine = _Machine(admitted, make)
     try:
         for count, (operation, argument, _) in enumerate(pickletools.genops(cast(Any, stream))):
-            if count > MOST_OPERATIONS:
-                raise PickleError(f"it takes more than {MOST_OPERATIONS} operations")
-            machine.run(operation.name, argument)
+            if count > most_operations:
+                raise PickleError(f"it takes more than {most_operations} operations")
+            action = machine.actions.get(operation.name)
+            if action is None:
+                raise PickleError(f"it uses the operation {operation.name}, which plain data do not need")
+            action(argument)
         return machine.result()
     except PickleError:
         raise
@@ -142,7 +144,12 @@ class _Machine:
         self._below: list[list[Any]] = []
         """The stacks under each open mark."""
         self._memo: dict[int, Any] = {}
-        self._actions: dict[str, Callable[[Any], None]] = {
+        self.actions: dict[str, Callable[[Any], None]] = {
+            **dict.fromkeys(_VALUES, self._push),
+            **dict.fromkeys(_IGNORED, lambda _: None),
+            "NONE": lambda _: self._push(None),
+            "NEWTRUE": lambda _: self._push(True),
+            "NEWFALSE": lambda _: self._push(False),
             "MARK": self._mark,
             "POP": self._discard,
             "POP_MARK": self._discard_since_mark,
@@ -173,20 +180,8 @@ class _Machine:
             "NEWOBJ": self._make,
             "BUILD": self._build,
             "BINPERSID": lambda _: self._push(Persistent(self._stack.pop())),
-            "STOP": lambda _: None,
         }
-
-    def run(self, operation: str, argument: Any) -> None:
-        """Do one operation of the stream."""
-        if operation in _VALUES:
-            self._stack.append(argument)
-        elif operation in _CONSTANTS:
-            self._stack.append(_CONSTANTS[operation])
-        elif operation not in _IGNORED:
-            action = self._actions.get(operation)
-            if action is None:
-                raise PickleError(f"it uses the operation {operation}, which plain data do not need")
-            action(argument)
+        """What each operation does with its argument."""
 
     def result(self) -> Any:
         """The one value that the stream leaves behind."""
