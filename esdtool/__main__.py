@@ -47,6 +47,9 @@ def main() -> None:
             _report_lack_of_memory(error)
             raise
         context = getattr(error, "ctx", None)
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help is the answer, and needs no error beside it
+            print(error.format_message())
+            _leave(2)
         hint = f" (see '{context.command_path} --help')" if context is not None else ""
         code = getattr(error, "exit_code", 2)
         if not _speaks():

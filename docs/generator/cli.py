@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import types
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -101,5 +100,5 @@ def _default(parameter: inspect.Parameter, info: OptionInfo) -> str:
 
 
 def _help(info: ArgumentInfo | OptionInfo) -> str:
-    """Return the help without the escapes that rich needs, and with `<` escaped for Markdown."""
-    return re.sub(r"\\([\[\]])", r"\1", info.help or "").replace("<", "&lt;")
+    """Return the help with `<` escaped for Markdown."""
+    return (info.help or "").replace("<", "&lt;")

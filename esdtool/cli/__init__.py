@@ -12,6 +12,7 @@ from esdtool.cli.assign import assign
 from esdtool.cli.cache import app as cache_app
 from esdtool.cli.compare import compare
 from esdtool.cli.evaluate import evaluate
+from esdtool.cli.help import HelpCommand, HelpGroup
 from esdtool.cli.plot import plot
 from esdtool.cli.schema import schema
 from esdtool.cli.sweep import sweep
@@ -19,9 +20,11 @@ from esdtool.cli.train import train
 
 app = typer.Typer(
     name="esdtool",
+    cls=HelpGroup,
     help="Analyse the spectra of language model weights and derive a weight decay for each module.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -41,12 +44,12 @@ def _root(
     """Analyse the spectra of language model weights and derive a weight decay for each module."""
 
 
-app.command()(analyze)
-app.command()(assign)
-app.command()(train)
-app.command()(sweep)
-app.command("eval")(evaluate)
-app.command()(compare)
-app.command()(plot)
-app.command()(schema)
+app.command(cls=HelpCommand)(analyze)
+app.command(cls=HelpCommand)(assign)
+app.command(cls=HelpCommand)(train)
+app.command(cls=HelpCommand)(sweep)
+app.command("eval", cls=HelpCommand)(evaluate)
+app.command(cls=HelpCommand)(compare)
+app.command(cls=HelpCommand)(plot)
+app.command(cls=HelpCommand)(schema)
 app.add_typer(cache_app, name="cache")

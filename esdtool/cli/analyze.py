@@ -38,7 +38,7 @@ def analyze(
         list[str],
         typer.Argument(
             help=f"A {', '.join(weight_suffixes()[:-1])} or {weight_suffixes()[-1]} file, a Hugging Face or "
-            "torch.distributed.checkpoint directory, a PEFT adapter, or a Hub id org/name\\[@revision]. Several "
+            "torch.distributed.checkpoint directory, a PEFT adapter, or a Hub id org/name[@revision]. Several "
             "checkpoints are taken as steps of one training run.",
             show_default=False,
             metavar="CHECKPOINT",

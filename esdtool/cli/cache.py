@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import typer
 
-app = typer.Typer(help="Show or clear the cache of spectra on disk.", no_args_is_help=True)
+from esdtool.cli.help import HelpCommand, HelpGroup
+
+app = typer.Typer(
+    cls=HelpGroup, help="Show or clear the cache of spectra on disk.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def info() -> None:
     """Say where the cache is, and how much it holds."""
     from esdtool.spectra.cache import SpectrumCache
@@ -18,7 +22,7 @@ def info() -> None:
     say(f"{found.folder}: {found.entries} spectra, {format_size(found.bytes)} of at most {format_size(found.limit)}")
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def clear() -> None:
     """Remove all spectra from the cache."""
     from esdtool.spectra.cache import SpectrumCache

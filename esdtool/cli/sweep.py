@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    path: Annotated[str, typer.Argument(help="TOML file with \\[sweep] and \\[\\[grid]].", metavar="SWEEP.toml")],
+    path: Annotated[str, typer.Argument(help="TOML file with [sweep] and [[grid]].", metavar="SWEEP.toml")],
     overrides: Annotated[
         list[str] | None,
         typer.Option(

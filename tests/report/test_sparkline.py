@@ -15,6 +15,7 @@ from rich.console import Console
 
 import esdtool
 from esdtool.comparison.trajectory import make_trajectory
+from esdtool.report.tables.analysis import module_columns
 from esdtool.report.terminal.analysis import print_analysis, print_trajectory
 from esdtool.report.terminal.heatmap import SHADES, alpha_heat_map
 from esdtool.report.terminal.sparkline import (
@@ -170,3 +171,20 @@ def test_no_encoding_crashes(esdtool_cli, llama_dir: Path, encoding: str) -> Non
 def test_the_ramp_is_of_one_kind() -> None:
     assert ramp_for("utf-8") == BLOCKS
     assert ramp_for("cp437") == ASCII  # it has some of the blocks only
+
+
+@pytest.mark.parametrize("width", [60, 80, 99, 100, 127, 128, 200])
+@pytest.mark.parametrize("sparklines", [False, True])
+def test_a_narrow_table_says_what_it_leaves_out(width: int, sparklines: bool, bundled: Path) -> None:
+    analysis = esdtool.analyze(bundled)
+    shown = _printed(
+        lambda console: print_analysis(analysis, top=2, sparklines=sparklines, console=console), width=width
+    )
+    said = " ".join(shown.split("alpha by role")[0].split()).partition("Left out at ")[2]
+    heading = next(line for line in shown.splitlines() if line.startswith(" module ")) + " "
+    columns = [column.heading for column in module_columns(analysis, narrow=False)]
+    missing = [name for name in columns if f" {name} " not in heading]
+    if missing:
+        assert said.startswith(f"{width} columns: {', '.join(missing)}. A wider terminal and --csv have them.")
+    else:
+        assert said == ""

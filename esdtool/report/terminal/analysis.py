@@ -21,7 +21,7 @@ from esdtool.report.tables.analysis import (
     skipped_rows,
 )
 from esdtool.report.tables.experts import Experts, starred
-from esdtool.report.terminal.console import new_table
+from esdtool.report.terminal.console import left_out_words, new_table
 from esdtool.report.terminal.heatmap import alpha_heat_map
 from esdtool.report.terminal.sparkline import ESD_BINS, esd_sparkline, esds_of_rows, ramp_for, shortened, sparkline
 from esdtool.support.sizes import format_size
@@ -159,6 +159,7 @@ def _modules(
     columns = module_columns(analysis, narrow=console.width < _NARROW)
     if sparklines and console.width < _VERY_NARROW:
         columns = [column for column in columns if column.heading in ("module", "alpha", "verdict")]
+    left_out = left_out_words(module_columns(analysis, narrow=False), columns, console, elsewhere="--csv")
     esds = esds_of_rows(analysis, found.rows) if sparklines else {}
     table = new_table(found.title)
     for column in columns:
@@ -170,6 +171,7 @@ def _modules(
         )
         if sparklines and column.heading == "module":
             table.add_column("ESD, | tail", no_wrap=True, min_width=ESD_BINS + 1)
+    table.caption = left_out
     ramp = ramp_for(console.encoding)
     for module in found.rows:
         cells = [styled(column.cell(module), style=_style(module, column.heading, analysis)) for column in columns]

@@ -23,7 +23,7 @@ from esdtool.report.tables.comparison import (
     role_columns,
 )
 from esdtool.report.tables.experts import Experts
-from esdtool.report.terminal.console import new_table
+from esdtool.report.terminal.console import left_out_words, new_table
 from esdtool.support.terminal import new_console, styled
 
 _NARROW = 128
@@ -50,7 +50,9 @@ def print_comparison(
     if comparison.modules:
         found = comparison_rows(comparison, sort=sort, top=top, experts=experts)
         columns = module_columns(comparison, narrow=console.width < _NARROW)
-        console.print(_table(found.title, columns, found.rows))
+        table = _table(found.title, columns, found.rows)
+        table.caption = left_out_words(module_columns(comparison, narrow=False), columns, console, elsewhere="--csv")
+        console.print(table)
         if any(is_significant(side) for module in found.rows for side in module.sides):
             console.print(f"{LEGEND}\n")
     if comparison.summary.by_role:
