@@ -66,14 +66,19 @@ def prose(path: Path) -> str:
     return re.sub(r"`[^`\n]*`", "", _FENCE.sub("", path.read_text(encoding="utf-8")))
 
 
+def slug(heading: str) -> str:
+    """The anchor of one heading."""
+    plain = re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+    ascii_only = unicodedata.normalize("NFKD", plain).encode("ascii", "ignore").decode()
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", ascii_only).strip().lower())
+
+
 def anchors(path: Path) -> set[str]:
     """The anchors of a page's headings, as mkdocs and Git hosts make them."""
     headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", path.read_text(encoding="utf-8")), flags=re.MULTILINE)
     found: set[str] = set()
     for heading in headings:
-        plain = re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", heading)
-        ascii_only = unicodedata.normalize("NFKD", plain).encode("ascii", "ignore").decode()
-        slug = re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", ascii_only).strip().lower())
-        number = next(n for n in range(len(headings) + 1) if (f"{slug}_{n}" if n else slug) not in found)
-        found.add(f"{slug}_{number}" if number else slug)
+        base = slug(heading)
+        number = next(n for n in range(len(headings) + 1) if (f"{base}_{n}" if n else base) not in found)
+        found.add(f"{base}_{number}" if number else base)
     return found

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.docs.pages import ROOT, blocks
+from tests.docs.pages import ROOT, blocks, slug
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (an? [^|]+) \| `([\w/]+)/NAME\.py` \| \[[^]]+\]\(([^)]+)\) \|$", TEXT, flags=re.MULTILINE)
@@ -26,8 +26,8 @@ def test_the_answer_is_one_file_that_is_shown(folder: str, link: str) -> None:
         return
     # Its section has that one file, and changes no other: tests/docs/test_extending.py runs it on a copy.
     page = (ROOT / target).read_text(encoding="utf-8")
-    heading = anchor.replace("-", " ").removesuffix(" one file")
-    (section,) = (part for part in page.split("\n## ")[1:] if part.lower().startswith(heading))
+    sections = page.split("\n## ")[1:]
+    (section,) = (part for part in sections if slug(part.splitlines()[0]) == anchor)
     titles = re.findall(r'^```\w+ title="([^"]+)"', section, flags=re.MULTILINE)
     assert len(titles) == 1
     assert re.fullmatch(rf"{folder}/\w+\.py", titles[0])
