@@ -269,7 +269,7 @@ class Analysis(Record):
         return self._esds
 
     def with_esds(self, esds: dict[str, npt.NDArray[np.float64]]) -> Self:
-        """The same analysis with eigenvalues attached."""
+        """Return the same analysis with eigenvalues attached."""
         copy = self.model_copy()
         copy._esds = esds
         return copy
@@ -280,7 +280,7 @@ class Analysis(Record):
         return tuple(module for module in self.modules if module.ok)
 
     def to_json(self) -> str:
-        """The analysis as indented JSON with a final newline; the same input gives the same text."""
+        """Write the analysis as indented JSON with a final newline; the same input gives the same text."""
         return model_json(self)
 
     @classmethod
@@ -293,12 +293,12 @@ class Analysis(Record):
         return read_document(path, cls, format_name=FORMAT, version=VERSION, what="analysis")
 
     def to_csv(self) -> str:
-        """One line a module; columns are the JSON's module keys, nested values flattened (`alphas.ks`)."""
+        """Write one line a module; columns are the JSON's module keys, nested values flattened (`alphas.ks`)."""
         rows = self.flat_rows()
         return csv_text(list(rows[0]) if rows else [], rows)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row a module, columns as in `to_csv`. Needs pandas."""
+        """Make a table of one row a module, columns as in `to_csv`. Needs pandas."""
         try:
             import pandas
         except ImportError as error:
@@ -306,7 +306,7 @@ class Analysis(Record):
         return pandas.DataFrame(self.flat_rows())
 
     def flat_rows(self) -> list[dict[str, Any]]:
-        """One dictionary a module, for tables."""
+        """Make one dictionary a module, for tables."""
         rows = []
         for module in self.modules:
             row: dict[str, Any] = module.model_dump(

@@ -55,7 +55,7 @@ class MemoryGate:
     """Admits work while its predicted memory fits; work that never fits is admitted alone."""
 
     def __init__(self, limit: int | None) -> None:
-        """An empty gate with room for `limit` bytes, or for anything."""
+        """Open an empty gate with room for `limit` bytes, or for anything."""
         self._limit = math.inf if limit is None else limit
         self._used = 0
         self._changed = threading.Condition()

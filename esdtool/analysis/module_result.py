@@ -24,7 +24,7 @@ _OF_FULL_RANK = ("mp_bulk_max", "num_spikes", "mp_softrank")
 
 
 def module_result(module: WeightModule, score: MatrixScore, options: ScoreOptions) -> ModuleResult:
-    """A module's score in the form of the file."""
+    """Bring a module's score into the form of the file."""
     described: dict[str, Any] = {
         "name": module.name,
         "parameter": module.parameter,
@@ -79,7 +79,7 @@ def module_result(module: WeightModule, score: MatrixScore, options: ScoreOption
 
 
 def _estimated(estimate: SlqEstimate, module: WeightModule, options: ScoreOptions) -> dict[str, Any]:
-    """The numbers of a module without eigenvalues; what has no estimate is None."""
+    """List the numbers of a module without eigenvalues; what has no estimate is None."""
     tail: dict[str, Any] = {
         "alpha": estimate.alpha,
         "alpha_stderr": (estimate.alpha - 1) / math.sqrt(estimate.num_tail),

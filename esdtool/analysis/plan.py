@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from esdtool.analysis.difference import Pairing, pair_modules
 from esdtool.analysis.execution import Batch, Limits, batches_of, peak_bytes, read_bytes
+from esdtool.analysis.pairing import Pairing, pair_modules
 from esdtool.checkpoint import Checkpoint, from_model, from_state_dict, open_checkpoint
 from esdtool.checkpoint.adapters import MergedCheckpoint, is_adapter, merged
 from esdtool.errors import CheckpointError, NothingToAnalyzeError, UsageError
@@ -199,7 +199,7 @@ def _paired(
     split_fused: bool,
     split: Sequence[SplitRequest],
 ) -> tuple[Base, Selection]:
-    """The base's counterparts, and the selection without the modules that have none."""
+    """Find the base's counterparts, and the selection without the modules that have none."""
     theirs = select_modules(
         base.tensors.values(),
         config=base.config,
@@ -224,7 +224,7 @@ def _open(source: Readable, revision: str | None) -> Checkpoint:
 
 
 def _reasons(selection: Selection) -> str:
-    """The commonest reasons for leaving tensors out, for the message that none is left."""
+    """List the commonest reasons for leaving tensors out, for the message that none is left."""
     counts = Counter(tensor.reason for tensor in selection.skipped)
     if not counts:
         return ""

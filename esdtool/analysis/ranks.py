@@ -40,7 +40,7 @@ class RankError(EsdtoolError):
     """The error of a rank, as the first one reports it."""
 
     def __init__(self, message: str, *, exit_code: int) -> None:
-        """An error with the exit code of what it stands for."""
+        """Make an error with the exit code of what it stands for."""
         super().__init__(message)
         self.exit_code = exit_code
 

@@ -157,7 +157,7 @@ def run(plan: Plan, *, ranks: AnalysisRanks | None = None, on_progress: OnProgre
 
 
 def _analysis(plan: Plan, results: Sequence[tuple[ModuleResult, Vector | None]]) -> Analysis:
-    """The results in the form of the file."""
+    """Bring the results into the form of the file."""
     checkpoint, options = plan.checkpoint, plan.options
     uses_farms = "farms" in options.fit
     analysis = Analysis(
@@ -250,7 +250,7 @@ def _eigenvalues(score: MatrixScore) -> Vector | None:
 
 
 def _options(plan: Plan, module: WeightModule) -> ScoreOptions:
-    """The plan's options, for this module."""
+    """Adapt the plan's options to a module."""
     options = plan.options
     if module.name in plan.estimated:
         options = replace(options, spectrum="slq")

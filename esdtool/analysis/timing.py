@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 _ORDERS = (64, 256, 768, 1792)
 """Orders of the matrices that are timed, up to the plan's largest: about a second in all on a slow core."""
 
-_LONG = 3
+_TIMED_RATIO = 3
 """Ratio of the sides of the matrix that tells what a longer side costs."""
 
-_ENOUGH = 0.05
+_TIMED_SECONDS = 0.05
 """Seconds for which one order is timed; small ones are repeated."""
 
 
@@ -87,12 +87,12 @@ def calibrate(plan: Plan, *, orders: Sequence[int] = _ORDERS) -> Calibration:
         _time(pool, score(orders[0], orders[0]), plan.jobs)  # the first call loads libraries
         seconds = [_time(pool, score(order, order), plan.jobs) for order in orders]
         middle = orders[min(2, len(orders) - 1)]
-        long = _time(pool, score(middle, _LONG * middle), plan.jobs)
+        long = _time(pool, score(middle, _TIMED_RATIO * middle), plan.jobs)
     extra = max(long - seconds[orders.index(middle)], 0.0)
     return Calibration(
         orders=tuple(orders),
         seconds=tuple(seconds),
-        seconds_per_flop=extra / ((_LONG - 1) * middle**3),
+        seconds_per_flop=extra / ((_TIMED_RATIO - 1) * middle**3),
         # An estimate costs a number of products with the matrix.
         growth=2.0 if plan.options.spectrum == "slq" else 3.0,
     )
@@ -120,7 +120,7 @@ def makespan(costs: Sequence[float], slots: int) -> float:
 def _time(pool: Executor, work: Callable[[], object], copies: int) -> float:
     """Return the seconds of one call while so many run at a time: the best of a few rounds."""
     best, spent = math.inf, 0.0
-    while spent < _ENOUGH:
+    while spent < _TIMED_SECONDS:
         start = time.perf_counter()
         for future in [pool.submit(work) for _ in range(copies)]:
             future.result()

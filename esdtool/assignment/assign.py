@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from esdtool._version import __version__
 from esdtool.analysis.document import Analysis, ModuleResult
 from esdtool.assignment.assign_options import AssignOptions
-from esdtool.assignment.document import Assignment, Default, Method, Source
+from esdtool.assignment.document import Assignment, Default, Method, Origin
 from esdtool.assignment.fused import Member, merge_members
 from esdtool.assignment.options import AssignName, Granularity, OptimizerName, ScoreName, Unlisted
 from esdtool.assignment.rule import DecayRule
@@ -153,7 +153,7 @@ def assign_in_scope(analysis: Analysis, options: AssignOptions) -> ScopedAssignm
     low, high = rule.ratios_range if rule.assign == "linear" else (None, None)
     assignment = Assignment(
         created_by=f"esdtool {__version__}",
-        source=Source(checkpoint=source.checkpoint, revision=source.revision, model_type=source.model_type),
+        source=Origin(checkpoint=source.checkpoint, revision=source.revision, model_type=source.model_type),
         base_weight_decay=base,
         optimizer="l2" if rule.optimizer == "adam" else "decoupled",
         method=Method(

@@ -38,7 +38,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, strict=True)
 
 
-class Source(_Part):
+class Origin(_Part):
     """The checkpoint that the decays were derived from."""
 
     checkpoint: str = Field(description="Path or Hub id; 'memory' for a live model.")
@@ -134,7 +134,7 @@ class Assignment(_Part):
     format: Literal["esdtool.weight_decay"] = FORMAT
     version: Literal[1] = VERSION
     created_by: str | None = Field(default=None, description="Program and version that wrote the file.")
-    source: Source | None = Field(default=None)
+    source: Origin | None = Field(default=None)
     base_weight_decay: float = Field(ge=0, description="What uniform weight decay would be; ratios refer to it.")
     optimizer: Literal["decoupled", "l2"] = Field(
         default="decoupled", description="Kind of decay that the numbers are for: AdamW's, or an L2 penalty as Adam's."
@@ -260,7 +260,16 @@ def load_assignment(path: str | Path) -> Assignment:
 
 
 def parse_assignment(text: str, *, where: str = "assignment") -> Assignment:
-    """Return an assignment from the text of a wd.json; errors as `load_assignment`, `where` opens their messages."""
+    """Read an assignment from the text of a wd.json.
+
+    Args:
+        text: what the file holds.
+        where: what opens the messages of errors, such as the file's path.
+
+    Raises:
+        AssignmentError: if the text is no JSON, of another format or version, names a parameter twice, or holds a value
+            that is negative, not finite or of the wrong type.
+    """
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}

@@ -10,8 +10,8 @@ from statistics import fmean
 from typing import Final
 
 from esdtool._version import __version__
+from esdtool.analysis.counterparts import Counterparts, find_counterparts
 from esdtool.analysis.document import Analysis, ModuleResult
-from esdtool.analysis.pairing import Counterparts, find_counterparts
 from esdtool.analysis.verdict import verdict_words
 from esdtool.comparison.document import (
     MOVED_MOST,

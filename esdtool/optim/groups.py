@@ -151,7 +151,7 @@ Part = list[tuple[int, nn.Parameter]]
 
 
 def _parts(parameters: Sequence[nn.Parameter], key_of: KeyOf) -> list[Part]:
-    """(index, parameter) of a group's parameters, by key, in the order of first appearance."""
+    """List (index, parameter) of a group's parameters, by key, in the order of first appearance."""
     parts: dict[Hashable, Part] = {}
     for index, parameter in enumerate(parameters):
         parts.setdefault(key_of(parameter), []).append((index, parameter))
@@ -159,7 +159,7 @@ def _parts(parameters: Sequence[nn.Parameter], key_of: KeyOf) -> list[Part]:
 
 
 def _own(value: object) -> object:
-    """An option for another group: a tensor (learning rate, ...) must not be shared, schedulers fill it in place."""
+    """Copy an option for another group: schedulers fill a tensor (a learning rate, say) in place."""
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from esdtool._version import __version__
-from esdtool.assignment.document import Assignment, Default, Entry, Method, Source
+from esdtool.assignment.document import Assignment, Default, Entry, Method, Origin
 from esdtool.assignment.fused import joined_roles, joined_status, members_of, unscored_note, weighted_mean
 from esdtool.assignment.options import Unlisted
 from esdtool.assignment.rule import DecayRule
@@ -68,7 +68,7 @@ def live_assignment(
     base = next(iter(bases.values()))
     return Assignment(
         created_by=f"esdtool {__version__}",
-        source=Source(checkpoint="memory", model_type=model_type),
+        source=Origin(checkpoint="memory", model_type=model_type),
         base_weight_decay=base,
         optimizer="l2" if rule.optimizer == "adam" else "decoupled",
         method=Method(

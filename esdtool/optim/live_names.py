@@ -179,7 +179,7 @@ def _model_class(config: Mapping[str, Any], location: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A configuration with its infinities, which transformers writes as `{"__float__": "Infinity"}`, as numbers."""
+    """Turn what transformers writes for an infinity, `{"__float__": "Infinity"}`, into numbers."""
     if isinstance(value, Mapping):
         return float(value["__float__"]) if set(value) == {"__float__"} else {k: _plain(v) for k, v in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value

@@ -36,7 +36,7 @@ class Managed:
     """Decay of the other optimized parameters of the model; empty if they keep their optimizer's."""
 
     def parameter(self, name: str) -> nn.Parameter:
-        """The weight of a module."""
+        """Return the parameter of a name."""
         return self.live.parameters[name]
 
     def kind_of_decay(self, *, needed: bool) -> OptimizerName:

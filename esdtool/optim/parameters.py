@@ -119,7 +119,7 @@ def resolve(model: LiveModel, assignment: Assignment, *, strict: bool) -> Resolu
 
 
 def _separate_members(name: str, assignment: Assignment, model: LiveModel) -> list[nn.Parameter]:
-    """The model's own parameters for the modules of a fused one that it does not have; none unless it has them all."""
+    """Find the model's own parameters for the members of a fused one that it lacks; none unless it has them all."""
     members = assignment.members.get(name)
     if members is None:
         return []

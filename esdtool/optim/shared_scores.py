@@ -20,7 +20,7 @@ from esdtool.errors import AssignmentError
 from esdtool.modules import WeightModule
 from esdtool.modules.base import cost
 from esdtool.optim.live_scores import LiveScore, Measure, Operands
-from esdtool.support.balance import balance, dearest_first
+from esdtool.support.balance import balance, most_expensive_first
 from esdtool.support.threads import single_blas_workers
 
 Compute = Literal["all-ranks", "first-rank", "each-rank"]
@@ -117,7 +117,7 @@ def work_queues(parameters: Sequence[Sequence[WeightModule]], ranks: LiveRanks) 
     """List the parameters that each rank owns, the most expensive first; the same on every rank."""
     costs = [sum(map(cost, modules)) for modules in parameters]
     owners = ranks.owners(costs)
-    return [[index for index in dearest_first(costs) if owners[index] == rank] for rank in range(ranks.size)]
+    return [[index for index in most_expensive_first(costs) if owners[index] == rank] for rank in range(ranks.size)]
 
 
 def gather_scores(

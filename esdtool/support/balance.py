@@ -17,17 +17,17 @@ def balance(costs: Sequence[float], num_ranks: int) -> list[int]:
     """
     loads = [0.0] * num_ranks
     owners = [0] * len(costs)
-    for index in dearest_first(costs):
+    for index in most_expensive_first(costs):
         owner = loads.index(min(loads))
         loads[owner] += costs[index]
         owners[index] = owner
     return owners
 
 
-def dearest_first(costs: Sequence[float]) -> list[int]:
+def most_expensive_first(costs: Sequence[float]) -> list[int]:
     """Return the positions by falling cost; equal costs in the order given.
 
-    >>> dearest_first([1, 3, 3])
+    >>> most_expensive_first([1, 3, 3])
     [1, 2, 0]
     """
     return sorted(range(len(costs)), key=lambda index: (-costs[index], index))
