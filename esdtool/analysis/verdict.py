@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from esdtool.analysis.document import Analysis, ModuleResult
 
-_OVER_TRAINED_BELOW, _UNDER_TRAINED_ABOVE = 2.0, 6.0
+OVER_TRAINED_BELOW, UNDER_TRAINED_ABOVE = 2.0, 6.0
 """Limits of a well-trained layer by the estimator `ks` (Martin and Mahoney 2021)."""
 
 _FITS_WITH_LIMITS = frozenset({"ks", "powerlaw"})
@@ -63,9 +63,9 @@ def within_limits(alpha: float) -> Verdict:
     >>> [within_limits(alpha).value for alpha in (1.7, 3.0, 6.5)]
     ['over-trained', 'heavy-tailed', 'under-trained']
     """
-    if alpha < _OVER_TRAINED_BELOW:
+    if alpha < OVER_TRAINED_BELOW:
         return Verdict.OVER_TRAINED
-    return Verdict.UNDER_TRAINED if alpha > _UNDER_TRAINED_ABOVE else Verdict.HEAVY_TAILED
+    return Verdict.UNDER_TRAINED if alpha > UNDER_TRAINED_ABOVE else Verdict.HEAVY_TAILED
 
 
 def verdict_words(module: ModuleResult, fit: str) -> str:

@@ -40,7 +40,7 @@ SHARDS = 10_000
 NESTING = 200
 """Depth of nested objects in a header or a configuration."""
 
-NAME_CHARACTERS = 1024
+NAME_CHARACTERS = 4096
 
 NAME_SEGMENTS = 100
 

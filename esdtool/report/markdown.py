@@ -26,6 +26,7 @@ from esdtool.report.tables.analysis import (
 )
 from esdtool.report.tables.experts import Experts
 from esdtool.report.tables.runs import PAIRED_HEADINGS, paired_rows, policy_table
+from esdtool.report.tables.settings import settings_in_words
 from esdtool.report.terminal.runs import PAIRED_TITLE, SETTINGS_TITLE
 from esdtool.support.words import visible
 
@@ -99,7 +100,7 @@ def comparison_markdown(
         parts.append(_titled("moved most", comparison_rows.moved_columns(comparison), moved))
     if comparison.modules:
         found = comparison_rows.comparison_rows(comparison, sort=sort, top=top, experts=experts)
-        parts.append(_titled(found.title, comparison_rows.module_columns(comparison, narrow=False), found.rows))
+        parts.append(_titled(found.title, comparison_rows.compared_columns(comparison, narrow=False), found.rows))
     if any(is_significant(side) for module in comparison.modules for side in module.sides):
         parts.append(text(comparison_rows.LEGEND))
     if comparison.unmatched:
@@ -167,20 +168,8 @@ def _counted(what: str) -> list[Column[tuple[int, str, str]]]:
 
 def _settings(created_by: str, settings: Settings) -> str:
     """Describe in one line what the numbers depend on."""
-    said = [f"alpha by {', '.join(settings.fit)}"]
-    if "hill" in settings.fit:
-        said.append(f"k-fraction {settings.k_fraction:g}")
-    if "fix-finger" in settings.fit:
-        said.append(f"fix-finger bound {settings.fix_finger_bound}")
-    if "farms" in settings.fit:
-        windows = f"{settings.farms_rows} rows, ratio {settings.farms_ratio}, {settings.farms_windows} windows"
-        said.append(f"farms {windows}")
-    said.append(f"min-eigs {settings.min_eigs}, spectrum {settings.spectrum}")
-    said += ["fast"] if settings.fast else []
-    said += [] if settings.split_fused else ["fused projections not split"]
-    said += [f"include {' '.join(settings.include)}"] if settings.include else []
-    said += [f"exclude {' '.join(settings.exclude)}"] if settings.exclude else []
-    return text(f"{created_by}; {', '.join(said)}")
+    said = ", ".join(setting.text for setting in settings_in_words(settings) if not setting.is_usual)
+    return text(f"{created_by}; {said}")
 
 
 def runs_markdown(table: ComparisonTable) -> str:

@@ -13,9 +13,9 @@ from esdtool.report.html.markup import DASH, Html, joined, name_tag, tag
 from esdtool.report.html.module_table import glossary, module_table
 from esdtool.report.html.page import noscript, page, section
 from esdtool.report.html.panels import panel_data
-from esdtool.report.html.rows import ModuleRows, module_rows
+from esdtool.report.html.rows import ModuleRows, rows_of_modules
 from esdtool.report.html.skipped import skipped_part
-from esdtool.report.html.table import Cell, Column, Row, number, table
+from esdtool.report.html.table import Cell, HtmlColumn, Row, number, table
 from esdtool.report.tables.experts import Experts
 
 _DOTS = 4000
@@ -31,7 +31,7 @@ def analysis_page(analysis: Analysis, *, experts: Experts = "mean") -> str:
         analysis: of one checkpoint; with its ESDs, if there are to be figures.
         experts: rows of a mixture of experts in the module table: each layer's mean, or all.
     """
-    rows = module_rows(analysis, experts)
+    rows = rows_of_modules(analysis, experts)
     data = panel_data(analysis, rows)
     parts = [
         lead(analysis, rows),
@@ -91,9 +91,9 @@ def _roles(analysis: Analysis) -> Html:
     nulls = [row.mean_mp_alpha for row in by_role if row.mean_mp_alpha is not None]
     ends = min(scale.low, *nulls, scale.high), max(scale.low, *nulls, scale.high)
     columns = [
-        Column(heading="role"),
-        *(Column(heading=name, kind="number") for name in ("modules", "mean", "spread", "min", "max", "null")),
-        Column(heading="min to max, mean ●, null |"),
+        HtmlColumn(heading="role"),
+        *(HtmlColumn(heading=name, kind="number") for name in ("modules", "mean", "spread", "min", "max", "null")),
+        HtmlColumn(heading="min to max, mean ●, null |"),
     ]
     body = [
         Row(

@@ -10,7 +10,7 @@ from esdtool.report.html.comparison_table import SIGNED, compared_table, differe
 from esdtool.report.html.heatmap import Place, heat_maps, stack_of
 from esdtool.report.html.markup import DASH, Html, joined, name_tag, shown, tag
 from esdtool.report.html.page import details, facts, noscript, page, section
-from esdtool.report.html.table import Cell, Column, Row, number, table
+from esdtool.report.html.table import Cell, HtmlColumn, Row, number, table
 from esdtool.support.words import dimensions
 
 _MAPS = 6
@@ -91,10 +91,10 @@ def _sentence(comparison: CheckpointComparison, position: int) -> Html:
 
 def _checkpoints(comparison: CheckpointComparison) -> Html:
     columns = [
-        Column(heading="checkpoint"),
-        Column(heading="path"),
+        HtmlColumn(heading="checkpoint"),
+        HtmlColumn(heading="path"),
         *(
-            Column(heading=name, kind="number")
+            HtmlColumn(heading=name, kind="number")
             for name in ("scored", "mean alpha", "mean difference", f"beyond {SIGNIFICANT:g} errors")
         ),
     ]
@@ -123,9 +123,9 @@ def _checkpoints(comparison: CheckpointComparison) -> Html:
 def _moved_most(comparison: CheckpointComparison) -> Html:
     index = {module.name: position for position, module in enumerate(comparison.modules)}
     columns = [
-        Column(heading="module"),
-        *(Column(heading=name_tag(label), kind="number") for label in comparison.labels),
-        Column(heading="largest difference", kind="number"),
+        HtmlColumn(heading="module"),
+        *(HtmlColumn(heading=name_tag(label), kind="number") for label in comparison.labels),
+        HtmlColumn(heading="largest difference", kind="number"),
     ]
     rows = []
     for name in comparison.summary.moved_most:
@@ -145,10 +145,10 @@ def _roles(comparison: CheckpointComparison) -> Html:
     values = [alpha for row in by_role for alpha in row.mean_alphas if alpha is not None]
     ends = min(values), max(values)
     columns = [
-        Column(heading="role"),
-        Column(heading="modules", kind="number"),
-        *(Column(heading=name_tag(label), kind="number") for label in comparison.labels),
-        Column(heading="first ○ to last ●"),
+        HtmlColumn(heading="role"),
+        HtmlColumn(heading="modules", kind="number"),
+        *(HtmlColumn(heading=name_tag(label), kind="number") for label in comparison.labels),
+        HtmlColumn(heading="first ○ to last ●"),
     ]
     rows = [
         Row(
@@ -193,7 +193,12 @@ def _maps(comparison: CheckpointComparison) -> Html | None:
 
 
 def _unmatched(comparison: CheckpointComparison) -> Html:
-    columns = [Column(heading="module"), Column(heading="in"), Column(heading="shape"), Column(heading="reason")]
+    columns = [
+        HtmlColumn(heading="module"),
+        HtmlColumn(heading="in"),
+        HtmlColumn(heading="shape"),
+        HtmlColumn(heading="reason"),
+    ]
     rows = [
         Row(
             cells=[

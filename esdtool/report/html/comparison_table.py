@@ -7,7 +7,7 @@ import math
 from esdtool.comparison.document import CheckpointComparison, ComparedModule, Side, is_significant
 from esdtool.report.html.markup import DASH, Html, joined, name_tag, shown, tag
 from esdtool.report.html.rows import anchor
-from esdtool.report.html.table import Cell, Column, Row, number, table
+from esdtool.report.html.table import Cell, HtmlColumn, Row, number, table
 from esdtool.support.words import dimensions
 
 _DELTA = "\N{GREEK CAPITAL LETTER DELTA}"
@@ -20,15 +20,15 @@ def compared_table(comparison: CheckpointComparison) -> Html:
     first, *others = comparison.labels
     two = len(others) == 1
     columns = [
-        Column(heading="module", filter=True),
-        Column(heading="role", filter=True, choose="all roles"),
-        Column(heading="layer", kind="number"),
-        Column(heading="shape", kind="number"),
-        *(Column(heading=name_tag(label), kind="number") for label in (first, *others)),
-        *(Column(heading=_DELTA if two else [f"{_DELTA} ", name_tag(label)], kind="number") for label in others),
-        *([Column(heading=f"{_DELTA} / error", kind="number")] if two else []),
-        Column(heading="change", filter=True, choose="all changes"),
-        *([Column(heading="verdict", filter=True, choose="all verdicts")] if two else []),
+        HtmlColumn(heading="module", filter=True),
+        HtmlColumn(heading="role", filter=True, choose="all roles"),
+        HtmlColumn(heading="layer", kind="number"),
+        HtmlColumn(heading="shape", kind="number"),
+        *(HtmlColumn(heading=name_tag(label), kind="number") for label in (first, *others)),
+        *(HtmlColumn(heading=_DELTA if two else [f"{_DELTA} ", name_tag(label)], kind="number") for label in others),
+        *([HtmlColumn(heading=f"{_DELTA} / error", kind="number")] if two else []),
+        HtmlColumn(heading="change", filter=True, choose="all changes"),
+        *([HtmlColumn(heading="verdict", filter=True, choose="all verdicts")] if two else []),
     ]
     rows = (
         Row(cells=_cells(module, comparison.labels, two=two), anchor=anchor(position))

@@ -8,6 +8,7 @@ from esdtool.analysis.verdict import conclude
 from esdtool.report.html.markup import Content, Html, joined, name_tag, tag
 from esdtool.report.html.page import details, facts
 from esdtool.report.html.rows import ModuleRows
+from esdtool.report.tables.settings import settings_in_words
 
 _FILES = 8
 """More are told by their number."""
@@ -70,21 +71,13 @@ def _facts(analysis: Analysis) -> list[tuple[str, Content]]:
 
 
 def _settings(settings: Settings) -> list[tuple[str, Content]]:
-    pairs: list[tuple[str, Content]] = [("estimators, the first one counts", _words(settings.fit))]
-    if "hill" in settings.fit:
-        pairs.append(("tail of hill", f"{settings.k_fraction:g} of the eigenvalues"))
-    pairs.append(("fewest eigenvalues", str(settings.min_eigs)))
-    pairs.append(("spectrum", settings.spectrum + (", float32 allowed" if settings.fast else "")))
-    if "fix-finger" in settings.fit:
-        pairs.append(("bound of fix-finger", settings.fix_finger_bound))
-    if settings.farms_rows is not None:
-        windows = f"{settings.farms_rows} rows, ratio {settings.farms_ratio:g}, {settings.farms_windows} per dimension"
-        pairs.append(("FARMS windows", windows))
-    pairs.append(("fused projections", "split" if settings.split_fused else "whole"))
-    for term, patterns in (("only", settings.include), ("without", settings.exclude)):
-        if patterns:
-            pairs.append((term, joined(tag("div", tag("code", pattern)) for pattern in patterns)))
-    return pairs
+    return [
+        (
+            setting.term,
+            joined(tag("div", tag("code", value) if setting.is_code else value) for value in setting.values),
+        )
+        for setting in settings_in_words(settings)
+    ]
 
 
 def _words(names: tuple[str, ...]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from esdtool.analysis.document import Analysis, ModuleResult
-from esdtool.analysis.verdict import Verdict, verdict, verdict_words
+from esdtool.analysis.verdict import OVER_TRAINED_BELOW, UNDER_TRAINED_ABOVE, Verdict, verdict, verdict_words
 from esdtool.report.html.markup import Content, Html, joined, name_tag, tag
 from esdtool.report.html.page import details
 from esdtool.report.html.rows import ModuleRows, anchor
-from esdtool.report.html.table import Cell, Column, Row, number, table
+from esdtool.report.html.table import Cell, HtmlColumn, Row, number, table
 from esdtool.report.tables.analysis import doubt
 from esdtool.support.words import dimensions
 
@@ -32,21 +32,21 @@ def module_table(analysis: Analysis, rows: ModuleRows) -> Html:
     estimated = any(module.alpha_ci for module in analysis.modules)
     doubtful = any(map(doubt, analysis.modules))
     columns = [
-        Column(heading="module", filter=True),
-        Column(heading="role", filter=True, choose="all roles"),
-        Column(heading="layer", kind="number"),
-        Column(heading="shape", kind="number"),
-        Column(heading="dtype"),
-        Column(heading="alpha", kind="number"),
-        Column(heading="±", kind="number"),
-        *([Column(heading="slq ±", kind="number")] if estimated else []),
-        *(Column(heading=name, kind="number") for name in fit[1:]),
-        Column(heading="null", kind="number"),
-        Column(heading="KS", kind="number"),
-        Column(heading="stable rank", kind="number"),
-        Column(heading=_LAMBDA_MAX, kind="number"),
-        *([Column(heading="identified by", filter=True)] if doubtful else []),
-        Column(heading="verdict", filter=True, choose="all verdicts"),
+        HtmlColumn(heading="module", filter=True),
+        HtmlColumn(heading="role", filter=True, choose="all roles"),
+        HtmlColumn(heading="layer", kind="number"),
+        HtmlColumn(heading="shape", kind="number"),
+        HtmlColumn(heading="dtype"),
+        HtmlColumn(heading="alpha", kind="number"),
+        HtmlColumn(heading="±", kind="number"),
+        *([HtmlColumn(heading="slq ±", kind="number")] if estimated else []),
+        *(HtmlColumn(heading=name, kind="number") for name in fit[1:]),
+        HtmlColumn(heading="null", kind="number"),
+        HtmlColumn(heading="KS", kind="number"),
+        HtmlColumn(heading="stable rank", kind="number"),
+        HtmlColumn(heading=_LAMBDA_MAX, kind="number"),
+        *([HtmlColumn(heading="identified by", filter=True)] if doubtful else []),
+        HtmlColumn(heading="verdict", filter=True, choose="all verdicts"),
     ]
     body = [
         Row(cells=_cells(module, fit, estimated=estimated, doubtful=doubtful), anchor=anchor(position))
@@ -118,7 +118,10 @@ def glossary(analysis: Analysis) -> Html:
 
 def _verdicts(fit: str) -> str:
     if fit in ("ks", "powerlaw"):
-        return "over-trained below an alpha of 2, under-trained above 6, heavy-tailed between."
+        return (
+            f"over-trained below an alpha of {OVER_TRAINED_BELOW:g}, under-trained above {UNDER_TRAINED_ABOVE:g}, "
+            "heavy-tailed between."
+        )
     return (
         "heavy-tailed if alpha lies more than two standard errors below the null, lighter than random if as far above "
         "it, like random between."

@@ -25,7 +25,7 @@ class ModuleRows:
         return tag("a", name_tag(name), href=f"#{anchor(self.position[name])}")
 
 
-def module_rows(analysis: Analysis, experts: Experts) -> ModuleRows:
+def rows_of_modules(analysis: Analysis, experts: Experts) -> ModuleRows:
     """Return the rows of an analysis, experts averaged by layer or each in its own."""
     folded = experts == "mean"
     keys: dict[object, int] = {}

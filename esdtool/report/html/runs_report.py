@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from esdtool._version import __version__
 from esdtool.report.html.markup import DASH, Html, joined, name_tag, tag
 from esdtool.report.html.page import facts, noscript, page, section
-from esdtool.report.html.table import Cell, Column, Row, number, table
+from esdtool.report.html.table import Cell, HtmlColumn, Row, number, table
 from esdtool.report.tables.runs import PAIRED_HEADINGS, paired_rows
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def _keys(rows: Sequence[RunRow] | Sequence[SettingRow]) -> list[str]:
 
 def _settings(comparison: ComparisonTable) -> Html:
     keys = _keys(comparison.settings)
-    columns = [Column(heading=name, filter=True) for name in ("policy", *keys)]
-    columns += [Column(heading=name, kind="number") for name in ("seeds", "final", "±", "best", "mean decay")]
+    columns = [HtmlColumn(heading=name, filter=True) for name in ("policy", *keys)]
+    columns += [HtmlColumn(heading=name, kind="number") for name in ("seeds", "final", "±", "best", "mean decay")]
     rows = [
         Row(
             cells=[
@@ -101,7 +101,7 @@ def _differences(comparison: ComparisonTable) -> list[Html]:
     found = paired_rows(comparison.settings)
     if not found:
         return []
-    columns = [Column(heading=heading) for heading in PAIRED_HEADINGS]
+    columns = [HtmlColumn(heading=heading) for heading in PAIRED_HEADINGS]
     rows = [Row(cells=[Cell(content=cell) for cell in cells]) for cells in found]
     shown = table("Final perplexity, seed by seed", columns, rows, anchor="paired-table")
     return [section("Differences", shown, anchor="paired")]
@@ -109,9 +109,9 @@ def _differences(comparison: ComparisonTable) -> list[Html]:
 
 def _runs(comparison: ComparisonTable) -> Html:
     keys = _keys(comparison.runs)
-    columns = [Column(heading="run", filter=True), Column(heading="policy", filter=True, choose="policy")]
-    columns += [Column(heading=key, filter=True) for key in keys]
-    columns += [Column(heading=name, kind="number") for name in ("seed", "step", "of", "final", "best", "best at")]
+    columns = [HtmlColumn(heading="run", filter=True), HtmlColumn(heading="policy", filter=True, choose="policy")]
+    columns += [HtmlColumn(heading=key, filter=True) for key in keys]
+    columns += [HtmlColumn(heading=name, kind="number") for name in ("seed", "step", "of", "final", "best", "best at")]
     rows = [
         Row(
             cells=[

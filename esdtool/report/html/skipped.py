@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from esdtool.analysis.document import SkippedResult
 from esdtool.report.html.markup import Html, name_tag, tag
 from esdtool.report.html.page import details
-from esdtool.report.html.table import Cell, Column, Row, number, table
+from esdtool.report.html.table import Cell, HtmlColumn, Row, number, table
 from esdtool.report.tables.analysis import skipped_groups
 from esdtool.support.words import dimensions
 
@@ -27,7 +27,7 @@ def skipped_part(skipped: Sequence[SkippedResult]) -> Html:
         )
         for reason, pattern, tensors in skipped_groups(skipped)
     ]
-    columns = [Column(heading="name"), Column(heading="tensors", kind="number"), Column(heading="reason")]
+    columns = [HtmlColumn(heading="name"), HtmlColumn(heading="tensors", kind="number"), HtmlColumn(heading="reason")]
     plural = "tensor" if len(skipped) == 1 else "tensors"
     listing = table("Names that differ only in an index share a line (*)", columns, rows)
     return details(f"{len(skipped)} {plural} not analysed, with reasons", listing)

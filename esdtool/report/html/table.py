@@ -15,7 +15,7 @@ _AT_ONCE = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class HtmlColumn:
     """One column of a table."""
 
     heading: Content
@@ -55,7 +55,7 @@ def number(value: float | None, spec: str, *, class_: str | None = None) -> Cell
 
 def table(
     caption: Content,
-    columns: Sequence[Column],
+    columns: Sequence[HtmlColumn],
     rows: Iterable[Row],
     *,
     sortable: str | None = None,
@@ -106,7 +106,7 @@ def scroller(content: Html, *, label: str | None = None, tall: bool = False) -> 
     return tag("div", content, class_=classes, tabindex=0, role="group", aria_label=label)
 
 
-def _row(row: Row, columns: Sequence[Column], *, sortable: bool) -> Html:
+def _row(row: Row, columns: Sequence[HtmlColumn], *, sortable: bool) -> Html:
     cells = []
     for position, (cell, column) in enumerate(zip(row.cells, columns, strict=True)):
         classes = " ".join(filter(None, ("n" if column.kind == "number" else None, cell.class_)))

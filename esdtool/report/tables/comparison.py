@@ -66,7 +66,7 @@ def fold_compared(modules: Sequence[ComparedModule]) -> list[ComparedModule]:
     return [group[0] if group[0].expert is None else _mean(group) for group in groups.values()]
 
 
-def module_columns(comparison: CheckpointComparison, *, narrow: bool) -> list[Column[ComparedModule]]:
+def compared_columns(comparison: CheckpointComparison, *, narrow: bool) -> list[Column[ComparedModule]]:
     """Return the columns of the module table; `narrow` leaves out what can be spared."""
     place: list[Column[ComparedModule]] = [
         Column(heading="role", cell=lambda module: module.role, is_text=True),

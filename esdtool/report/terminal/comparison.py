@@ -15,9 +15,9 @@ from esdtool.report.tables.comparison import (
     LEGEND,
     STAR,
     checkpoint_columns,
+    compared_columns,
     comparison_rows,
     comparison_words,
-    module_columns,
     moved_columns,
     moved_most,
     role_columns,
@@ -49,9 +49,9 @@ def print_comparison(
     console.print(_table("checkpoints", checkpoint_columns(comparison), positions))
     if comparison.modules:
         found = comparison_rows(comparison, sort=sort, top=top, experts=experts)
-        columns = module_columns(comparison, narrow=console.width < _NARROW)
+        columns = compared_columns(comparison, narrow=console.width < _NARROW)
         table = _table(found.title, columns, found.rows)
-        table.caption = left_out_words(module_columns(comparison, narrow=False), columns, console, elsewhere="--csv")
+        table.caption = left_out_words(compared_columns(comparison, narrow=False), columns, console, elsewhere="--csv")
         console.print(table)
         if any(is_significant(side) for module in found.rows for side in module.sides):
             console.print(f"{LEGEND}\n")
