@@ -150,7 +150,7 @@ def join_ranks() -> Iterator[AnalysisRanks | None]:
         return
     import torch.distributed as dist
 
-    store, watch = _meet(launch)
+    store, watch = meet(launch, remedy="start the analysis again")
     try:
         # gloo also beside GPUs: only Python objects travel.
         dist.init_process_group(
@@ -168,8 +168,12 @@ def join_ranks() -> Iterator[AnalysisRanks | None]:
             dist.destroy_process_group()
 
 
-def _meet(launch: Launch) -> tuple[Store, Watch]:
+def meet(launch: Launch, *, remedy: str) -> tuple[Store, Watch]:
     """Bring all ranks together.
+
+    Args:
+        launch: this process among the others.
+        remedy: what to do when one of them is lost later, for the message.
 
     Raises:
         UsageError: if the meeting place cannot be opened or reached.
@@ -195,7 +199,7 @@ def _meet(launch: Launch) -> tuple[Store, Watch]:
             ) from error
         raise LostRanksError([0], "did not come: start all ranks with torchrun, or unset WORLD_SIZE") from error
     store: Store = dist.PrefixStore(f"esdtool/{launch.attempt}", host)  # type: ignore[attr-defined]
-    return store, Watch(launch, store, patience=patience)
+    return store, Watch(launch, store, patience=patience, remedy=remedy)
 
 
 def _attempt(work: Callable[[], Result]) -> tuple[tuple[Result, ...], Problem | None]:

@@ -49,20 +49,22 @@ class LostRanksError(EsdtoolError):
 
 
 class Watch:
-    """The connections between the ranks of one analysis."""
+    """The connections between the ranks of one job."""
 
-    def __init__(self, launch: Launch, store: Store, *, patience: float) -> None:
+    def __init__(self, launch: Launch, store: Store, *, patience: float, remedy: str) -> None:
         """Connect this rank.
 
         Args:
             launch: this process among the others.
             store: where the first rank says how to reach it.
             patience: seconds to wait for the others.
+            remedy: what to do when one of them is lost, for the message.
 
         Raises:
             LostRanksError: if others do not come in time.
         """
         self._launch = launch
+        self._remedy = remedy
         self._peers: dict[int, socket.socket] = {}
         self._left: set[int] = set()
         self._lock = threading.Lock()
@@ -139,12 +141,12 @@ class Watch:
                 if other != rank:
                     with suppress(OSError):
                         peer.sendall(_REPORTED)
-        message = f"rank {rank} ended before its work was done; start the analysis again"
+        message = f"rank {rank} ended before its work was done; {self._remedy}"
         print(f"esdtool: error: {visible(message)}", file=sys.stderr, flush=True)
         os._exit(1)
 
 
-_ABSENT = "did not come: start all ranks with torchrun, or unset WORLD_SIZE to analyse in one process"
+_ABSENT = "did not come: start all ranks with torchrun, or unset WORLD_SIZE to run in one process"
 
 
 def _listen() -> socket.socket:

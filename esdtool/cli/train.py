@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -45,6 +44,7 @@ def train(
     On several GPUs or processes: torchrun --nproc-per-node N -m esdtool train CONFIG.
     """
     from esdtool.cli.output import note
+    from esdtool.support.launch import speaks
     from esdtool.support.terminal import write_data
     from esdtool.train.config.loading import load_config, to_toml
 
@@ -60,7 +60,7 @@ def train(
     from esdtool.train.loop import train as run
 
     result = run(config, resume=resume, quiet=quiet, remarks=remarks)
-    is_first = os.environ.get("RANK", "0") == "0"
+    is_first = speaks()
     if result.stopped_by is not None:
         name = signal.Signals(result.stopped_by).name
         text = f"{name}: stopped after step {result.step}; {result.checkpoint} is saved; go on with --resume auto"
@@ -79,14 +79,16 @@ def train(
 
 def _show_plan(config: TrainConfig, resume: str | None, remarks: list[str]) -> None:
     from esdtool.cli.output import note
+    from esdtool.support.launch import launched, speaks
     from esdtool.support.sizes import format_size
     from esdtool.support.terminal import say
     from esdtool.train.config.sections import HubData
     from esdtool.train.dry_run import rehearse
 
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if os.environ.get("RANK", "0") != "0":
+    if not speaks():
         return
+    launch = launched()
+    world_size = launch.size if launch is not None else 1
     if isinstance(config.data, HubData):
         note("dataset and tokenizer are not fetched: their vocabulary is not checked")
     found = rehearse(config, resume=resume, world_size=world_size)

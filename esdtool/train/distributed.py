@@ -1,25 +1,32 @@
-"""TrainingRanks: who this process is, how the model is spread, and the few collectives that the loop needs.
+"""Ranks: who this process is, how the model is spread, and the few collectives that the loop needs.
 
 One process without torchrun is the ordinary case: then nothing here communicates.
 """
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from esdtool.analysis.ranks import meet
 from esdtool.errors import ConfigError, DeviceError, EsdtoolError
+from esdtool.support.launch import launched
 from esdtool.train.config.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
+
+Result = TypeVar("Result")
+
+_FAREWELL: Final = 10.0
+"""Seconds after a broken connection in which the watch finds out which rank is lost, and ends this process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +71,38 @@ class TrainingRanks:
         if failed:
             raise RankZeroError("rank 0 has failed and says why")
 
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Do something without collectives on every rank; if it fails on any, all stop, and rank 0 says why.
+
+        Raises:
+            EsdtoolError: on rank 0 what failed first, by rank; on the others one that rank 0 reports.
+        """
+        if self.world_size == 1:
+            return work()
+        done: list[Result] = []
+        problem: EsdtoolError | None = None
+        try:
+            done.append(work())
+        except EsdtoolError as error:
+            problem = error
+        found: list[str | None] = [None] * self.world_size
+        dist.all_gather_object(found, None if problem is None else str(problem))
+        failed = next((rank for rank, message in enumerate(found) if message is not None), None)
+        if failed is None:
+            return done[0]
+        if not self.is_first:
+            raise RankZeroError("a rank has failed, and rank 0 says why")
+        raise problem or EsdtoolError(f"rank {failed}: {found[failed]}")
+
 
 class RankZeroError(EsdtoolError):
-    """Another rank failed and has reported it; this one just ends."""
+    """An error that all ranks know of and rank 0 reports; this one just ends."""
 
     reported_elsewhere = True
+
+
+class LoneRankError(EsdtoolError):
+    """An error of one rank alone, which no other can report."""
 
 
 @contextmanager
@@ -79,20 +113,36 @@ def open_ranks(config: TrainConfig) -> Iterator[TrainingRanks]:
 
     Raises:
         DeviceError: if run.device is not there.
+        UsageError: if the environment is not a launcher's, or the ranks cannot meet.
+        LostRanksError: if some of them do not come. One that dies later ends all, with a line that names it.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = check_device(config, world_size=world_size, local_rank=local_rank)
-    if world_size == 1:
-        yield TrainingRanks(rank=0, world_size=1, device=device)
+    launch = launched()
+    if launch is None:
+        yield TrainingRanks(rank=0, world_size=1, device=check_device(config, world_size=1))
         return
+    device = check_device(config, world_size=launch.size, local_rank=launch.local_rank)
+    store, watch = meet(launch, remedy="go on with --resume auto")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device)
+        dist.init_process_group("nccl", store=store, rank=launch.rank, world_size=launch.size, device_id=device)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", store=store, rank=launch.rank, world_size=launch.size)
+    ranks = TrainingRanks(rank=launch.rank, world_size=launch.size, device=device)
     try:
-        yield TrainingRanks(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
+        yield ranks
+        watch.leave()
+    except RankZeroError:
+        watch.leave()
+        raise
+    except EsdtoolError as error:
+        if ranks.is_first:
+            watch.leave()
+            raise
+        raise LoneRankError(f"rank {launch.rank}: {error}") from error
+    except RuntimeError:
+        # A collective fails when another rank dies: then the watch ends this process, and says which.
+        time.sleep(_FAREWELL)
+        raise
     finally:
         dist.destroy_process_group()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import signal
 import time
@@ -19,10 +18,10 @@ from esdtool.train.config.train_config import TrainConfig
 from esdtool.train.data.batches import count_targets
 from esdtool.train.data.open import open_data
 from esdtool.train.data.packing import MicroBatch
-from esdtool.train.distributed import Spread, TrainingRanks, open_ranks
+from esdtool.train.distributed import RankZeroError, Spread, TrainingRanks, open_ranks
 from esdtool.train.evaluate import Evaluation, evaluate, summed_loss, to_bfloat16
 from esdtool.train.model import build_model
-from esdtool.train.norms import total_norm
+from esdtool.train.norms import clip_gradients, total_norm
 from esdtool.train.optimizers import build_optimizers, decay_scope, set_learning_rate, trained_modules
 from esdtool.train.parameter_groups import mean_decay, trainable
 from esdtool.train.policy import DecayRecord
@@ -40,6 +39,7 @@ from esdtool.train.run.log import RunLog, check_loggers, perplexity, sync_logs
 from esdtool.train.run.manifest import SavedRun
 from esdtool.train.run.view import PlainView, open_view
 from esdtool.train.schedule import lr_factor
+from esdtool.train.seeds import step_seed
 from esdtool.train.signals import StopSignals
 from esdtool.train.target import make_target
 
@@ -95,7 +95,7 @@ def train(
         with open_ranks(config) as ranks:
             cuda = [ranks.device] if ranks.device.type == "cuda" else []
             with torch.random.fork_rng(devices=cuda):
-                check_batch(config, ranks.world_size)
+                ranks.together(lambda: check_batch(config, ranks.world_size))
                 view = open_view(config.schedule.steps, quiet=quiet or not ranks.is_first)
                 try:
                     return _Run(config, ranks, view, resume=resume, remarks=remarks).go()
@@ -121,19 +121,23 @@ class _Run:
         self.config, self.ranks, self.view = config, ranks, view
         view.phase("looking for a checkpoint" if resume else "looking at the run directory")
         self.run = Path(config.run_dir)
-        saved, found = run_directory.find(self.run, resume)
-        remarks = [*remarks, *found, *(check_same_run(saved, config) if saved else [])]
+        saved, found = ranks.together(lambda: run_directory.find(self.run, resume))
+        remarks = [*remarks, *found, *(ranks.together(lambda: check_same_run(saved, config)) if saved else [])]
         # Only looked at here; made when everything else is there, so that a mistake leaves nothing behind.
         ranks.on_first(lambda: run_directory.check_unused(self.run, resume=resume))
-        check_loggers(config)
+        ranks.together(lambda: check_loggers(config))
 
-        self.data = open_data(config, rank=ranks.rank, world_size=ranks.world_size, on_phase=view.phase)
+        self.data = ranks.together(
+            lambda: open_data(config, rank=ranks.rank, world_size=ranks.world_size, on_phase=view.phase)
+        )
         view.phase("building the model")
-        model = build_model(config, vocab_size=self.data.vocab_size, tokenizer=self.data.tokenizer)
+        model = ranks.together(
+            lambda: build_model(config, vocab_size=self.data.vocab_size, tokenizer=self.data.tokenizer)
+        )
         if config.precision.name == "bf16":
             to_bfloat16(model)
         self.model = model
-        scope = decay_scope(model, config)
+        scope = ranks.together(lambda: decay_scope(model, config))
         if scope.remark is not None and config.weight_decay.differs_by_module:
             remarks.append(f"warning: {scope.remark}" if scope.is_surprising else scope.remark)
         modules = trained_modules(model, scope)
@@ -244,7 +248,7 @@ class _Run:
         config, ranks = self.config, self.ranks
         factor = lr_factor(config, self.step)
         set_learning_rate(self.optimizers, config, factor)
-        torch.manual_seed(_step_seed(config.run.seed, self.step, ranks.rank))
+        torch.manual_seed(step_seed(config.run.seed, self.step, ranks.rank))
         batches = self.data.train.micro_batches(self.step)
         (targets,) = ranks.sum([float(sum(count_targets(batch) for batch in batches))])
         local = self._backward(batches, targets)
@@ -255,7 +259,7 @@ class _Run:
         norm = total_norm(gradients)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._diverged(loss / max(targets, 1.0), norm)
-        used = _clip(gradients, norm, config.optimizer.max_grad_norm)
+        used = clip_gradients(gradients, norm, config.optimizer.max_grad_norm)
         record = self.policy.step(used)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -285,13 +289,15 @@ class _Run:
         """Save the state before this step if the weights are still finite, and stop.
 
         Raises:
-            TrainingDivergedError: always.
+            TrainingDivergedError: always; on ranks other than the first `RankZeroError`, which it reports.
         """
         weights = total_norm(list(trainable(self.spread.model).values()))
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         if math.isfinite(weights) and self.step > 0:
             self._save(final=False)
+        if not self.ranks.is_first:
+            raise RankZeroError("the training has diverged, as rank 0 says")
         where = f"the last good state is {self.newest}" if self.newest else "there is no checkpoint yet"
         raise TrainingDivergedError(
             f"step {self.step + 1}: the loss is {loss:.6g} and the gradient norm {norm:.6g}; {where}; "
@@ -392,19 +398,3 @@ class _Run:
         return TrainResult(
             run=self.run, step=self.step, evaluation=evaluation, checkpoint=self.newest, stopped_by=stopped_by
         )
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    """A seed for the random numbers of one step on one rank (dropout)."""
-    digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
-
-
-def _clip(gradients: Sequence[torch.Tensor], norm: float, limit: float | None) -> float:
-    """Scale the gradients down to a total norm of `limit`, as torch does. Returns the norm they have then."""
-    if limit is None:
-        return norm
-    factor = min(1.0, limit / (norm + 1e-6))
-    if factor < 1.0:
-        torch._foreach_mul_(list(gradients), factor)
-    return norm * factor

@@ -1,4 +1,4 @@
-"""2-norms of gradients and weights, sharded over ranks or not."""
+"""2-norms of gradients and weights, sharded over ranks or not, and clipping to one."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ def total_norm(tensors: Sequence[torch.Tensor]) -> float:
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
+
+
+def clip_gradients(gradients: Sequence[torch.Tensor], norm: float, limit: float | None) -> float:
+    """Scale the gradients down to a total norm of `limit`, as torch does. Returns the norm they have then."""
+    if limit is None:
+        return norm
+    factor = min(1.0, limit / (norm + 1e-6))
+    if factor < 1.0:
+        torch._foreach_mul_(list(gradients), factor)
+    return norm * factor

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ Config = Callable[..., Any]
 Logs = Callable[[Path], tuple[list[dict[str, Any]], list[dict[str, Any]]]]
 
 
-def run_ranks(config: Path, *arguments: str, ranks: int = 2, check: bool = True) -> str:
-    """Run the command on several ranks, as torchrun would; returns what rank 0 wrote to stderr."""
+def start_ranks(program: list[str], ranks: int) -> list[subprocess.Popen[str]]:
+    """Run Python with these arguments on several ranks, as torchrun would."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -30,15 +32,20 @@ def run_ranks(config: Path, *arguments: str, ranks: int = 2, check: bool = True)
         "WORLD_SIZE": str(ranks),
         "OMP_NUM_THREADS": "1",
     }
-    processes = [
+    return [
         subprocess.Popen(
-            [sys.executable, "-m", "esdtool", "train", str(config), "--quiet", *arguments],
+            [sys.executable, *program],
             env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(ranks)
     ]
+
+
+def run_ranks(config: Path, *arguments: str, ranks: int = 2, check: bool = True) -> str:
+    """Run the command on several ranks; returns what rank 0 wrote to stderr."""
+    processes = start_ranks(["-m", "esdtool", "train", str(config), "--quiet", *arguments], ranks)
     errors = [process.communicate(timeout=200)[1] for process in processes]
     if check:
         assert [process.returncode for process in processes] == [0] * ranks, errors[0]
@@ -123,3 +130,63 @@ def test_fsdp2_without_ranks_is_refused(make_config: Config) -> None:
 
     with pytest.raises(ConfigError, match="torchrun --nproc-per-node N"):
         train(make_config(run={"distributed": "fsdp2"}), quiet=True)
+
+
+@pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGKILL), (0, signal.SIGKILL)])
+def test_the_others_end_with_a_line_when_a_rank_dies(
+    victim: int, number: signal.Signals, write_config: Callable[..., Path], logs: Logs, tmp_path: Path
+) -> None:
+    config = write_config("torn", schedule={"steps": 4000}, checkpoint={"every": 5}, eval={"every": 4000})
+    processes = start_ranks(["-m", "esdtool", "train", str(config), "--quiet"], 2)
+    while not (tmp_path / "torn/checkpoints/step_000005").exists():
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.02)
+    processes[victim].send_signal(number)
+    _, error = processes[1 - victim].communicate(timeout=60)
+    processes[victim].communicate()
+    assert processes[1 - victim].returncode == 1
+    assert error == f"esdtool: error: rank {victim} ended before its work was done; go on with --resume auto\n"
+
+
+FAILING = """
+import os, sys
+from esdtool.__main__ import main
+from esdtool.errors import ConfigError
+from esdtool.train import loop
+
+def fail(*args, **options):
+    if os.environ["RANK"] == "1":
+        raise ConfigError("this text is not here")
+    return found(*args, **options)
+
+found = getattr(loop, sys.argv[1])
+setattr(loop, sys.argv.pop(1), fail)
+main()
+"""
+
+
+@pytest.mark.parametrize("where", ["open_data", "build_model", "summed_loss"])
+def test_what_fails_on_one_rank_is_said_once(where: str, write_config: Callable[..., Path]) -> None:
+    """Before the training, rank 0 says it; in its midst, the rank itself."""
+    processes = start_ranks(["-c", FAILING, where, "train", str(write_config("one")), "--quiet"], 2)
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    assert "Traceback" not in "".join(errors)
+    assert "".join(errors).count("rank 1: this text is not here") == 1
+    if where != "summed_loss":
+        assert errors[1] == ""
+
+
+def test_an_impossible_number_of_ranks_is_one_line(write_config: Callable[..., Path]) -> None:
+    config = write_config("odd")
+    for size in ("abc", "0", "-1", "2.5"):
+        done = subprocess.run(
+            [sys.executable, "-m", "esdtool", "train", str(config)],
+            env=os.environ | {"WORLD_SIZE": size},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert f"WORLD_SIZE='{size}'" in done.stderr
