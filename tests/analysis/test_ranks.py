@@ -139,7 +139,7 @@ def test_a_rank_that_never_comes_is_named(checkpoint: Path) -> None:
     code, errors = ends(alone)
     assert code == 1
     assert errors == (
-        "esdtool: error: rank 1 did not come: start all ranks with torchrun, or unset WORLD_SIZE to analyse in one "
+        "esdtool: error: rank 1 did not come: start all ranks with torchrun, or unset WORLD_SIZE to run in one "
         "process\n"
     )
 
