@@ -1,4 +1,4 @@
-"""How `--help` looks: two columns that fit 80 characters, options in groups, values in capitals, no markup."""
+"""Lay out `--help`: two columns that fit 80 characters, options in groups, values in capitals, no markup."""
 
 from __future__ import annotations
 
