@@ -40,8 +40,8 @@ def evaluate(
     dataset: Annotated[
         str | None, typer.Option(help="Instead of --data: use a Hub dataset, given as name or name:configuration.")
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Split of --dataset. Default: validation.", show_default=False)
+    dataset_split: Annotated[
+        str | None, typer.Option("--split", help="Split of --dataset. Default: validation.", show_default=False)
     ] = None,
     text_column: Annotated[
         str | None,
@@ -105,7 +105,7 @@ def evaluate(
     else:
         options = {
             "packing": packing,
-            "split": split,
+            "split": dataset_split,
             "text_column": text_column,
             "txt_document": txt_document,
             "validation_fraction": held_out,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from typer.core import TyperCommand, TyperGroup
 
 GROUPS: Final[dict[str, tuple[str, ...]]] = {
-    "Modules": ("base", "revision", "include", "exclude", "split_fused", "model", "names", "unlisted"),
+    "Modules": ("base", "revision", "include", "exclude", "split_fused", "split", "model", "names", "unlisted"),
     "Estimates": (
         *("fit", "k_fraction", "min_eigs", "spectrum", "budget", "fast", "fix_finger_bound"),
         *("farms_rows", "farms_ratio", "farms_windows"),
@@ -15,7 +16,17 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "Decays": (
         *("weight_decay", "optimizer", "min_ratio", "max_ratio", "assign_by", "score", "granularity", "normalize"),
     ),
-    "Text": ("data", "config", "dataset", "split", "text_column", "txt_document", "held_out", "packing", "tokenizer"),
+    "Text": (
+        "data",
+        "config",
+        "dataset",
+        "dataset_split",
+        "text_column",
+        "txt_document",
+        "held_out",
+        "packing",
+        "tokenizer",
+    ),
     "Outputs": ("out", "file_format", "json_path", "csv_path", "esd_path", "html_path", "plots", "check"),
     "Figures": ("kind", "module", "figure_format", "dpi"),
     "Tables": ("table_format", "sort", "top", "experts", "sparklines", "against"),
@@ -27,6 +38,8 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
 """Parameters by the group that they stand in, in every command; the order is that of the groups in the help."""
 
 _OTHERS: Final = "Options"
+_UNBREAKABLE: Final = "\N{NON-BREAKING HYPHEN}"
+"""Stands for a hyphen within a word while lines are broken."""
 _LONGEST_CHOICES = 26
 """Characters of a list of choices beside the option's name; a longer one stands in its words."""
 
@@ -48,6 +61,10 @@ class HelpGroup(TyperGroup):
 class HelpCommand(TyperCommand):
     """A command whose help is in groups."""
 
+    def get_help(self, ctx: Any) -> str:
+        """Write the help without line breaks at hyphens, since values such as `gate-up` are typed as they stand."""
+        return str(super().get_help(ctx)).replace(_UNBREAKABLE, "-")
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Name the arguments: in brackets if they may be left out, with dots if there may be several."""
         pieces = ["[OPTIONS]"]
@@ -65,10 +82,11 @@ class HelpCommand(TyperCommand):
             record = parameter.get_help_record(ctx)
             if record is None:
                 continue
+            words = re.sub(r"(?<=\w)-(?=\w)", _UNBREAKABLE, record[1])
             if parameter.param_type_name == "argument":
-                sections["Arguments"].append((_argument(parameter), record[1]))
+                sections["Arguments"].append((_argument(parameter), words))
             else:
-                sections[groups.get(str(parameter.name), _OTHERS)].append(_option(parameter, ctx, record[1]))
+                sections[groups.get(str(parameter.name), _OTHERS)].append(_option(parameter, ctx, words))
         for name, records in sections.items():
             if records:
                 with formatter.section(name):

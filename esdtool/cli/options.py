@@ -58,8 +58,9 @@ SplitOption = Annotated[
     list[str] | None,
     typer.Option(
         "--split",
-        help="How tensors whose names match are split where no family tells: thirds, thirds:H/G, per-head:H, "
-        "per-head:H/G, interleaved, gate-up, up-gate or gate-up-interleaved, with H heads in G groups. Repeatable.",
+        help="Split tensors with matching names in this layout, if no family determines it: thirds, thirds:H/G, "
+        "per-head:H, per-head:H/G, interleaved, gate-up, up-gate or gate-up-interleaved, with H heads in G groups. "
+        "Repeatable.",
         metavar="REGEX=LAYOUT",
     ),
 ]
