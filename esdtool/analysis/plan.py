@@ -6,7 +6,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from esdtool.checkpoint.adapters import MergedCheckpoint, is_adapter, merged
 from esdtool.errors import CheckpointError, NothingToAnalyzeError, UsageError
 from esdtool.modules import Selection, WeightModule, select_modules
 from esdtool.modules.base import cost
+from esdtool.modules.choice import ModuleChoice
 from esdtool.modules.model_code import kinds_of
-from esdtool.modules.splitting import SplitRequest, as_requests
 from esdtool.spectra.cache import SpectrumCache
 from esdtool.spectra.options import ScoreOptions
 from esdtool.support.devices import resolve_device
@@ -63,11 +63,8 @@ class Plan:
     """Whose weights are subtracted; None: the weights themselves are analysed."""
     merged_with: str | None = None
     """The checkpoint that an adapter is merged into."""
-    split_fused: bool = True
-    split: tuple[SplitRequest, ...] = ()
-    """How the user said that tensors are split."""
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    choice: ModuleChoice = field(default_factory=ModuleChoice)
+    """Which modules the user asked for."""
     cache: SpectrumCache | None = None
     """Where spectra are looked up and kept; None: all are computed."""
     memory: int | None = None
@@ -130,10 +127,7 @@ def make_plan(
     source: Readable,
     options: ScoreOptions,
     *,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    split_fused: bool = True,
-    split: Sequence[str | SplitRequest] = (),
+    choice: ModuleChoice | None = None,
     base: Readable | None = None,
     device: str | torch.device = "auto",
     jobs: int | None = None,
@@ -141,11 +135,28 @@ def make_plan(
     cache: bool = True,
     memory: int | None = None,
 ) -> Plan:
-    """Open the source and choose its modules, without reading weights. Arguments and errors as `analyze`."""
+    """Open the source and choose its modules, without reading weights.
+
+    Args:
+        source: a path or Hub id, a live model, a state dict, or an open checkpoint.
+        options: what is computed of each module.
+        choice: which modules; default all that are weight matrices.
+        base: another checkpoint whose weights are subtracted, or that an adapter is merged into.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        jobs: modules worked on at a time; default one per core on the CPU, one on an accelerator.
+        revision: branch, tag or commit of a Hub checkpoint.
+        cache: look up and keep the spectra of a path or Hub id in the user's cache.
+        memory: bytes that the modules in flight may take together; None: no limit.
+
+    Raises:
+        CheckpointError: if the source or the base cannot be read.
+        UsageError: if the device or `jobs` is none, or a pattern matches nothing.
+        NothingToAnalyzeError: if the source holds no weight matrix.
+    """
+    choice = choice or ModuleChoice()
     chosen = resolve_device(device)
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs must be at least 1, not {jobs}")
-    requests = as_requests(split)
     checkpoint = _open(source, revision)
     other = None if base is None else _open(base, None)
     merged_with = None
@@ -153,18 +164,10 @@ def make_plan(
         raise CheckpointError(f"{other.location}: an adapter, not a base: it holds updates of weights and no weights")
     if other is not None and is_adapter(checkpoint):
         merged_with, checkpoint, other = other.location, merged(checkpoint, other), None
-    selection = select_modules(
-        checkpoint.tensors.values(),
-        config=checkpoint.config,
-        include=tuple(include),
-        exclude=tuple(exclude),
-        split_fused=split_fused,
-        split=requests,
-        kinds=functools.partial(kinds_of, checkpoint),
-    )
+    selection = _select(checkpoint, choice)
     paired = None
     if other is not None:
-        paired, selection = _paired(checkpoint, selection, other, split_fused=split_fused, split=requests)
+        paired, selection = _paired(checkpoint, selection, other, choice)
     if not selection.modules:
         raise NothingToAnalyzeError(
             f"{checkpoint.location}: no weight matrix to analyse among {len(checkpoint.tensors)} tensors"
@@ -181,32 +184,30 @@ def make_plan(
         jobs=min(jobs or available, len(selection.modules)),
         base=paired,
         merged_with=merged_with,
-        split_fused=split_fused,
-        split=requests,
-        include=tuple(include),
-        exclude=tuple(exclude),
+        choice=choice,
         # What is in memory changes and is not met again.
         cache=SpectrumCache.of_user() if cache and isinstance(source, str | Path) else None,
         memory=memory,
     )
 
 
+def _select(checkpoint: Checkpoint, choice: ModuleChoice) -> Selection:
+    return select_modules(
+        checkpoint.tensors.values(),
+        config=checkpoint.config,
+        include=choice.include,
+        exclude=choice.exclude,
+        split_fused=choice.split_fused,
+        split=choice.split,
+        kinds=functools.partial(kinds_of, checkpoint),
+    )
+
+
 def _paired(
-    checkpoint: Checkpoint,
-    selection: Selection,
-    base: Checkpoint,
-    *,
-    split_fused: bool,
-    split: Sequence[SplitRequest],
+    checkpoint: Checkpoint, selection: Selection, base: Checkpoint, choice: ModuleChoice
 ) -> tuple[Base, Selection]:
     """Find the base's counterparts, and the selection without the modules that have none."""
-    theirs = select_modules(
-        base.tensors.values(),
-        config=base.config,
-        split_fused=split_fused,
-        split=split,
-        kinds=functools.partial(kinds_of, base),
-    )
+    theirs = _select(base, choice.of_all)
     pairing = pair_modules(selection.modules, theirs.modules, location=checkpoint.location, base_location=base.location)
     matched = tuple(module for module in selection.modules if module.name in pairing.base)
     skipped = (*selection.skipped, *pairing.unmatched)

@@ -21,6 +21,7 @@ from esdtool.analysis.ranks import AnalysisRanks
 from esdtool.analysis.summary import summarize
 from esdtool.modules import WeightModule
 from esdtool.modules.base import cost
+from esdtool.modules.choice import ModuleChoice
 from esdtool.modules.reading import read_matrices
 from esdtool.modules.splitting import SplitRequest
 from esdtool.spectra.options import LOW_RANK_MIN_EIGS, ScoreOptions
@@ -41,10 +42,10 @@ def analyze(
     min_eigs: int = ScoreOptions.min_eigs,
     spectrum: str = ScoreOptions.spectrum,
     fast: bool = ScoreOptions.fast,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    split_fused: bool = True,
-    split: Sequence[str | SplitRequest] = (),
+    include: Sequence[str] = ModuleChoice.include,
+    exclude: Sequence[str] = ModuleChoice.exclude,
+    split_fused: bool = ModuleChoice.split_fused,
+    split: Sequence[str | SplitRequest] = ModuleChoice.split,
     base: Readable | None = None,
     device: str | torch.device = "auto",
     jobs: int | None = None,
@@ -113,10 +114,7 @@ def analyze(
     plan = make_plan(
         source,
         options,
-        include=include,
-        exclude=exclude,
-        split_fused=split_fused,
-        split=split,
+        choice=ModuleChoice.of(include=include, exclude=exclude, split_fused=split_fused, split=split),
         base=base,
         device=device,
         jobs=jobs,
@@ -181,10 +179,10 @@ def _analysis(plan: Plan, results: Sequence[tuple[ModuleResult, Vector | None]])
             farms_rows=options.farms_rows if uses_farms else None,
             farms_ratio=options.farms_ratio if uses_farms else None,
             farms_windows=options.farms_windows if uses_farms else None,
-            split_fused=plan.split_fused,
-            split=tuple(request.words for request in plan.split),
-            include=plan.include,
-            exclude=plan.exclude,
+            split_fused=plan.choice.split_fused,
+            split=tuple(request.words for request in plan.choice.split),
+            include=plan.choice.include,
+            exclude=plan.choice.exclude,
         ),
         modules=tuple(result for result, _ in results),
         skipped=tuple(

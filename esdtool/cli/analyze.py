@@ -166,14 +166,17 @@ def analyze(
     from esdtool.analysis.ranks import join_ranks
     from esdtool.analysis.run import run
     from esdtool.comparison.trajectory import in_order_of_training, make_trajectory
+    from esdtool.modules.choice import ModuleChoice
     from esdtool.support.launch import speaks
     from esdtool.support.sizes import parse_size
     from esdtool.support.threads import available_cores
 
+    choice = ModuleChoice.of(include=include or (), exclude=exclude or (), split_fused=split_fused, split=split or ())
     memory_bytes = None if memory is None else parse_size(memory)
-    if dry_run and not speaks():
+    computes = not dry_run and explain is None
+    if not computes and not speaks():
         return
-    with nullcontext() if dry_run else join_ranks() as ranks:
+    with join_ranks() if computes else nullcontext() as ranks:
         if ranks is not None:
             device = ranks.device(device)
             jobs = jobs or max(1, available_cores() // ranks.local_size)
@@ -187,10 +190,7 @@ def analyze(
                 make_plan(
                     checkpoint,
                     options,
-                    include=include or (),
-                    exclude=exclude or (),
-                    split_fused=split_fused,
-                    split=split or (),
+                    choice=choice,
                     base=base,
                     device=device,
                     jobs=jobs,
@@ -206,11 +206,10 @@ def analyze(
             for remark in plan.notes:
                 note(remark, quiet=quiet)
         if explain is not None:
-            if ranks is None or ranks.is_first:
-                from esdtool.report.terminal.explanation import print_explanations
+            from esdtool.report.terminal.explanation import print_explanations
 
-                for plan in plans:
-                    print_explanations(plan, explain)
+            for plan in plans:
+                print_explanations(plan, explain)
             return
         if budget is not None:
             from esdtool.analysis.budget import keep_within
@@ -219,9 +218,9 @@ def analyze(
             work = sum(plan.cost for plan in plans)
             limited = [keep_within(plan, budget * plan.cost / work) for plan in plans]
             plans = [plan for plan, _ in limited]
-            for _, choice in limited:
-                if choice is not None:
-                    note(choice, quiet=quiet)
+            for _, estimated in limited:
+                if estimated is not None:
+                    note(estimated, quiet=quiet)
         if dry_run:
             from esdtool.report.terminal.analysis import print_plan
 

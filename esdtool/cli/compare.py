@@ -107,6 +107,7 @@ def compare(
     from esdtool.cli.compare_sources import analyses_of, sort_out
     from esdtool.cli.output import note, write_text, wrote
     from esdtool.cli.targets import check_outputs
+    from esdtool.modules.choice import ModuleChoice
 
     options = ScoreOptions(fit=tuple(fit or ScoreOptions.fit), k_fraction=k_fraction, min_eigs=min_eigs, fast=fast)
     outputs = {"--json": json_path, "--csv": csv_path, "--html": html_path}
@@ -125,9 +126,7 @@ def compare(
     analyses = analyses_of(
         found,
         options,
-        include=include or (),
-        exclude=exclude or (),
-        split_fused=split_fused,
+        choice=ModuleChoice.of(include=include or (), exclude=exclude or (), split_fused=split_fused),
         device=device,
         jobs=jobs,
         cache=cache,

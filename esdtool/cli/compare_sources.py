@@ -13,6 +13,7 @@ from esdtool.cli.output import note, progress_bar
 from esdtool.cli.sources import SourceKind, format_of, kind_of, runs_in
 from esdtool.comparison.runs import has_result
 from esdtool.errors import CheckpointError, ConfigError, UsageError
+from esdtool.modules.choice import ModuleChoice
 from esdtool.spectra.options import ScoreOptions
 
 
@@ -71,15 +72,22 @@ def analyses_of(
     found: Compared,
     options: ScoreOptions,
     *,
-    include: Sequence[str],
-    exclude: Sequence[str],
-    split_fused: bool,
+    choice: ModuleChoice,
     device: str,
     jobs: int | None,
     cache: bool,
     quiet: bool,
 ) -> list[Analysis]:
-    """Return the analyses of all sources, in their order. Arguments as of `esdtool.analysis.run.make_plan`.
+    """Return the analyses of all sources, in their order.
+
+    Args:
+        found: the sources.
+        options: what is computed of each module.
+        choice: which modules are analysed.
+        device: where to compute.
+        jobs: modules worked on at a time; None takes the default.
+        cache: whether spectra are looked up and kept.
+        quiet: whether progress and remarks are left out.
 
     Raises:
         UsageError: if there is only one, or an analysis is by another estimator than `options`.
@@ -99,9 +107,7 @@ def analyses_of(
             return make_plan(
                 checkpoint,
                 options,
-                include=include,
-                exclude=exclude,
-                split_fused=split_fused,
+                choice=choice,
                 device=device,
                 jobs=jobs,
                 cache=cache,
