@@ -213,7 +213,7 @@ def _lock(file: TextIO) -> bool:
 
 
 def _environment(slot: int, jobs: int) -> dict[str, str]:
-    """Ours, with a share of the cores and of the GPUs for one of several runs."""
+    """Make a copy of our environment, with a share of the cores and of the GPUs for one of several runs."""
     environment = dict(os.environ)
     if jobs == 1:
         return environment
