@@ -36,6 +36,8 @@ class Quadrature:
     """[k] Ritz values, ascending; what rounding made negative is cut to a tiny positive number."""
     shares: Matrix
     """[p, k]: each probe's weights, of sum 1."""
+    residuals: Vector
+    """[k] norms of A x - node x for the Ritz vectors x: some eigenvalue is no farther from a node than that."""
     converged: int
     """How many of the last nodes are eigenvalues."""
     order: int
@@ -129,7 +131,12 @@ def quadrature(blocks: Matrix, steps: int, order: int, total: float) -> Quadratu
     coupling = np.linalg.norm(blocks[size - PROBES : size, size - 2 * PROBES : size - PROBES], 2)
     residuals = coupling * np.linalg.norm(vectors[-PROBES:], axis=0)
     return Quadrature(
-        nodes=nodes, shares=shares, converged=_converged(nodes, shares, residuals, order), order=order, total=total
+        nodes=nodes,
+        shares=shares,
+        residuals=residuals,
+        converged=_converged(nodes, shares, residuals, order),
+        order=order,
+        total=total,
     )
 
 
