@@ -18,7 +18,7 @@ from esdtool.spectra.options import ScoreOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compared:
+class ComparedSources:
     """The sources by what they are: either `runs` is empty, or `models` is."""
 
     runs: tuple[str, ...]
@@ -39,7 +39,7 @@ class Compared:
         return tuple(model for model in self.models if isinstance(model, Analysis))
 
 
-def sort_out(sources: Sequence[str]) -> Compared:
+def sort_out(sources: Sequence[str]) -> ComparedSources:
     """Recognise each source; checkpoints are not opened yet.
 
     Raises:
@@ -61,7 +61,7 @@ def sort_out(sources: Sequence[str]) -> Compared:
     young = [run for run in runs if run not in sources and not has_result(Path(run))]
     if runs and len(young) == len(runs):
         raise ConfigError(f"none of the {len(runs)} runs in {', '.join(sources)} has a validation result yet")
-    return Compared(
+    return ComparedSources(
         runs=tuple(run for run in runs if run not in young),
         models=tuple(map(_analysis_or_name, others)),
         notes=tuple(f"{run} has no validation result yet: left out" for run in young),
@@ -69,7 +69,7 @@ def sort_out(sources: Sequence[str]) -> Compared:
 
 
 def analyses_of(
-    found: Compared,
+    found: ComparedSources,
     options: ScoreOptions,
     *,
     choice: ModuleChoice,

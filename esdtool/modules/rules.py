@@ -15,7 +15,7 @@ The first rule that matches decides. A verdict is one of
     Score    one matrix of weights (or one convolution): it is scored under its role
     Skip     no weight matrix to score, for the stated reason
     Fused    several projections side by side in one tensor: each is scored under its own role
-    Stacked  the same projections of several experts in one tensor: likewise, expert by expert
+    Stacked  the same projections of several experts in one tensor, split expert by expert
 
 `Fused` and `Stacked` carry the roles of their parts and a layout (`esdtool.modules.layouts`) that
 says where each of them lies.

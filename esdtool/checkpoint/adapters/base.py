@@ -209,7 +209,7 @@ class Context:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class AdapterKind:
     """A kind of adapter whose updates can be computed. Each file of `esdtool.checkpoint.adapters.kinds` defines one."""
 
     name: str

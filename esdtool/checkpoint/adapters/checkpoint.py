@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from esdtool.checkpoint.adapters.base import Context, Group, Kind, UnfitError, Update
+from esdtool.checkpoint.adapters.base import AdapterKind, Context, Group, UnfitError, Update
 from esdtool.checkpoint.adapters.config import FILE_NAME, AdapterConfig, Scales, read_adapter_config
 from esdtool.checkpoint.adapters.kinds import load_kinds
 from esdtool.checkpoint.adapters.names import PEFT_PREFIX, SHARED, Spellings
@@ -167,7 +167,7 @@ def _spellings() -> Spellings:
     return Spellings({ending: part for kind in reversed(load_kinds()) for ending, part in kind.endings.items()})
 
 
-def _kind_of(group: Group, context: Context) -> Kind | None:
+def _kind_of(group: Group, context: Context) -> AdapterKind | None:
     return next((kind for kind in load_kinds() if kind.claims(group, context)), None)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 
-from esdtool.checkpoint.adapters.patterns import PatternError, Patterns
+from esdtool.checkpoint.adapters.patterns import AdapterPatterns, PatternError
 from esdtool.checkpoint.base import Checkpoint
 from esdtool.checkpoint.jsonfiles import read_json_object
 from esdtool.errors import CheckpointError
@@ -80,7 +80,7 @@ class Scales:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise CheckpointError(f"{location}: {FILE_NAME}: rank_pattern.{key}: not a positive whole number")
         try:
-            self._ranks, self._alphas = Patterns(ranks), Patterns(config.alpha_pattern)
+            self._ranks, self._alphas = AdapterPatterns(ranks), AdapterPatterns(config.alpha_pattern)
         except PatternError as error:
             raise CheckpointError(f"{location}: {FILE_NAME}: {error}") from error
 
@@ -94,7 +94,7 @@ class Scales:
         found: float | None = self._value(self._alphas, module, default)
         return found
 
-    def _value(self, patterns: Patterns, module: str, default: Any) -> Any:
+    def _value(self, patterns: AdapterPatterns, module: str, default: Any) -> Any:
         try:
             return patterns.value(module, default)
         except PatternError as error:

@@ -25,10 +25,10 @@ class PatternError(Exception):
     """A key that cannot be matched; the message says why."""
 
 
-class Patterns:
+class AdapterPatterns:
     """A table of values by pattern.
 
-    >>> table = Patterns({"layers.1.q_proj": 5, "(up|gate)_proj": 3})
+    >>> table = AdapterPatterns({"layers.1.q_proj": 5, "(up|gate)_proj": 3})
     >>> [table.value(name, 8) for name in ("model.layers.1.q_proj", "mlp.gate_proj", "my_up_proj")]
     [5, 3, 8]
     """

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from esdtool.checkpoint.base import Checkpoint, TensorInfo
-from esdtool.checkpoint.quantized.settings import Settings, read_settings
+from esdtool.checkpoint.quantized.settings import QuantizationSettings, read_settings
 from esdtool.names import canonical_name
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Stored:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.source = checkpoint
-        self.settings: Settings = read_settings(checkpoint.config)
+        self.settings: QuantizationSettings = read_settings(checkpoint.config)
 
     def find(self, name: str) -> TensorInfo | None:
         """Find a tensor by name, ignoring the segments that wrappers insert."""

@@ -23,7 +23,7 @@ _KEYS = ("quantization_config", "compression_config")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class QuantizationSettings:
     """The parts of a `quantization_config` that shapes and dtypes do not determine."""
 
     method: str | None = None
@@ -90,7 +90,7 @@ class _Quantization(_Scheme):
     config_groups: dict[str, _Group] | None = None
 
 
-def read_settings(config: Mapping[str, Any], *, file: str | None = None) -> Settings:
+def read_settings(config: Mapping[str, Any], *, file: str | None = None) -> QuantizationSettings:
     """Read the settings in a model's configuration, of the model or of a part of it (`text_config`, ...).
 
     Args:
@@ -105,7 +105,7 @@ def read_settings(config: Mapping[str, Any], *, file: str | None = None) -> Sett
     """
     key, content = _settings_of(config)
     if content is None:
-        return Settings()
+        return QuantizationSettings()
     try:
         found = _Quantization.model_validate(content)
     except ValidationError as error:
@@ -127,7 +127,7 @@ def read_settings(config: Mapping[str, Any], *, file: str | None = None) -> Sett
         scheme.block_structure if scheme.weight_block_size is None else scheme.weight_block_size for scheme in schemes
     ]
     widths = [width for scheme in schemes for width in (scheme.bits, scheme.w_bit, scheme.num_bits)]
-    return Settings(
+    return QuantizationSettings(
         method=method,
         layout=next((layout for layout in map(_text, named) if layout is not None), None),
         bits=frozenset(int(width) for width in widths if width and 0 < width <= _MOST_BITS and width % 1 == 0),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from esdtool.analysis.document import Analysis, ModuleResult
 from esdtool.errors import UsageError
-from esdtool.report.figures.kind import Material, Target
+from esdtool.report.figures.kind import FigureTarget, Material
 from esdtool.report.figures.names import analysis_endings, distinct_parts
 from esdtool.report.figures.style import make_folder, subject
 
@@ -26,7 +26,7 @@ class SaveModule(Protocol):
         """Write the figure and return its path."""
 
 
-def module_figures(kind: str, save: SaveModule, material: Material, target: Target) -> Iterator[Path]:
+def module_figures(kind: str, save: SaveModule, material: Material, target: FigureTarget) -> Iterator[Path]:
     """Draw the chosen modules of each analysis that has eigenvalues, in a folder of their own: there may be hundreds.
 
     Raises:

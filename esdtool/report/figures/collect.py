@@ -12,7 +12,7 @@ from esdtool.comparison.trajectory import make_trajectory
 from esdtool.errors import UsageError
 from esdtool.report.figures.alphas import save_difference_map, save_role_bars
 from esdtool.report.figures.chosen import chosen_modules
-from esdtool.report.figures.kind import FigureKind, Material, Target
+from esdtool.report.figures.kind import FigureKind, FigureTarget, Material
 from esdtool.report.figures.kinds import FIGURES
 from esdtool.report.figures.names import distinct_endings
 from esdtool.report.figures.style import make_folder, subject
@@ -57,13 +57,13 @@ def save_figures(
     if not isinstance(material, Material):
         several = len(material) > 1
         material = Material(analyses=tuple(material), trajectories=(make_trajectory(material),) if several else ())
-    drawn = draw_figures(material, Target(folder=folder, suffix=suffix, dpi=dpi), kinds=kinds)
+    drawn = draw_figures(material, FigureTarget(folder=folder, suffix=suffix, dpi=dpi), kinds=kinds)
     if not drawn:
         raise UsageError("nothing to draw: no module has an alpha")
     return [figure.path for figure in drawn]
 
 
-def draw_figures(material: Material, target: Target, *, kinds: Sequence[str] = ()) -> list[DrawnFigure]:
+def draw_figures(material: Material, target: FigureTarget, *, kinds: Sequence[str] = ()) -> list[DrawnFigure]:
     """Write all figures that the material has, and tell the kind of each.
 
     Args:
@@ -90,7 +90,7 @@ def draw_figures(material: Material, target: Target, *, kinds: Sequence[str] = (
 def save_comparison(analyses: Sequence[Analysis], folder: Path, *, suffix: str = "png") -> list[Path]:
     """Draw checkpoints side by side: alpha by role, and the heat map of each one's difference from the first."""
     make_folder(folder)
-    target = Target(folder=folder, suffix=suffix)
+    target = FigureTarget(folder=folder, suffix=suffix)
     files = [save_role_bars(target.path("roles"), analyses)]
     endings = distinct_endings([subject(analysis) for analysis in analyses[1:]])
     for ending, other in zip(endings, analyses[1:], strict=True):

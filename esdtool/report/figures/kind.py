@@ -28,7 +28,7 @@ class Material:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class FigureTarget:
     """The folder and the format of the figures."""
 
     folder: Path
@@ -49,7 +49,7 @@ class FigureKind:
     """What it shows, for the help of `--kind`."""
     needs: str
     """What it needs, for the error when a source does not have it."""
-    draw: Callable[[Material, Target], Iterable[Path | None]]
+    draw: Callable[[Material, FigureTarget], Iterable[Path | None]]
     """Draws every figure of the kind that the material has; a None stands for one that there is nothing to draw for.
 
     matplotlib is to be imported when it draws: the command line imports all kinds for its help.

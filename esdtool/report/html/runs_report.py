@@ -138,12 +138,12 @@ def _text(value: object) -> str:
 def _curves(runs: Sequence[Run]) -> list[Html]:
     """Show the figures of `esdtool plot` as vector pictures, a section for each kind."""
     from esdtool.report.figures.collect import draw_figures
-    from esdtool.report.figures.kind import Material, Target
+    from esdtool.report.figures.kind import FigureTarget, Material
 
     pictures: dict[str, list[Html]] = {}
     headings: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for figure in draw_figures(Material(runs=tuple(runs)), Target(folder=Path(folder), suffix="svg")):
+        for figure in draw_figures(Material(runs=tuple(runs)), FigureTarget(folder=Path(folder), suffix="svg")):
             heading = headings.setdefault(figure.name, figure.kind.heading or figure.kind.summary)
             picture = _picture(figure.path.read_bytes(), f"{heading}: {figure.path.stem}")
             pictures.setdefault(figure.name, []).append(picture)

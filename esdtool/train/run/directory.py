@@ -22,7 +22,7 @@ def find(run: Path, resume: str | None) -> tuple[SavedRun | None, list[str]]:
         return None, []
     saved, remarks = find_checkpoint(run, resume)
     if saved is None:
-        remarks.append(f"no checkpoint in {run}: beginning anew")
+        remarks.append(f"no checkpoint in {run}: starting from the beginning")
     return saved, remarks
 
 

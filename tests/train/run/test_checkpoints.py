@@ -224,7 +224,7 @@ def test_auto_without_a_checkpoint_begins_anew(
         with pytest.raises(PowerCut):
             train(config, quiet=True)
     resumed = train(config, resume="auto")
-    assert "beginning anew" in capsys.readouterr().err
+    assert "starting from the beginning" in capsys.readouterr().err
     assert logs(resumed.run) == logs(train(make_config("whole"), quiet=True).run)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from esdtool.checkpoint.adapters.base import Context, FactoredUpdate, Group, Kind, UnfitError, Update, shown
+from esdtool.checkpoint.adapters.base import AdapterKind, Context, FactoredUpdate, Group, UnfitError, Update, shown
 from esdtool.checkpoint.adapters.kinds.lora import check_factors
 from esdtool.checkpoint.base import Checkpoint
 
@@ -68,6 +68,6 @@ def _claims(group: Group, context: Context) -> bool:  # noqa: ARG001
     return {"left", "right", "singular"} <= group.parts.keys()
 
 
-KIND = Kind(
+KIND = AdapterKind(
     name="AdaLoRA", endings={"lora_E": "singular", "ranknum": "ranknum"}, claims=_claims, build=_build, precedence=2
 )

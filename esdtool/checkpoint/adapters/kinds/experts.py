@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from esdtool.checkpoint.adapters.base import Context, Group, Kind, UnfitError, Update, shown
+from esdtool.checkpoint.adapters.base import AdapterKind, Context, Group, UnfitError, Update, shown
 from esdtool.checkpoint.adapters.kinds.lora import LoraUpdate, check_factors, has_pair
 from esdtool.checkpoint.base import Checkpoint
 
@@ -123,4 +123,4 @@ def _claims(group: Group, context: Context) -> bool:
     return rank is not None and bool(rows) and rows[0] > rank and rows[0] % rank == 0
 
 
-KIND = Kind(name="LoRA", endings={}, claims=_claims, build=_build, precedence=1)
+KIND = AdapterKind(name="LoRA", endings={}, claims=_claims, build=_build, precedence=1)

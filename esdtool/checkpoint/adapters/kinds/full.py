@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from esdtool.checkpoint.adapters.base import Context, Group, Kind, Update
+from esdtool.checkpoint.adapters.base import AdapterKind, Context, Group, Update
 from esdtool.checkpoint.base import Checkpoint
 
 
@@ -35,4 +35,4 @@ def _claims(group: Group, context: Context) -> bool:
     return "difference" in group.parts and context.checkpoint.tensors[group.parts["difference"]].numel > 0
 
 
-KIND = Kind(name="full difference", endings={"diff": "difference"}, claims=_claims, build=_build, precedence=-1)
+KIND = AdapterKind(name="full difference", endings={"diff": "difference"}, claims=_claims, build=_build, precedence=-1)

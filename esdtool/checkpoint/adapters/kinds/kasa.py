@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from esdtool.checkpoint.adapters.base import Context, Group, Kind, UnfitError, Update, shown
+from esdtool.checkpoint.adapters.base import AdapterKind, Context, Group, UnfitError, Update, shown
 from esdtool.checkpoint.adapters.kinds.lora import KIND as LORA
 from esdtool.checkpoint.adapters.kinds.lora import LoraUpdate
 from esdtool.checkpoint.base import Checkpoint
@@ -44,4 +44,4 @@ def _claims(group: Group, context: Context) -> bool:  # noqa: ARG001
     return {"left", "right", "diagonal"} <= group.parts.keys()
 
 
-KIND = Kind(name="KaSA", endings={"lora_diag": "diagonal"}, claims=_claims, build=_build, precedence=1)
+KIND = AdapterKind(name="KaSA", endings={"lora_diag": "diagonal"}, claims=_claims, build=_build, precedence=1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from esdtool.checkpoint.adapters.base import Context, Group, Kind, UnfitError, Update, shown
+from esdtool.checkpoint.adapters.base import AdapterKind, Context, Group, UnfitError, Update, shown
 from esdtool.checkpoint.adapters.kinds.lora import LoraUpdate, check_factors
 from esdtool.checkpoint.base import Checkpoint
 
@@ -57,4 +57,6 @@ def _claims(group: Group, context: Context) -> bool:  # noqa: ARG001
     return {"ggml_a", "ggml_b"} <= group.parts.keys()
 
 
-KIND = Kind(name="LoRA", endings={"weight.lora_a": "ggml_a", "weight.lora_b": "ggml_b"}, claims=_claims, build=_build)
+KIND = AdapterKind(
+    name="LoRA", endings={"weight.lora_a": "ggml_a", "weight.lora_b": "ggml_b"}, claims=_claims, build=_build
+)

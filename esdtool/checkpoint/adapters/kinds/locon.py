@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from esdtool.checkpoint.adapters.base import Context, FactoredUpdate, Group, Kind, UnfitError, Update, shown
+from esdtool.checkpoint.adapters.base import AdapterKind, Context, FactoredUpdate, Group, UnfitError, Update, shown
 from esdtool.checkpoint.adapters.kinds.lora import rank_of
 from esdtool.checkpoint.base import Checkpoint
 
@@ -55,4 +55,4 @@ def _claims(group: Group, context: Context) -> bool:  # noqa: ARG001
     return {"left", "right", "middle"} <= group.parts.keys()
 
 
-KIND = Kind(name="LoCon", endings={"lora_mid": "middle"}, claims=_claims, build=_build, precedence=1)
+KIND = AdapterKind(name="LoCon", endings={"lora_mid": "middle"}, claims=_claims, build=_build, precedence=1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from esdtool.checkpoint.adapters.base import Context, FactoredUpdate, Group, Kind, UnfitError, Update, shown
+from esdtool.checkpoint.adapters.base import AdapterKind, Context, FactoredUpdate, Group, UnfitError, Update, shown
 from esdtool.checkpoint.base import Checkpoint
 
 _ENDINGS = {
@@ -92,4 +92,4 @@ def _claims(group: Group, context: Context) -> bool:  # noqa: ARG001
     return set(_MATRICES) <= group.parts.keys() and ("hada_t1" in group.parts) == ("hada_t2" in group.parts)
 
 
-KIND = Kind(name="LoHa", endings=_ENDINGS, claims=_claims, build=_build)
+KIND = AdapterKind(name="LoHa", endings=_ENDINGS, claims=_claims, build=_build)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from esdtool.checkpoint.adapters.base import Context, FactoredUpdate, Group, Kind, UnfitError, Update, shown
+from esdtool.checkpoint.adapters.base import AdapterKind, Context, FactoredUpdate, Group, UnfitError, Update, shown
 from esdtool.checkpoint.adapters.kinds.loha import lycoris_scale
 from esdtool.checkpoint.base import Checkpoint
 
@@ -112,4 +112,4 @@ def _claims(group: Group, context: Context) -> bool:  # noqa: ARG001
     )
 
 
-KIND = Kind(name="LoKr", endings={part: part for part in _PARTS}, claims=_claims, build=_build)
+KIND = AdapterKind(name="LoKr", endings={part: part for part in _PARTS}, claims=_claims, build=_build)

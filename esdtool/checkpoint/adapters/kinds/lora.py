@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from esdtool.checkpoint.adapters.base import Context, FactoredUpdate, Group, Kind, UnfitError, Update, shown
+from esdtool.checkpoint.adapters.base import AdapterKind, Context, FactoredUpdate, Group, UnfitError, Update, shown
 from esdtool.checkpoint.base import Checkpoint
 
 _ENDINGS = {
@@ -119,9 +119,9 @@ def _blocks(group: Group, context: Context) -> tuple[int, int]:
     return 1, 1
 
 
-def has_pair(group: Group, context: Context) -> bool:  # noqa: ARG001 - the signature of `Kind.claims`
+def has_pair(group: Group, context: Context) -> bool:  # noqa: ARG001 - the signature of `AdapterKind.claims`
     """Return whether both factors are there."""
     return {"left", "right"} <= group.parts.keys()
 
 
-KIND = Kind(name="LoRA", endings=_ENDINGS, claims=has_pair, build=_build)
+KIND = AdapterKind(name="LoRA", endings=_ENDINGS, claims=has_pair, build=_build)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from esdtool.checkpoint.adapters.base import Context, Group, Kind, UnfitError, Update, shown
+from esdtool.checkpoint.adapters.base import AdapterKind, Context, Group, UnfitError, Update, shown
 from esdtool.checkpoint.adapters.kinds.lora import LoraUpdate, check_factors
 from esdtool.checkpoint.base import Checkpoint
 
@@ -47,6 +47,6 @@ def _claims(group: Group, context: Context) -> bool:  # noqa: ARG001
     return {"a", "b"} <= group.parts.keys()
 
 
-KIND = Kind(
+KIND = AdapterKind(
     name="LoRA", endings={"lora_a": "a", "lora_b": "b", "m": "m", "magnitude": "m"}, claims=_claims, build=_build
 )

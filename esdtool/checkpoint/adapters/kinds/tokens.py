@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from esdtool.checkpoint.adapters.base import Context, Group, Kind, UnfitError, Update, shown
+from esdtool.checkpoint.adapters.base import AdapterKind, Context, Group, UnfitError, Update, shown
 from esdtool.checkpoint.base import Checkpoint
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _claims(group: Group, context: Context) -> bool:  # noqa: ARG001
     return "rows" in group.parts
 
 
-KIND = Kind(
+KIND = AdapterKind(
     name="trainable tokens",
     endings={"trainable_tokens_delta": "rows", "trainable_tokens_original": "original"},
     claims=_claims,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from esdtool.checkpoint.adapters.base import Context, FactoredUpdate, Group, Kind, UnfitError, Update, shown
+from esdtool.checkpoint.adapters.base import AdapterKind, Context, FactoredUpdate, Group, UnfitError, Update, shown
 from esdtool.checkpoint.base import Checkpoint
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _claims(group: Group, context: Context) -> bool:  # noqa: ARG001
     return {"outputs", "ranks"} <= group.parts.keys()
 
 
-KIND = Kind(
+KIND = AdapterKind(
     name="VeRA",
     endings={"vera_lambda_b": "outputs", "vera_lambda_d": "ranks", "vera_A": "vera_A", "vera_B": "vera_B"},
     claims=_claims,

@@ -59,7 +59,7 @@ _LONGEST_NUMBER = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class OnnxData:
     """The place of the elements of one tensor."""
 
     shape: tuple[int, ...]
@@ -122,7 +122,7 @@ def _owned(array: Array) -> Array:
     return array if array.flags.writeable else array.copy()
 
 
-def data_of(model: StoredFile, name: str, proto: Any) -> Data:
+def data_of(model: StoredFile, name: str, proto: Any) -> OnnxData:
     """Find the elements of a `TensorProto`.
 
     Raises:
@@ -133,11 +133,11 @@ def data_of(model: StoredFile, name: str, proto: Any) -> Data:
     nbytes = -(-math.prod(shape) * TYPES[proto.data_type][1] // 8)
     if proto.data_location == _EXTERNAL:
         location, file = _external(model, name, proto, nbytes)
-        return Data(shape=shape, type=proto.data_type, file=file, location=location)
+        return OnnxData(shape=shape, type=proto.data_type, file=file, location=location)
     held = _inline_bytes(proto)
     if held != nbytes:
         raise CheckpointError(f"{model.path}: tensor {name!r}: damaged: {held} bytes of data, not {nbytes}")
-    return Data(shape=shape, type=proto.data_type, inline=proto)
+    return OnnxData(shape=shape, type=proto.data_type, inline=proto)
 
 
 def _external(model: StoredFile, name: str, proto: Any, nbytes: int) -> tuple[str, StoredFile]:

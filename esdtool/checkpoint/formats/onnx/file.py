@@ -15,7 +15,7 @@ import torch
 
 from esdtool.checkpoint.base import TensorInfo
 from esdtool.checkpoint.container import WeightFile
-from esdtool.checkpoint.formats.onnx.data import TYPES, Data, data_of
+from esdtool.checkpoint.formats.onnx.data import TYPES, OnnxData, data_of
 from esdtool.checkpoint.formats.onnx.graph import (
     ANONYMOUS,
     Affine,
@@ -161,7 +161,7 @@ def _dequantised(codes: torch.Tensor, affine: Affine) -> torch.Tensor:
     """(codes - zero) * scale, float32: one scale for all, for each position along an axis, or for each block of it."""
     length = codes.shape[affine.axis] if codes.ndim else 1
 
-    def values(data: Data) -> torch.Tensor:
+    def values(data: OnnxData) -> torch.Tensor:
         scales = data.whole().float()
         if scales.numel() == 1:
             return scales.reshape(())

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from esdtool.checkpoint.formats.onnx.data import Data
+from esdtool.checkpoint.formats.onnx.data import OnnxData
 from esdtool.checkpoint.limits import NODES
 
 ANONYMOUS = re.compile(
@@ -34,8 +34,8 @@ _Order = Literal["stored", "transposed"]
 class Affine:
     """The scale, and zero point if any, of a DequantizeLinear node."""
 
-    scale: Data
-    zero: Data | None
+    scale: OnnxData
+    zero: OnnxData | None
     axis: int
     block: int
 
@@ -70,7 +70,7 @@ class _Use:
 class Weight:
     """The facts about one tensor of the graph."""
 
-    data: Data
+    data: OnnxData
     uses: list[_Use] = field(default_factory=list)
     affine: Affine | None = None
     codes: bool = False

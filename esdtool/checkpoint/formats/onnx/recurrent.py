@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from esdtool.checkpoint.base import TensorInfo
-from esdtool.checkpoint.formats.onnx.data import Data
+from esdtool.checkpoint.formats.onnx.data import OnnxData
 from esdtool.checkpoint.formats.onnx.graph import Weight, module_of
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class RecurrentWeight:
     """Position of each gate among the stored ones."""
     transposed: bool
     """Whether it is stored [in, gates * hidden]."""
-    scale: Data | None = None
-    zero: Data | None = None
+    scale: OnnxData | None = None
+    zero: OnnxData | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -74,7 +74,7 @@ class RecurrentWeight:
         ordered: torch.Tensor = gates[list(self.order)].flatten(0, 1)
         return ordered
 
-    def _of_direction(self, data: Data, columns: int) -> torch.Tensor:
+    def _of_direction(self, data: OnnxData, columns: int) -> torch.Tensor:
         """Return a scale or zero point: one for the direction, or one for each column of the stored matrix."""
         values = data.whole().float()
         if values.ndim:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from esdtool.checkpoint.base import DTYPE_BYTES, TensorInfo
 from esdtool.checkpoint.container import WeightFile
 from esdtool.checkpoint.formats.torch_save.archive import Saved, open_saved
-from esdtool.checkpoint.formats.torch_save.saved_tensor import Kind, SavedTensor
+from esdtool.checkpoint.formats.torch_save.saved_tensor import SavedTensor, TensorKind
 from esdtool.checkpoint.limits import check_expansion
 from esdtool.checkpoint.state_dict import ModelTensors, model_tensors
 from esdtool.checkpoint.stored_file import StoredFile
@@ -32,8 +32,8 @@ class TorchSaveFile(WeightFile):
         self._file = file
         self._saved = open_saved(file)
         found: ModelTensors[SavedTensor] = model_tensors(self._saved.tree, _is_tensor, file=str(file.path))
-        nested = [name for name, tensor in found.tensors.items() if tensor.kind is Kind.NESTED]
-        self._tensors = {name: tensor for name, tensor in found.tensors.items() if tensor.kind is not Kind.NESTED}
+        nested = [name for name, tensor in found.tensors.items() if tensor.kind is TensorKind.NESTED]
+        self._tensors = {name: tensor for name, tensor in found.tensors.items() if tensor.kind is not TensorKind.NESTED}
         self.tensors = {
             name: TensorInfo(name=name, shape=tensor.shape, dtype=tensor.dtype, file=label)
             for name, tensor in self._tensors.items()
@@ -69,11 +69,11 @@ def read_saved(saved: Saved, tensor: SavedTensor, what: str, rows: slice | None 
     Raises:
         CheckpointError: if it has no data, its numbers do not fit its storage, or it is made of far fewer bytes.
     """
-    if tensor.kind is Kind.META:
+    if tensor.kind is TensorKind.META:
         raise CheckpointError(f"{what}: saved without data (meta device)")
-    if tensor.kind is Kind.QUANTIZED:
+    if tensor.kind is TensorKind.QUANTIZED:
         raise CheckpointError(f"{what}: with torch's own quantisation ({tensor.dtype}), which is not read")
-    if tensor.kind is Kind.SPARSE:
+    if tensor.kind is TensorKind.SPARSE:
         dense = _dense(saved, tensor, what)
         return dense if rows is None else dense[rows]
     if rows is not None and tensor.shape:

@@ -28,7 +28,7 @@ LONGEST_NAME = 200
 MOST_KEY_PARTS = 16
 
 
-class Stream(Protocol):
+class ByteStream(Protocol):
     """The part of a file that is read."""
 
     def read(self, count: int, /) -> bytes:
@@ -95,7 +95,7 @@ _IGNORED = frozenset({"PROTO", "FRAME", "STOP"})
 
 
 def load_plain(
-    stream: bytes | Stream,
+    stream: bytes | ByteStream,
     admitted: Collection[Symbol],
     make: Callable[[Symbol, tuple[Any, ...]], Any] = Instance,
     *,

@@ -59,7 +59,7 @@ _INERT = (
 """What else `torch.load` admits. None of it holds weights, and no call of it is made."""
 
 
-class Kind(Enum):
+class TensorKind(Enum):
     """A tensor as it is saved."""
 
     DENSE = "dense"
@@ -89,7 +89,7 @@ class Storage:
 class SavedTensor:
     """One tensor of a pickle. Its numbers have not been compared with the storage yet."""
 
-    kind: Kind
+    kind: TensorKind
     shape: tuple[int, ...] = ()
     dtype: str = ""
     stride: tuple[int, ...] = ()
@@ -189,7 +189,7 @@ def _checked(storage: Storage, offset: Any, size: Any, stride: Any, dtype: str, 
     if len(shape) != len(steps) or not _is_count(offset):
         raise PickleError("a tensor whose shape and strides do not fit")
     flags = metadata if isinstance(metadata, dict) else {}
-    kind = Kind.QUANTIZED if dtype.startswith(("qint", "quint")) else Kind.DENSE
+    kind = TensorKind.QUANTIZED if dtype.startswith(("qint", "quint")) else TensorKind.DENSE
     return SavedTensor(
         kind=kind,
         shape=shape,
@@ -218,7 +218,7 @@ def _of_type(function: Any, _type: Any, arguments: Any, _state: Any) -> Any:
 
 
 def _meta(dtype: Any, size: Any, stride: Any, _grad: Any) -> SavedTensor:
-    return SavedTensor(kind=Kind.META, shape=_numbers(size), dtype=_dtype(dtype), stride=_numbers(stride))
+    return SavedTensor(kind=TensorKind.META, shape=_numbers(size), dtype=_dtype(dtype), stride=_numbers(stride))
 
 
 def _quantized(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> SavedTensor:
@@ -232,13 +232,15 @@ def _sparse(layout: Any, data: Any) -> SavedTensor:
     if name is None or not isinstance(data, tuple) or len(data) < count + 1:
         raise PickleError("a sparse tensor of unknown layout")
     parts = data[:count]
-    if not all(isinstance(part, SavedTensor) and part.kind is Kind.DENSE for part in parts):
+    if not all(isinstance(part, SavedTensor) and part.kind is TensorKind.DENSE for part in parts):
         raise PickleError("a sparse tensor without its parts")
-    return SavedTensor(kind=Kind.SPARSE, shape=_numbers(data[count]), dtype=parts[-1].dtype, layout=name, parts=parts)
+    return SavedTensor(
+        kind=TensorKind.SPARSE, shape=_numbers(data[count]), dtype=parts[-1].dtype, layout=name, parts=parts
+    )
 
 
 def _nested(*_: Any) -> SavedTensor:
-    return SavedTensor(kind=Kind.NESTED, dtype="nested")
+    return SavedTensor(kind=TensorKind.NESTED, dtype="nested")
 
 
 _MAKERS: dict[Symbol, Callable[..., Any]] = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from esdtool.report.figures.kind import FigureKind, Material, Target
+from esdtool.report.figures.kind import FigureKind, FigureTarget, Material
 
 
-def _draw(material: Material, target: Target) -> Iterator[Path | None]:
+def _draw(material: Material, target: FigureTarget) -> Iterator[Path | None]:
     from esdtool.report.figures.differences import save_differences
 
     if material.runs:

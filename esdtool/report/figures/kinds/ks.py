@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from esdtool.report.figures.kind import FigureKind, Material, Target
+from esdtool.report.figures.kind import FigureKind, FigureTarget, Material
 
 
-def _draw(material: Material, target: Target) -> Iterator[Path]:
+def _draw(material: Material, target: FigureTarget) -> Iterator[Path]:
     from esdtool.report.figures.chosen import module_figures
     from esdtool.report.figures.esd import save_ks_scan
 
