@@ -43,7 +43,7 @@ FEWER_STEPS = (24, 28)
 """The quadratures that are compared with that of `STEPS`."""
 SMALLEST = 1536
 """Fewest eigenvalues of a module that is estimated: near 1024 the exact ones are as fast (benchmarks/slq.py)."""
-_WIDEST = 0.05
+_WIDEST = 0.065
 """Largest accepted half-width of the interval over alpha - 1; what is wider is worth the exact eigenvalues."""
 _STUDENT = 2.131
 """97.5 % quantile of Student's t with PROBES - 1 degrees of freedom."""
@@ -53,8 +53,8 @@ _SMOOTH = (1.1, 1.65)
 """Accepted median of the nodes' residuals around xmin over the length of a pack. Of a smooth density it is 1.2 to 1.6,
 whatever its shape: a pack is what the steps resolve. Below, the nodes have settled on clusters; above, they straddle
 gaps."""
-_SETTLED = 0.97
-"""Smallest accepted lower decile of the same ratio; usual are 1.05 to 1.3."""
+_SETTLED = 0.92
+"""Smallest accepted lower decile of the same ratio; usual are 1 to 1.3."""
 _PER_NODE = 1.6
 """Eigenvalues per node up to which the nodes may settle: on single eigenvalues, not on clusters."""
 _MARGIN = 1.25

@@ -40,6 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
     """Run the program in this process, and return all that it printed on either stream."""
+    monkeypatch.chdir(Path(os.environ["ESDTOOL_CACHE_DIR"]).parent)  # where a default output may lie
     monkeypatch.setattr(sys, "argv", ["esdtool", *map(str, arguments)])
     with pytest.raises(SystemExit) as left:
         main()

@@ -13,7 +13,17 @@ FAMILY = Family(
             *("baichuan", "dbrx", "glm", "glm4", "gpt2", "hf_olmo", "imagegpt", "jetmoe", "mpt", "phi3", "qwen"),
             *("bark", "semantic", "coarse_acoustics", "fine_acoustics", "modernbert", "timm_wrapper"),
             *("blip", "blip_2", "clip", "llava", "paligemma", "phi4mm", "sam", "sam_vision_model"),
-            *("phi3_v", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+            *(
+                "phi3_v",
+                "qwen2_vl",
+                "qwen2_5_vl",
+                "qwen3_vl",
+                "sam_hq",
+                "sam_hq_vision_model",
+                "sam2",
+                "sam2_vision_model",
+            ),
+            *("decision_transformer", "hiera", "nomic_bert", "openai-gpt", "sam2_hiera_det_model", "vitdet"),
         )
     ),
     marker="embeddings.tok_embeddings",  # ModernBERT
