@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from esdtool.spectra.lapack import lapack_for
+from esdtool.spectra.lapack import solver_for
 
 PACKAGES = ("esdtool", "torch", "numpy", "scipy", "weightwatcher")
 
@@ -37,7 +37,7 @@ def describe() -> dict[str, Any]:
 def lapack_names() -> dict[str, str]:
     """Name the library that solves matrices of a few orders on this machine, in float64 and float32."""
     return {
-        f"{dtype} {order}": lapack_for(order, dtype) for dtype in ("float64", "float32") for order in (256, 1024, 4096)
+        f"{dtype} {order}": solver_for(order, dtype) for dtype in ("float64", "float32") for order in (256, 1024, 4096)
     }
 
 

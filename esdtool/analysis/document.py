@@ -24,6 +24,7 @@ from pydantic import (
 from esdtool.errors import CheckpointError
 from esdtool.modules.identification import IdentifiedBy
 from esdtool.modules.skipped import SkipKind
+from esdtool.spectra.options import Solver
 from esdtool.support.csv_text import csv_text
 from esdtool.support.json_text import JsonTextError, model_json, parse_json
 from esdtool.support.words import dimensions
@@ -180,6 +181,11 @@ class ModuleResult(Record):
     warning: str | None = Field(default=None, description="'over-trained' or 'under-trained' (estimator ks only).")
     spectrum: str | None = Field(
         default=None, description="Path taken: 'gram-float64', 'gram-float32', 'svd-float64', or 'slq' for an estimate."
+    )
+    solver: Solver | None = Field(
+        default=None,
+        description="Who computed the eigenvalues: 'torch', or 'openblas-one-stage' or 'openblas-two-stage' of numpy's "
+        "or scipy's OpenBLAS. The fastest on the machine at hand is chosen by a trial.",
     )
 
     @model_serializer(mode="wrap")

@@ -43,6 +43,7 @@ def module_result(module: WeightModule, score: MatrixScore, options: ScoreOption
         "note": module.note,
         "status": score.status,
         "spectrum": None if score.spectrum is None else score.spectrum.path,
+        "solver": None if score.spectrum is None else score.spectrum.solver,
     }
     if score.estimate is not None:
         described["spectrum"] = "slq"

@@ -227,6 +227,12 @@ def analyze(
             for plan in plans:
                 print_plan(plan)
             return
+        if budget is None and ranks is None and not quiet:
+            from esdtool.analysis.timing import faster_choice
+
+            hint = faster_choice(max(plans, key=lambda plan: plan.cost))
+            if hint is not None:
+                note(hint, quiet=quiet)
         shares = [plan.cost if ranks is None else ranks.cost(plan.selection.modules) for plan in plans]
         with progress_bar(sum(shares), quiet=quiet) as advance:
             analyses = [run(plan, ranks=ranks, on_progress=advance) for plan in plans]

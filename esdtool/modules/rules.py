@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from esdtool.modules.layouts import Layout, equal, gate_up
 from esdtool.modules.skipped import SkipKind, SkipReason
@@ -96,10 +96,14 @@ class Rule:
     verdict: Verdict
     beside: str | None = None
     """If given, the rule holds only where the module's parent has a child of this name."""
-    regex: re.Pattern[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "regex", compile_pattern(self.pattern))
+        _segments(self.pattern)
+
+    @functools.cached_property
+    def regex(self) -> re.Pattern[str]:
+        """The pattern as a regular expression; compiled when it is asked for, since most tables never are."""
+        return compile_pattern(self.pattern)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,20 +169,30 @@ def stacked(pattern: str, *parts: str, layout: Layout = gate_up) -> Rule:
 
 @functools.cache
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """A pattern of this language as a regular expression on the dotted module path.
+    """Turn a pattern of this language into a regular expression on the dotted module path.
 
     Raises:
         ValueError: if the pattern has an empty segment, or `**` elsewhere than at the end.
     """
-    anchored = pattern.startswith("^")
+    segments, beneath = _segments(pattern)
+    body = r"\.".join(f"(?:{_segment_regex(segment)})" for segment in segments)
+    start = "^" if pattern.startswith("^") else r"(?:^|\.)"
+    return re.compile(start + body + (r"(?:\..*)?$" if beneath else "$"))
+
+
+def _segments(pattern: str) -> tuple[list[str], bool]:
+    """Take a pattern apart into its segments, and whether it goes on with `**`.
+
+    Raises:
+        ValueError: if the pattern has an empty segment, or `**` elsewhere than at the end.
+    """
     segments = pattern.removeprefix("^").split(".")
     beneath = segments[-1] == "**"
     if beneath:
         segments.pop()
     if not segments or any(not segment or "**" in segment for segment in segments):
         raise ValueError(f"bad pattern {pattern!r}: empty segment, or '**' that is not the last segment")
-    body = r"\.".join(f"(?:{_segment_regex(segment)})" for segment in segments)
-    return re.compile(("^" if anchored else r"(?:^|\.)") + body + (r"(?:\..*)?$" if beneath else "$"))
+    return segments, beneath
 
 
 def matches(rule: Rule, path: Segments, *, root: int = 0) -> bool:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from esdtool.errors import OutputError
-from esdtool.spectra.options import SpectrumPath
+from esdtool.spectra.options import Solver, SpectrumPath
 from esdtool.spectra.spectrum import Spectrum
 from esdtool.support.files import atomic_write, cache_directory
 from esdtool.support.sizes import parse_size
@@ -54,6 +54,7 @@ class _Facts(BaseModel):
     """The entry's own, so that one under another's name is noticed."""
     num_eigs: int
     path: SpectrumPath
+    solver: Solver
     resolution: float
     storage_floor: float
     exponent: int
@@ -113,6 +114,7 @@ class SpectrumCache:
                     key=key,
                     num_eigs=spectrum.eigenvalues.size,
                     path=spectrum.path,
+                    solver=spectrum.solver,
                     resolution=spectrum.resolution,
                     storage_floor=spectrum.storage_floor,
                     exponent=spectrum.exponent,

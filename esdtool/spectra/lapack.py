@@ -1,14 +1,13 @@
-"""Eigenvalues of a symmetric matrix on the CPU by the fastest LAPACK at hand.
+"""Gram matrices and eigenvalues of symmetric matrices on the CPU by the fastest LAPACK at hand.
 
-Two libraries are there: torch's (MKL in the x86 wheels) and the OpenBLAS of numpy or scipy. Which one wins depends on
-the processor and on the order of the matrix, so that both are timed once on a random matrix, and the winner is kept in
-the user's cache directory. All processes that share this directory use the same one, since the last digits of the
-eigenvalues depend on it. `ESDTOOL_LAPACK` (`torch` or `openblas`) decides without a trial.
+Three solvers are there: torch's (MKL in the x86 wheels) and two of the OpenBLAS of numpy or scipy, the direct reduction
+to tridiagonal form and the one by way of a band, whose width grows with the order. Which one wins depends on the
+processor and on the order of the matrix, so that for each class of orders they are timed once on a random matrix, and
+the winner is kept in the user's cache directory. All processes that share this directory use the same one, since the
+last digits of the eigenvalues depend on it. `ESDTOOL_LAPACK` (`torch`, `openblas` or one solver by its name) decides
+without a trial.
 
-How OpenBLAS does it follows from the order alone: the direct reduction to tridiagonal form below `TWO_STAGE_FROM`,
-from there the one by way of a band, whose width grows with the order.
-
-Both release the GIL, so that a pool of threads scales.
+All release the GIL, so that a pool of threads scales.
 """
 
 from __future__ import annotations
@@ -20,133 +19,184 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from esdtool.errors import UsageError
-from esdtool.spectra.openblas import find_openblas
+from esdtool.spectra.openblas import find_openblas, symmetric_buffer
+from esdtool.spectra.options import Solver
 from esdtool.support.files import cache_directory, publish_once
 
 Matrix = npt.NDArray[Any]
-LapackName = Literal["torch", "openblas"]
-
-TWO_STAGE_FROM = 1280
-"""Order from which OpenBLAS reduces in two stages."""
+_TWO_STAGE_FROM = 1152
+"""Order from which `ESDTOOL_LAPACK=openblas` means the reduction in two stages."""
 
 _BANDS = ((3072, 64), (1792, 48), (0, 32))
 """Width of the band in the two-stage reduction, by the least order for which it is used."""
 
-_SIZES = ((512, 192), (1280, 768), (math.inf, 1280))
-"""Classes of matrices by their largest order, and the order of the matrix that decides for the class."""
+
+@dataclass(frozen=True, kw_only=True)
+class _Class:
+    """The orders for which one decision holds."""
+
+    largest: float
+    sample: int
+    """Order of the matrix that decides."""
+    candidates: tuple[Solver, ...]
+
+
+_CLASSES = (
+    _Class(largest=512, sample=256, candidates=("torch", "openblas-one-stage")),
+    _Class(largest=1104, sample=896, candidates=("torch", "openblas-one-stage", "openblas-two-stage")),
+    _Class(largest=1536, sample=1280, candidates=("torch", "openblas-one-stage", "openblas-two-stage")),
+    _Class(largest=math.inf, sample=1792, candidates=("torch", "openblas-two-stage")),
+)
+"""Two stages never win below the first bound, nor one stage above the last; in between the libraries change their
+algorithms (MKL's wins from order 1100 in float64, from 1500 in float32)."""
 
 _ROUNDS = 3
-"""Trials of each library at most, of which the best counts; the first one also loads what it needs."""
+"""Trials of each solver at most, of which the best counts."""
 
-_TRIAL_SECONDS = 0.3
-"""Processor time after which a library is not tried again."""
+_TRIAL_SECONDS = 0.1
+"""Processor time after which a solver is not tried again."""
 
 _ADVANTAGE = 0.95
-"""Share of torch's time that OpenBLAS may take at most to be preferred."""
+"""Share of torch's time that another solver may take at most to be preferred."""
 
 
-def symmetric_eigenvalues(matrix: Matrix) -> Matrix:
+def gram_matrix(blocks: Iterable[Matrix]) -> Matrix:
+    """Compute the Gram matrix on the rows of a matrix that comes in slices of its columns.
+
+    Args:
+        blocks: [n, k] each, float32 or float64, at least one.
+
+    Returns:
+        [n, n] of the same dtype, of which only the upper triangle counts: for `symmetric_eigenvalues`.
+    """
+    library, gram = find_openblas(), None
+    for block in blocks:
+        if library is None:
+            # numpy recognises A @ A.T as a symmetric rank-k product: half the flops.
+            gram = block @ block.T if gram is None else np.add(gram, block @ block.T, out=gram)
+            continue
+        first = gram is None
+        if gram is None:
+            gram = symmetric_buffer(block.shape[0], block.dtype)
+        library.add_gram(block, gram, first=first)
+    assert gram is not None
+    return gram
+
+
+def symmetric_eigenvalues(matrix: Matrix) -> tuple[Matrix, Solver]:
     """Compute the eigenvalues of a symmetric matrix, ascending.
 
     Args:
-        matrix: [n, n] float32 or float64; overwritten.
+        matrix: [n, n] float32 or float64, with rows of a unit stride; its upper triangle is read, all is overwritten.
 
     Returns:
-        [n] of the same dtype.
+        [n] of the same dtype, and the solver that was chosen.
 
     Raises:
         np.linalg.LinAlgError: if the solver does not converge.
-        UsageError: if `ESDTOOL_LAPACK` names no library, or one that is not there.
+        UsageError: if `ESDTOOL_LAPACK` names no solver, or one that is not there.
     """
+    solver = solver_for(matrix.shape[0], matrix.dtype)
     if matrix.shape[0] == 0:
-        return np.empty(0, matrix.dtype)
-    return _SOLVERS[lapack_for(matrix.shape[0], matrix.dtype)](np.ascontiguousarray(matrix))
+        return np.empty(0, matrix.dtype), solver
+    return _SOLVERS[solver](matrix), solver
 
 
-def lapack_for(order: int, dtype: npt.DTypeLike) -> LapackName:
-    """Name the library that solves matrices of this order and dtype on this machine.
+def solver_for(order: int, dtype: npt.DTypeLike) -> Solver:
+    """Name the solver for matrices of this order and dtype on this machine.
 
     Raises:
-        UsageError: if `ESDTOOL_LAPACK` names no library, or one that is not there.
+        UsageError: if `ESDTOOL_LAPACK` names no solver, or one that is not there.
     """
     asked = os.environ.get("ESDTOOL_LAPACK")
     if asked:
-        return _asked(asked)
-    sample = next(sample for largest, sample in _SIZES if order <= largest)
-    return _decide(sample, np.dtype(dtype).name, str(cache_directory()))
+        return _asked(asked, order)
+    kind = next(kind for kind in _CLASSES if order <= kind.largest)
+    return _decide(kind, np.dtype(dtype).name, str(cache_directory()))
 
 
-def _asked(name: str) -> LapackName:
-    if name not in get_args(LapackName):
-        raise UsageError(f"ESDTOOL_LAPACK={name}: choose from {', '.join(get_args(LapackName))}")
-    if name == "openblas" and find_openblas() is None:
-        raise UsageError("ESDTOOL_LAPACK=openblas: neither numpy nor scipy brings an OpenBLAS with all of LAPACK here")
-    return "openblas" if name == "openblas" else "torch"
+def _asked(name: str, order: int) -> Solver:
+    if name == "openblas":
+        name = "openblas-one-stage" if order < _TWO_STAGE_FROM else "openblas-two-stage"
+    for solver in _SOLVERS:
+        if solver != name:
+            continue
+        if solver != "torch" and find_openblas() is None:
+            raise UsageError(
+                f"ESDTOOL_LAPACK={os.environ['ESDTOOL_LAPACK']}: neither numpy nor scipy brings an OpenBLAS with all "
+                "of LAPACK here"
+            )
+        return solver
+    raise UsageError(f"ESDTOOL_LAPACK={name}: choose from torch, openblas, {', '.join(list(_SOLVERS)[1:])}")
 
 
-_decided: dict[tuple[int, str, str], LapackName] = {}
+_decided: dict[tuple[int, str, str], Solver] = {}
 _deciding = threading.Lock()
 
 
-def _decide(sample: int, dtype: str, folder: str) -> LapackName:
+def _decide(kind: _Class, dtype: str, folder: str) -> Solver:
     """Recall the decision for a class of matrices; the first thread that asks makes it while the others wait."""
-    key = (sample, dtype, folder)
+    key = (kind.sample, dtype, folder)
     if key not in _decided:
         with _deciding:
             if key not in _decided:
-                _decided[key] = _decision(sample, dtype, folder)
+                _decided[key] = _decision(kind, dtype, folder)
     return _decided[key]
 
 
-def _decision(sample: int, dtype: str, folder: str) -> LapackName:
+def _decision(kind: _Class, dtype: str, folder: str) -> Solver:
     """Read the decision for a class of matrices, or make it by a trial and keep it for this machine."""
     if find_openblas() is None:
         return "torch"
-    path = Path(folder) / "lapack" / f"{_machine()}-{dtype}-{sample}.json"
-    known = _read(path)
+    path = Path(folder) / "lapack" / f"{_machine()}-{dtype}-{kind.sample}.json"
+    known = _read(path, kind)
     if known is not None:
         return known
-    seconds = _trial(sample, np.dtype(dtype))
-    chosen: LapackName = "openblas" if seconds["openblas"] < _ADVANTAGE * seconds["torch"] else "torch"
-    document = {"lapack": chosen, "seconds": seconds, "order": sample, "dtype": dtype}
+    seconds = _trial(kind, np.dtype(dtype))
+    fastest = min(kind.candidates, key=lambda name: seconds[name])
+    chosen: Solver = fastest if seconds[fastest] < _ADVANTAGE * seconds["torch"] else "torch"
+    document = {"solver": chosen, "seconds": seconds, "order": kind.sample, "dtype": dtype}
     # Without a place to keep it, the decision holds for this process.
     with suppress(OSError):
         publish_once(path, json.dumps(document, indent=1) + "\n")
     # Another process may have been faster: then its decision holds for all.
-    return _read(path) or chosen
+    return _read(path, kind) or chosen
 
 
-def _read(path: Path) -> LapackName | None:
+def _read(path: Path, kind: _Class) -> Solver | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["lapack"]
+        found = json.loads(path.read_text(encoding="utf-8"))["solver"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return found if found in get_args(LapackName) else None
+    return next((name for name in kind.candidates if name == found), None)
 
 
-def _trial(order: int, dtype: np.dtype[Any]) -> dict[str, float]:
-    """Time each library on the Gram matrix of a random matrix: the best of a few rounds, in seconds.
+def _trial(kind: _Class, dtype: np.dtype[Any]) -> dict[str, float]:
+    """Time each candidate on the Gram matrix of a random matrix: the best of a few rounds, in seconds.
 
     This thread's processor time counts, since other processes may keep the cores busy.
     """
-    sample = np.random.default_rng(0).standard_normal((order, order)).astype(dtype)
-    gram = sample @ sample.T
-    best = {}
-    for name in get_args(LapackName):
+    sample = np.random.default_rng(0).standard_normal((kind.sample, kind.sample)).astype(dtype)
+    gram = gram_matrix([sample])
+    best: dict[str, float] = {}
+    for name in kind.candidates:
+        _SOLVERS[name](sample[:64, :64] + sample[:64, :64].T)  # the first call loads what it needs
         rounds: list[float] = []
         while len(rounds) < _ROUNDS and sum(rounds) < _TRIAL_SECONDS:
-            copy = gram.copy()
+            copy = symmetric_buffer(kind.sample, dtype)
+            copy[:] = gram
             start = time.thread_time()
             _SOLVERS[name](copy)
             rounds.append(time.thread_time() - start)
@@ -156,21 +206,31 @@ def _trial(order: int, dtype: np.dtype[Any]) -> dict[str, float]:
 
 def _by_torch(matrix: Matrix) -> Matrix:
     try:
-        eigenvalues: Matrix = torch.linalg.eigvalsh(torch.from_numpy(matrix)).numpy()
+        # torch reads the lower triangle, and its own copy is by columns.
+        eigenvalues: Matrix = torch.linalg.eigvalsh(torch.from_numpy(matrix.T)).numpy()
     except RuntimeError as error:  # torch.linalg.LinAlgError is one
         raise np.linalg.LinAlgError(str(error)) from error
     return eigenvalues
 
 
-def _by_openblas(matrix: Matrix) -> Matrix:
+def _in_one_stage(matrix: Matrix) -> Matrix:
+    library = find_openblas()
+    assert library is not None
+    return library.one_stage(matrix)
+
+
+def _in_two_stages(matrix: Matrix) -> Matrix:
     library, order = find_openblas(), matrix.shape[0]
     assert library is not None
-    if order < TWO_STAGE_FROM:
-        return library.one_stage(matrix)
-    return library.two_stage(matrix, band=next(band for least, band in _BANDS if order >= least))
+    band = next(band for least, band in _BANDS if order >= least)
+    return library.one_stage(matrix) if order <= band else library.two_stage(matrix, band=band)
 
 
-_SOLVERS: dict[str, Callable[[Matrix], Matrix]] = {"torch": _by_torch, "openblas": _by_openblas}
+_SOLVERS: dict[Solver, Callable[[Matrix], Matrix]] = {
+    "torch": _by_torch,
+    "openblas-one-stage": _in_one_stage,
+    "openblas-two-stage": _in_two_stages,
+}
 
 
 @cache

@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from esdtool.spectra.lapack import symmetric_eigenvalues
-from esdtool.spectra.options import SpectrumPath
+from esdtool.spectra.lapack import gram_matrix, symmetric_eigenvalues
+from esdtool.spectra.options import Solver, SpectrumPath
 from esdtool.spectra.precision import full_precision_matmul
 
 _EPS32 = float(np.finfo(np.float32).eps)
@@ -55,6 +55,8 @@ class Spectrum:
     """Eigenvalues at or below this cannot be told from zero by the path; they are returned as 0."""
     storage_floor: float
     """Eigenvalues at or below this can be nothing but the rounding of the stored weights (see `storage_floor`)."""
+    solver: Solver = "torch"
+    """Who computed them; where several matrices are pooled, the last one's."""
     exponent: int = 0
     """An even number; 0 but for weights whose squares overflow or lose digits in float64 (near 1e-155 and 1e153).
     It applies to `resolution` and `storage_floor` too. What depends on ratios of eigenvalues, as alpha does, may
@@ -120,11 +122,19 @@ def compute_spectrum(
     exponent = scaling_exponent(peak_of(matrices) if peak is None else peak, path)
     scaled = [_times_power_of_two(matrix, -exponent) for matrix in matrices] if exponent else matrices
     if device.type == "cpu":
-        groups = [_eigenvalues_cpu(matrix.cpu(), path) for matrix in scaled]
+        found = [_eigenvalues_cpu(matrix.cpu(), path) for matrix in scaled]
+        eigenvalues, solver = np.concatenate([each for each, _ in found]), found[-1][1]
     else:
-        groups = [_eigenvalues_device(torch.stack(list(scaled)), path, device)]
-    eigenvalues = np.concatenate(groups).astype(np.float64)
-    return _assess(eigenvalues, matrices, path, scale=scale, roundoff=roundoff, exponent=2 * exponent)
+        eigenvalues, solver = _eigenvalues_device(torch.stack(list(scaled)), path, device), "torch"
+    return _assess(
+        eigenvalues.astype(np.float64),
+        matrices,
+        path,
+        solver=solver,
+        scale=scale,
+        roundoff=roundoff,
+        exponent=2 * exponent,
+    )
 
 
 def compute_stacked(
@@ -143,7 +153,7 @@ def compute_stacked(
     stack = torch.stack([matrix.to(device) for matrix in matrices])
     found = _eigenvalues_device(stack, path, device).astype(np.float64).reshape(len(matrices), -1)
     return [
-        _assess(eigenvalues, [matrix], path, scale=scale, roundoff=roundoff)
+        _assess(eigenvalues, [matrix], path, solver="torch", scale=scale, roundoff=roundoff)
         for eigenvalues, matrix, scale, roundoff in zip(found, matrices, scales, roundoffs, strict=True)
     ]
 
@@ -153,6 +163,7 @@ def _assess(
     matrices: Sequence[torch.Tensor],
     path: SpectrumPath,
     *,
+    solver: Solver,
     scale: float,
     roundoff: float | None,
     exponent: int = 0,
@@ -168,6 +179,7 @@ def _assess(
     return Spectrum(
         eigenvalues=eigenvalues,
         path=path,
+        solver=solver,
         resolution=resolution,
         storage_floor=storage_floor((rows, columns), mean_square, matrices[0].dtype, roundoff),
         exponent=exponent,
@@ -287,33 +299,24 @@ def _short_side_blocks(matrix: torch.Tensor) -> Iterator[torch.Tensor]:
     yield from wide.split(max(wide.shape[0], _MIN_BLOCK), dim=1)
 
 
-def _eigenvalues_cpu(matrix: torch.Tensor, path: SpectrumPath) -> npt.NDArray[Any]:
-    """Return the eigenvalues [n] of one matrix on the CPU, not sorted out yet."""
+def _eigenvalues_cpu(matrix: torch.Tensor, path: SpectrumPath) -> tuple[npt.NDArray[Any], Solver]:
+    """Return the eigenvalues [n] of one matrix on the CPU, not sorted out yet, and who computed them."""
     if path == "svd-float64":
-        return _svd_eigenvalues(matrix).numpy()
+        return _svd_eigenvalues(matrix).numpy(), "torch"
+    dtype = torch.float32 if path == "gram-float32" else torch.float64
     try:
-        return symmetric_eigenvalues(_gram_cpu(matrix, torch.float32 if path == "gram-float32" else torch.float64))
+        # The blocks of the Gram matrix are gone when the solver runs.
+        return symmetric_eigenvalues(gram_matrix(block.to(dtype).numpy() for block in _short_side_blocks(matrix)))
     except np.linalg.LinAlgError:
         # The symmetric solvers practically never fail on finite input; the SVD is the independent way out.
-        return _svd_eigenvalues(matrix).numpy()
-
-
-def _gram_cpu(matrix: torch.Tensor, dtype: torch.dtype) -> npt.NDArray[Any]:
-    """Gram matrix [n, n] on the short side, in a function of its own: its blocks are gone when the solver runs."""
-    gram: npt.NDArray[Any] | None = None
-    for block in _short_side_blocks(matrix):
-        # numpy recognises A @ A.T as a symmetric rank-k product: half the flops, and OpenBLAS is faster than MKL here.
-        part = block.to(dtype).numpy()
-        gram = part @ part.T if gram is None else np.add(gram, part @ part.T, out=gram)
-    assert gram is not None
-    return gram
+        return _svd_eigenvalues(matrix).numpy(), "torch"
 
 
 def _eigenvalues_device(stack: torch.Tensor, path: SpectrumPath, device: torch.device) -> npt.NDArray[Any]:
     """Return the eigenvalues of a stack [batch, rows, columns] on an accelerator, flattened."""
     if device.type == "mps" and path != "gram-float32":
         # Metal has no float64.
-        return np.concatenate([_eigenvalues_cpu(matrix.cpu(), path) for matrix in stack])
+        return np.concatenate([_eigenvalues_cpu(matrix.cpu(), path)[0] for matrix in stack])
     stack = stack.to(device)
     if path == "svd-float64":
         return _on_device_or_cpu(_svd_eigenvalues, stack).cpu().numpy().reshape(-1)

@@ -82,3 +82,14 @@ def visible(text: str) -> str:
         else character
         for character in text
     )
+
+
+def duration(seconds: float) -> str:
+    """Put a time in words, to about two digits.
+
+    >>> duration(0.2), duration(75), duration(600), duration(9000)
+    ('under a second', '75 s', '10 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 1 else "under a second"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

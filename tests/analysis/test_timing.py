@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from esdtool.analysis import timing as calibration
 from esdtool.analysis.plan import make_plan
-from esdtool.analysis.timing import ACCELERATORS, Calibration, at_best, calibrate, estimate_seconds, makespan
+from esdtool.analysis.timing import (
+    ACCELERATORS,
+    Calibration,
+    at_best,
+    calibrate,
+    estimate_seconds,
+    faster_choice,
+    makespan,
+)
 from esdtool.spectra.options import ScoreOptions
 
 
@@ -68,3 +76,26 @@ def test_the_roofline_of_a_square_matrix() -> None:
     a100 = ACCELERATORS[0]
     assert at_best([module], a100) == pytest.approx(5 / 3 * 2.7e10 / 19.5e12 + 8 / 3 * 2.7e10 / 2.0e12)
     assert at_best([module, module], a100) == 2 * at_best([module], a100)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "options", "is_said"),
+    [
+        (59.0, ScoreOptions(), False),
+        (61.0, ScoreOptions(), True),
+        (61.0, ScoreOptions(fast=True), False),
+        (61.0, ScoreOptions(spectrum="svd"), False),
+        (61.0, ScoreOptions(spectrum="slq"), False),
+    ],
+)
+def test_fast_is_pointed_out_where_it_saves_a_wait(
+    bundled: Path, seconds: float, options: ScoreOptions, is_said: bool
+) -> None:
+    hint = faster_choice(make_plan(bundled, options), seconds)
+    assert (hint is not None) == is_said
+    assert hint is None or ("61 s" in hint and "--fast" in hint and "1e-4" in hint)
+
+
+def test_what_is_short_in_any_case_is_not_predicted(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "calibrate", lambda _: pytest.fail("timed"))
+    assert faster_choice(make_plan(bundled, ScoreOptions())) is None

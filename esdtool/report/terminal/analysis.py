@@ -26,7 +26,7 @@ from esdtool.report.terminal.heatmap import alpha_heat_map
 from esdtool.report.terminal.sparkline import ESD_BINS, esd_sparkline, esds_of_rows, ramp_for, shortened, sparkline
 from esdtool.support.sizes import format_size
 from esdtool.support.terminal import new_console, styled
-from esdtool.support.words import dimensions
+from esdtool.support.words import dimensions, duration
 
 if TYPE_CHECKING:
     from esdtool.analysis.plan import Plan
@@ -93,7 +93,7 @@ def print_analysis(
 
 def print_plan(plan: Plan) -> None:
     """Print the result of `--dry-run`: modules, and their expected cost."""
-    from esdtool.analysis.timing import ACCELERATORS, at_best, estimate_seconds
+    from esdtool.analysis.timing import ACCELERATORS, at_best, estimate_seconds, faster_choice
 
     console = new_console()
     table = new_table(f"{plan.checkpoint.location}: {len(plan.selection.modules)} weight modules")
@@ -127,11 +127,14 @@ def print_plan(plan: Plan) -> None:
         console.print(_skipped(plan.selection.skipped))
     seconds = estimate_seconds(plan)
     console.print(
-        f"Estimated: {_duration(seconds)} on {plan.device} with {plan.jobs} at a time, "
+        f"Estimated: {duration(seconds)} on {plan.device} with {plan.jobs} at a time, "
         f"{format_size(plan.peak_bytes)} for the matrices in flight."
     )
+    hint = faster_choice(plan, seconds)
+    if hint is not None:
+        console.print(styled(hint[0].upper() + hint[1:] + "."))
     if plan.device.type == "cpu":
-        gpus = [f"{gpu.name} {_duration(at_best(plan.selection.modules, gpu))}" for gpu in ACCELERATORS]
+        gpus = [f"{gpu.name} {duration(at_best(plan.selection.modules, gpu))}" for gpu in ACCELERATORS]
         console.print(f"On a GPU at best, by its data sheet: {', '.join(gpus)}.")
 
 
@@ -246,9 +249,3 @@ def _bar_range(values: list[float]) -> tuple[float, float]:
 def _bar(value: float, low: float, high: float, width: int = 20) -> str:
     filled = 1 if high <= low else max(1, round(width * (value - low) / (high - low)))
     return "█" * filled
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 1 else "under a second"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
