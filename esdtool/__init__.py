@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from esdtool.assignment.document import Assignment, load_assignment
     from esdtool.errors import EsdtoolError
     from esdtool.names import canonical_name
-    from esdtool.optim import AlphaDecay, apply, param_groups
+    from esdtool.optim import AlphaDecay, LayerwiseLR, apply, param_groups
     from esdtool.spectra.estimators.hill import hill
     from esdtool.spectra.estimators.ks import ks_fit
     from esdtool.spectra.spectrum import esd
@@ -29,6 +29,7 @@ _HOME = {
     "Analysis": "analysis.document",
     "Assignment": "assignment.document",
     "EsdtoolError": "errors",
+    "LayerwiseLR": "optim",
     "TailFit": "spectra.tail",
     "analyze": "analysis.run",
     "apply": "optim",
@@ -50,13 +51,14 @@ __all__ = [
     "hill",
     "ks_fit",
     "TailFit",
-    # Weight decays.
+    # Weight decays and learning rates.
     "assign",
     "Assignment",
     "load_assignment",
     "param_groups",
     "apply",
     "AlphaDecay",
+    "LayerwiseLR",
     "canonical_name",
     "EsdtoolError",
 ]

@@ -42,8 +42,10 @@ def page() -> str:
 
 INTEGRATIONS = (
     ("transformers", "use_alpha_decay"),
+    ("transformers", "use_layerwise_lr"),
     ("transformers", "use_assignment"),
     ("lightning", "AlphaDecayCallback"),
+    ("lightning", "LayerwiseLRCallback"),
 )
 
 
@@ -71,7 +73,7 @@ def _entry(name: str, thing: Any) -> str:
     text += _prose(inspect.getdoc(thing) or "") + "\n"
     if has_fields:
         text += "\n" + table(["field", ""], [[code(field), cell(words)] for field, words in _fields(thing).items()])
-    for method, value in vars(thing).items():
+    for method, value in _members(thing).items():
         if method.startswith(("_", "model_")) or not (value_doc := _documented(value)):
             continue
         if isinstance(value, property):
@@ -80,6 +82,15 @@ def _entry(name: str, thing: Any) -> str:
             function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
             text += f"\n### {short}.{method}\n\n```python\n{_signature(method, function)}\n```\n\n{_prose(value_doc)}\n"
     return text
+
+
+def _members(thing: type) -> dict[str, Any]:
+    """Return what a class of esdtool defines, its own before what it inherits from others of esdtool."""
+    found: dict[str, Any] = {}
+    for kind in thing.__mro__:
+        if kind.__module__.partition(".")[0] == "esdtool":
+            found = {**found, **{name: value for name, value in vars(kind).items() if name not in found}}
+    return found
 
 
 def _fields(thing: Any) -> dict[str, str]:

@@ -1,11 +1,13 @@
-"""Use AlphaDecay in Lightning (`lightning` or `pytorch_lightning`)."""
+"""Use AlphaDecay and layer-wise learning rates in Lightning (`lightning` or `pytorch_lightning`)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from esdtool.errors import AssignmentError
-from esdtool.optim import AlphaDecay
+from esdtool.optim import AlphaDecay, LayerwiseLR
+from esdtool.optim.schedule import SpectralSchedule
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,43 +18,44 @@ else:
         from pytorch_lightning import Callback
 
 
-class AlphaDecayCallback(Callback):
-    """Step AlphaDecay before every optimizer step and keep its state in the checkpoints of Lightning.
-
-    If you use a learning-rate scheduler, build the schedule in `configure_optimizers` before it, because the scheduler
-    counts parameter groups:
-
-        def configure_optimizers(self):
-            optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3)
-            self.alpha_decay = AlphaDecay(self, optimizer, weight_decay=0.1, interval=500)
-            return [optimizer], [CosineAnnealingLR(optimizer, 1000)]
-
-        trainer = Trainer(callbacks=[AlphaDecayCallback()])
-
-    Without a scheduler, `AlphaDecayCallback(weight_decay=0.1, interval=500)` is enough.
+class ScheduleCallback(Callback):
+    """Step a live schedule before every optimizer step and keep its state in the checkpoints of Lightning.
 
     Args:
-        options: options of `esdtool.AlphaDecay`. Give none if the module has an attribute `alpha_decay`.
+        options: options of the schedule. Give none if the module has the schedule as an attribute.
     """
+
+    kind: ClassVar[type[SpectralSchedule]]
+    """What schedule it is."""
+    attribute: ClassVar[str]
+    """Where a module keeps a schedule that it has built itself."""
 
     def __init__(self, **options: Any) -> None:
         self.options = options
-        self.schedule: AlphaDecay | None = None
+        self.schedule: Any = None
         """The schedule; None before `fit` starts."""
         self._saved: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find or build the schedule. The optimizers exist, but their state has not been restored yet."""
-        own = getattr(pl_module, "alpha_decay", None)
-        if isinstance(own, AlphaDecay):
+        own = getattr(pl_module, self.attribute, None)
+        if isinstance(own, self.kind):
             if self.options:
-                raise AssignmentError("the module has its own alpha_decay: give AlphaDecayCallback no options")
+                raise AssignmentError(f"the module has its own {self.attribute}: give {type(self).__name__} no options")
             self.schedule = own
-        else:
-            self.schedule = AlphaDecay(pl_module, trainer.optimizers, **self.options)
+            return
+        callbacks: Any = trainer.callbacks  # type: ignore[attr-defined,unused-ignore]
+        others = (each.schedule for each in callbacks if isinstance(each, ScheduleCallback) and each is not self)
+        share = next((other for other in others if other is not None), None)
+        self.schedule = self.kind(pl_module, trainer.optimizers, **{"share": share, **self._complete(trainer)})
+
+    def _complete(self, trainer: Trainer) -> dict[str, Any]:
+        """Return the options of the schedule, those included that only the Trainer knows."""
+        del trainer
+        return self.options
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the decays of the schedule, because a resume has restored old ones in the optimizers."""
+        """Write the values of the schedule, because a resume has restored old ones in the optimizers."""
         assert self.schedule is not None
         if self._saved is not None:
             self.schedule.load_state_dict(self._saved)
@@ -71,8 +74,51 @@ class AlphaDecayCallback(Callback):
         if self.schedule is None:
             return {}
         self.schedule.settle()
-        return self.schedule.state_dict()
+        return cast(dict[str, Any], self.schedule.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until training starts, because Lightning calls this before there are optimizers."""
         self._saved = state_dict or None
+
+
+class AlphaDecayCallback(ScheduleCallback):
+    """Step AlphaDecay before every optimizer step and keep its state in the checkpoints of Lightning.
+
+    If you use a learning-rate scheduler, build the schedule in `configure_optimizers` before it, because the scheduler
+    counts parameter groups:
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3)
+            self.alpha_decay = AlphaDecay(self, optimizer, weight_decay=0.1, interval=500)
+            return [optimizer], [CosineAnnealingLR(optimizer, 1000)]
+
+        trainer = Trainer(callbacks=[AlphaDecayCallback()])
+
+    Without a scheduler, `AlphaDecayCallback(weight_decay=0.1, interval=500)` is enough.
+
+    Args:
+        options: options of `esdtool.AlphaDecay`. Give none if the module has an attribute `alpha_decay`.
+    """
+
+    kind = AlphaDecay
+    attribute = "alpha_decay"
+
+
+class LayerwiseLRCallback(ScheduleCallback):
+    """Step LayerwiseLR before every optimizer step and keep its state in the checkpoints of Lightning.
+
+    As with `AlphaDecayCallback`, build the schedule in `configure_optimizers`, as `self.layerwise_lr`, if there is a
+    learning-rate scheduler (with `share=self.alpha_decay` if there is one); `self.trainer.estimated_stepping_batches`
+    is its `num_updates`. Without a scheduler, `LayerwiseLRCallback(interval=100)` is enough.
+
+    Args:
+        options: options of `esdtool.LayerwiseLR`. By default `num_updates` is the Trainer's. Give none if the module
+            has an attribute `layerwise_lr`.
+    """
+
+    kind = LayerwiseLR
+    attribute = "layerwise_lr"
+
+    def _complete(self, trainer: Trainer) -> dict[str, Any]:
+        known = trainer.estimated_stepping_batches
+        return {"num_updates": int(known) if math.isfinite(known) else None, **self.options}

@@ -1,22 +1,23 @@
-"""Use AlphaDecay and wd.json in the Hugging Face Trainer.
+"""Use AlphaDecay, layer-wise learning rates and wd.json in the Hugging Face Trainer.
 
 The Trainer builds its learning-rate scheduler right after the optimizer, and the scheduler counts parameter groups, so
-the groups must be split before. `use_alpha_decay` and `use_assignment` therefore hook `create_optimizer`. The callback
-does the rest.
+the groups must be split before. `use_alpha_decay`, `use_layerwise_lr` and `use_assignment` therefore hook
+`create_optimizer`. The callbacks do the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from esdtool.errors import AssignmentError
-from esdtool.optim import AlphaDecay, apply, load_assignment
+from esdtool.optim import AlphaDecay, LayerwiseLR, apply, load_assignment
+from esdtool.optim.schedule import SpectralSchedule
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -24,33 +25,48 @@ if TYPE_CHECKING:
     from esdtool.assignment.document import Assignment
 
 
-class AlphaDecayCallback(TrainerCallback, ExportableState):
-    """Step a live schedule and keep its state in the Trainer's checkpoints. `use_alpha_decay` creates it."""
+CallbackT = TypeVar("CallbackT", bound="ScheduleCallback")
+
+
+class ScheduleCallback(TrainerCallback, ExportableState):
+    """Step a live schedule and keep its state in the Trainer's checkpoints."""
+
+    kind: ClassVar[type[SpectralSchedule]]
+    """What schedule it is."""
 
     def __init__(self, **options: Any) -> None:
         self.options = options
-        self.schedule: AlphaDecay | None = None
+        self.schedule: Any = None
         """The schedule; None until the Trainer has built its optimizer."""
         self._optimizer: Any = None
         self._held: list[torch.Tensor] = []
 
-    def attach(self, model: torch.nn.Module, optimizer: Any) -> None:
+    def attach(self, model: torch.nn.Module, optimizer: Any, others: Sequence[ScheduleCallback] = ()) -> None:
         """Build the schedule on an optimizer, or restart it if it has this optimizer already.
 
         The Trainer keeps its optimizer for a second `train()` and for another attempt with a smaller batch. A second
-        schedule would take the current decays for base decays.
+        schedule would take the current values for the base.
+
+        Args:
+            model: the Trainer's model.
+            optimizer: the Trainer's optimizer.
+            others: callbacks whose schedule, if there is one, shares its spectra with this one.
         """
         if self.schedule is None or optimizer is not self._optimizer:
-            self.schedule = AlphaDecay(model, optimizer, **self.options)
+            share = next((other.schedule for other in others if other.schedule is not None), None)
+            self.schedule = self.kind(model, optimizer, **{"share": share, **self._complete()})
             self._optimizer, self._held = optimizer, _parameters(optimizer)
         elif self.schedule.update_step > 0:
-            self.schedule.update_step = 0
-            self.schedule.refresh()
+            self.schedule.restart()
+
+    def _complete(self) -> dict[str, Any]:
+        """Return the options of the schedule, those included that only the Trainer knows."""
+        return self.options
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Restore the schedule after a resume, because the Trainer has restored old decays in the optimizer."""
+        """Restore the schedule after a resume, because the Trainer has restored old values in the optimizer."""
         self._follow(kwargs["model"], _inner(kwargs["optimizer"]))
         schedule = self._schedule()
         # The Trainer declares a list of callbacks here and keeps a mapping of their states.
@@ -88,23 +104,49 @@ class AlphaDecayCallback(TrainerCallback, ExportableState):
         held, schedule = _parameters(optimizer), self._schedule()
         if len(held) == len(self._held) and all(now is then for now, then in zip(held, self._held, strict=True)):
             return
+        schedule.settle()
+        state = schedule.state_dict()
+        schedule.close()
         try:
-            moved = AlphaDecay(model, optimizer, **{**self.options, "initial": False})
+            moved = self.kind(model, optimizer, **{"share": schedule, **self._complete(), "initial": False})
         except AssignmentError as error:
             raise AssignmentError(
-                f"the Trainer replaced the optimizer's parameters by others that AlphaDecay cannot follow: {error}; "
-                "use a static wd.json here, with use_assignment"
+                f"the Trainer replaced the optimizer's parameters by others that {self.kind.name} cannot follow: "
+                f"{error}; use a static wd.json here, with use_assignment"
             ) from error
-        schedule.settle()
-        moved.load_state_dict(schedule.state_dict())
+        moved.load_state_dict(state)
         self.schedule, self._held = moved, held
 
-    def _schedule(self) -> AlphaDecay:
+    def _schedule(self) -> Any:
         if self.schedule is None:
             raise AssignmentError(
-                "AlphaDecayCallback was not attached: use esdtool.integrations.transformers.use_alpha_decay"
+                f"{type(self).__name__} was not attached: use the functions of esdtool.integrations.transformers"
             )
         return self.schedule
+
+
+class AlphaDecayCallback(ScheduleCallback):
+    """Step AlphaDecay in the Trainer. `use_alpha_decay` creates it."""
+
+    kind = AlphaDecay
+
+
+class LayerwiseLRCallback(ScheduleCallback):
+    """Step LayerwiseLR in the Trainer. `use_layerwise_lr` creates it."""
+
+    kind = LayerwiseLR
+
+    def _complete(self) -> dict[str, Any]:
+        # The Trainer counts its updates after it has built the optimizer: `on_train_begin` sets the number.
+        return {"num_updates": 1, **self.options}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Restore the schedule after a resume, and tell it how many updates the run has."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if "num_updates" not in self.options:
+            self._schedule().num_updates = state.max_steps
 
 
 class AssignmentCallback(TrainerCallback):
@@ -154,15 +196,44 @@ def use_alpha_decay(trainer: Trainer, **options: Any) -> AlphaDecayCallback:
         AssignmentError: if the Trainer has an optimizer or a schedule already, or DeepSpeed builds its own optimizer.
     """
     options.setdefault("weight_decay", None)
-    callback = AlphaDecayCallback(**options)
-    handler = trainer.callback_handler
-    if any(isinstance(item, AlphaDecayCallback) for item in handler.callbacks):
-        raise AssignmentError("the Trainer has an AlphaDecay schedule already")
+    return _use(trainer, AlphaDecayCallback(**options))
+
+
+def use_layerwise_lr(trainer: Trainer, **options: Any) -> LayerwiseLRCallback:
+    """Make a Trainer use layer-wise learning rates. Call this before `trainer.train()`.
+
+        trainer = Trainer(model=model, args=arguments, train_dataset=data)
+        use_layerwise_lr(trainer, interval=100, max_ratio=5)
+        trainer.train()
+
+    The ratios multiply the rates of whatever scheduler the Trainer runs; the `learning_rate` that it logs is without
+    them. Beside `use_alpha_decay` both share their spectra.
+
+    Args:
+        trainer: a Trainer that has not created its optimizer yet.
+        options: options of `esdtool.LayerwiseLR`. By default `num_updates` is the Trainer's.
+
+    Returns:
+        The callback; its `schedule` holds the alphas, ratios and learning rates.
+
+    Raises:
+        AssignmentError: if the Trainer has an optimizer or such a schedule already, or DeepSpeed builds its own
+            optimizer.
+    """
+    return _use(trainer, LayerwiseLRCallback(**options))
+
+
+def _use(trainer: Trainer, callback: CallbackT) -> CallbackT:
+    """Let a callback build its schedule as soon as the Trainer has created its optimizer."""
+    handler, kind = trainer.callback_handler, type(callback)
+    if any(isinstance(item, kind) for item in handler.callbacks):
+        raise AssignmentError(f"the Trainer has an {callback.kind.name} schedule already")
 
     def attach(optimizer: Any) -> None:
         # On a resume with restore_callback_states_from_checkpoint the Trainer has put a bare copy in our place.
-        handler.callbacks = [callback if isinstance(item, AlphaDecayCallback) else item for item in handler.callbacks]
-        callback.attach(_model(trainer), _inner(optimizer))
+        handler.callbacks = [callback if isinstance(item, kind) else item for item in handler.callbacks]
+        others = [item for item in handler.callbacks if isinstance(item, ScheduleCallback) and item is not callback]
+        callback.attach(_model(trainer), _inner(optimizer), others)
 
     _hook(trainer, attach)
     trainer.add_callback(callback)

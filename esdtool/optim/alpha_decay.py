@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,25 +12,27 @@ from torch.optim import Optimizer
 
 from esdtool.assignment.assign_options import AssignOptions
 from esdtool.assignment.document import Assignment
-from esdtool.assignment.options import AssignName, Control, Granularity, LiveScoreName, Unlisted, check_unlisted
+from esdtool.assignment.options import (
+    AssignName,
+    Control,
+    Granularity,
+    LiveScoreName,
+    Unlisted,
+    check_base,
+    check_unlisted,
+)
 from esdtool.assignment.rule import DecayRule
-from esdtool.errors import AssignmentError, UsageError
-from esdtool.modules import WeightModule
+from esdtool.errors import UsageError
 from esdtool.optim import groups
-from esdtool.optim.live_decays import live_assignment, live_decays, live_note
-from esdtool.optim.live_scores import LiveScore, Measure, Operands
-from esdtool.optim.managed import manage
-from esdtool.optim.parameters import live_model
-from esdtool.optim.pending import PendingScores
-from esdtool.optim.shared_scores import Compute, LiveRanks, live_scores
+from esdtool.optim.live_decays import live_assignment, live_note, live_ratios
+from esdtool.optim.live_scores import LiveScore, Measure
+from esdtool.optim.managed import Managed
+from esdtool.optim.schedule import SpectralSchedule
+from esdtool.optim.shared_scores import Compute
 from esdtool.spectra.options import ScoreOptions
 
-_LOG = logging.getLogger(__name__)
 
-_STATE_VERSION = 1
-
-
-class AlphaDecay:
+class AlphaDecay(SpectralSchedule):
     """Module-wise weight decay from the heavy tails of the weights, renewed every `interval` updates.
 
     A scheduler like those of `torch.optim.lr_scheduler`, to be built after the optimizer and before any of them
@@ -102,6 +103,9 @@ class AlphaDecay:
         compute: `all-ranks` spreads the modules over the ranks, `first-rank` leaves them to rank 0, `each-rank` makes
             every process work alone (for processes that train different models).
         process_group: the ranks that share the model; default all.
+        share: another schedule of the same model, with the same `fit` and `score`, stepped beside this one: where both
+            look at the weights of the same update, each spectrum is computed once. Its `jobs`, `compute` and
+            `process_group` hold.
 
     The logger says how many weight modules their names leave out, as a warning where more than a tenth of them lie
     outside the blocks.
@@ -112,6 +116,8 @@ class AlphaDecay:
             its groups would have to be split and must not be.
         NothingToAnalyzeError: if no module is left to assign.
     """
+
+    name = "AlphaDecay"
 
     def __init__(
         self,
@@ -139,43 +145,26 @@ class AlphaDecay:
         jobs: int | None = None,
         compute: Compute = "all-ranks",
         process_group: Any = None,
+        share: SpectralSchedule | None = None,
     ) -> None:
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-            raise UsageError(f"interval must be a whole number of updates, at least 1, not {interval!r}")
-        if isinstance(delay, bool) or not isinstance(delay, int) or not 0 <= delay < interval:
-            raise UsageError(f"delay must be a whole number of updates, less than interval {interval}, not {delay!r}")
-        if jobs is not None and jobs < 1:
-            raise UsageError(f"jobs must be at least 1, not {jobs}")
         check_unlisted(unlisted)
-        self.interval = interval
-        self.delay = delay
-        self.update_step = 0
-        """Calls of `step` so far."""
-        self._measure = Measure(
-            score=score,
-            options=fit if isinstance(fit, ScoreOptions) else ScoreOptions(fit=(fit,)),
-            device=None if device is None else torch.device(device),
-        )
-        self._jobs = jobs
-        self._ranks = LiveRanks(compute, process_group)
-        self._unlisted: Unlisted = unlisted
-        self._managed = manage(
-            live_model(model),
-            groups.as_optimizers(optimizer),
-            weight_decay,
+        super().__init__(
+            model,
+            optimizer,
+            interval=interval,
+            delay=delay,
+            measure=Measure.of(score, fit, device),
             include=include,
             exclude=exclude,
-            unlisted=unlisted,
+            jobs=jobs,
+            compute=compute,
+            process_group=process_group,
+            share=share,
         )
-        self.skipped: Mapping[str, str] = self._managed.skipped
-        """Matrices that are not assigned although they could be scored, each with the reason."""
-        remark = self._managed.scope.remark
-        if remark is not None:
-            level = logging.WARNING if self._managed.scope.is_surprising else logging.INFO
-            _LOG.log(level, "AlphaDecay: %s", remark)
-        self._modules: Mapping[str, tuple[WeightModule, ...]] = self._managed.modules
-        self._bases: Mapping[str, float] = self._managed.bases
-        self._ranks.check_same(list(self._modules))
+        self._unlisted: Unlisted = unlisted
+        bases = _bases(self._managed.optimizers, weight_decay)
+        self._bases: Mapping[str, float] = {name: bases[self._managed.parameter(name)] for name in self._modules}
+        self._others = _others(self._managed, unlisted, bases)
         self._rule = DecayRule(
             assign=assign,
             min_ratio=min_ratio,
@@ -186,77 +175,19 @@ class AlphaDecay:
             control=control,
             control_seed=control_seed,
         )
-        self._managed.split_groups(allowed=split)
-
-        self._scores = {name: LiveScore(status="not computed yet") for name in self._modules}
+        self._managed.split_groups(self._others, allowed=split, values="decays")
         self._ratios = dict.fromkeys(self._modules, 1.0)
-        self._pending: PendingScores | None = None
-        self._late: list[list[LiveScore]] | None = None
-        """Scores that wait for their step: of `_pending`, or of a loaded state."""
         if initial and not self._measure.reads_gradients:
             self.refresh()
         else:
             self.apply()
 
-    def step(self) -> None:
-        """Call once per update, before `optimizer.step()`: renews the decays if it is time, and writes them."""
-        self.update_step += 1
-        if self.delay and self.update_step % self.interval == self.delay and self.is_pending:
-            self.settle()
-            assert self._late is not None
-            self._follow(self._late)
-        elif self.update_step % self.interval:
-            self.apply()
-        elif self.delay:
-            self._drop()
-            self._pending = PendingScores(*self._measured(), self._measure, ranks=self._ranks, jobs=self._jobs)
-            self.apply()
-        else:
-            self.refresh()
-
-    def refresh(self) -> None:
-        """Compute the scores of the current weights now, and the decays from them. A collective.
-
-        A refresh under way beside the training is dropped.
-        """
-        self._follow(live_scores(*self._measured(), self._measure, ranks=self._ranks, jobs=self._jobs))
-
-    @property
-    def is_pending(self) -> bool:
-        """Whether decays are under way: a snapshot was taken, and the step that puts its decays in force is to come."""
-        return self._pending is not None or self._late is not None
-
-    def settle(self) -> None:
-        """Wait for the spectra under way, if any. A collective then. Their decays still wait for their step.
-
-        Raises:
-            RuntimeError: on every rank, if the computation failed on one.
-        """
-        if self._pending is not None:
-            try:
-                self._late = self._pending.settle()
-            finally:
-                self._pending = None
-
-    def _drop(self) -> None:
-        if self._pending is not None:
-            self._pending.drop()
-        self._pending = self._late = None
-
-    def _measured(self) -> tuple[list[tuple[WeightModule, ...]], list[Operands]]:
-        """List the modules of each parameter, and what is measured of it."""
-        operands = [self._measure.operands(self._managed.parameter(name)) for name in self._modules]
-        return list(self._modules.values()), operands
-
-    def _follow(self, found: Sequence[Sequence[LiveScore]]) -> None:
-        """Put the decays of these scores in force."""
-        self._drop()
-        scores, ratios = live_decays(self._rule, self._modules, found)
+    def _take(self, found: Sequence[Sequence[LiveScore]]) -> None:
+        scores, ratios = live_ratios(self._rule, self._modules, found)
         for name, ratio in ratios.items():
             if not math.isfinite(self._bases[name] * ratio):
                 raise UsageError(f"{name}: weight_decay {self._bases[name]:g} times {ratio:g} is not a finite number")
         self._scores, self._ratios = scores, ratios
-        self.apply()
 
     def apply(self) -> None:
         """Write the decays in force to the optimizers' groups again, e.g. after `optimizer.load_state_dict`.
@@ -264,17 +195,11 @@ class AlphaDecay:
         Raises:
             AssignmentError: if groups were merged since construction.
         """
-        self._managed.write(self.last_decays)
-
-    @property
-    def last_alphas(self) -> dict[str, float | None]:
-        """Alpha of each assigned parameter at the last refresh; None where there is none."""
-        return {name: score.alpha for name, score in self._scores.items()}
-
-    @property
-    def last_scores(self) -> dict[str, float | None]:
-        """What the decays follow, of each assigned parameter at the last refresh: alpha itself unless chosen else."""
-        return {name: score.value for name, score in self._scores.items()}
+        managed = self._managed
+        managed.check_held(self._modules)
+        values = {managed.parameter(name): decay for name, decay in self.last_decays.items()} | dict(self._others)
+        for optimizer in managed.optimizers:
+            groups.set_decays(optimizer, values.get)
 
     @property
     def last_decays(self) -> dict[str, float]:
@@ -314,20 +239,7 @@ class AlphaDecay:
         Raises:
             RuntimeError: if there is one and several ranks share it, and `settle` was not called on all of them.
         """
-        if self._pending is not None and self._ranks.size > 1:
-            raise RuntimeError("a refresh is under way: call AlphaDecay.settle() on every rank before state_dict()")
-        self.settle()
-        return {
-            "version": _STATE_VERSION,
-            "update_step": self.update_step,
-            "alphas": self.last_alphas,
-            "scores": self.last_scores,
-            "statuses": {name: score.status for name, score in self._scores.items()},
-            "ratios": dict(self._ratios),
-            "bases": dict(self._bases),
-            "late": self._late
-            and [[[score.status, score.alpha, score.value] for score in held] for held in self._late],
-        }
+        return self._state() | {"ratios": dict(self._ratios), "bases": dict(self._bases)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore the counter, the bases and the decays of `state_dict`, and write them to the optimizers.
@@ -338,29 +250,33 @@ class AlphaDecay:
         Raises:
             AssignmentError: if the state is of another version or of other modules.
         """
-        version = state_dict.get("version")
-        if version != _STATE_VERSION:
-            raise AssignmentError(
-                f"AlphaDecay state of version {version!r} is not supported (this is {_STATE_VERSION})"
-            )
-        ratios: Mapping[str, float] = state_dict["ratios"]
-        if ratios.keys() != self._modules.keys():
-            name = min(ratios.keys() ^ self._modules.keys())
-            where = "the state but not the model" if name in ratios else "the model but not the state"
-            raise AssignmentError(f"the AlphaDecay state is of other modules: {name} is in {where}")
-        self.update_step = int(state_dict["update_step"])
-        self._ratios = {name: float(ratios[name]) for name in self._modules}
+        self._check_state(state_dict, list(self._modules))
+        self._ratios = {name: float(state_dict["ratios"][name]) for name in self._modules}
         self._bases = {name: float(state_dict["bases"][name]) for name in self._modules}
-        self._scores = {
-            name: LiveScore(
-                status=state_dict["statuses"][name],
-                alpha=state_dict["alphas"][name],
-                value=state_dict["scores"][name],
-            )
-            for name in self._modules
-        }
-        self._drop()
-        late = state_dict.get("late")
-        if late and self.delay:
-            self._late = [[LiveScore(status=s, alpha=alpha, value=value) for s, alpha, value in held] for held in late]
+        self._load(state_dict)
         self.apply()
+
+
+def _others(managed: Managed, unlisted: Unlisted, bases: Mapping[nn.Parameter, float]) -> dict[nn.Parameter, float]:
+    """Find the decays of the optimized parameters of the model that are no modules; none if they keep theirs."""
+    if unlisted == "keep":
+        return {}
+    mine = {managed.parameter(name) for name in managed.modules}
+    others = [parameter for parameter in bases if parameter in managed.live.names and parameter not in mine]
+    return {parameter: 0.0 if unlisted == "no-decay" else bases[parameter] for parameter in others}
+
+
+def _bases(
+    optimizers: Sequence[Optimizer], weight_decay: float | Sequence[float | None] | None
+) -> dict[nn.Parameter, float]:
+    """Find the base decay of every optimized parameter."""
+    given = list(weight_decay) if isinstance(weight_decay, Sequence) else [weight_decay] * len(optimizers)
+    if len(given) != len(optimizers):
+        raise UsageError(f"{len(given)} base weight decays for {len(optimizers)} optimizers")
+    bases: dict[nn.Parameter, float] = {}
+    for optimizer, base in zip(optimizers, given, strict=True):
+        for group in optimizer.param_groups:
+            value = group.get("weight_decay", 0.0) if base is None else base
+            check_base(value, "weight_decay")
+            bases |= dict.fromkeys(group["params"], float(value))
+    return bases

@@ -39,6 +39,24 @@ def as_optimizers(optimizer: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer
     return optimizers
 
 
+def check_order(model: object, optimizer: object, call: str) -> None:
+    """Refuse a model and an optimizer that stand in each other's place.
+
+    Args:
+        model: what was given as the model.
+        optimizer: what was given as the optimizer or optimizers.
+        call: the call as it should be, for the message.
+
+    Raises:
+        AssignmentError: if the first is no module.
+    """
+    if isinstance(model, nn.Module):
+        return
+    if hasattr(model, "param_groups") or isinstance(optimizer, nn.Module):
+        raise AssignmentError(f"model and optimizer are exchanged: it is {call}")
+    raise AssignmentError(f"{type(model).__name__} is no torch module: it is {call}")
+
+
 def optimized(optimizers: Iterable[Optimizer]) -> dict[nn.Parameter, dict[str, Any]]:
     """Each parameter with the group that holds it now. `load_state_dict` replaces groups: do not keep the result.
 
@@ -57,7 +75,14 @@ def optimized(optimizers: Iterable[Optimizer]) -> dict[nn.Parameter, dict[str, A
     return found
 
 
-def split(optimizer: Optimizer, key_of: KeyOf, *, allowed: bool, name_of: Callable[[nn.Parameter], str]) -> None:
+def split(
+    optimizer: Optimizer,
+    key_of: KeyOf,
+    *,
+    allowed: bool,
+    name_of: Callable[[nn.Parameter], str],
+    values: str = "decays",
+) -> None:
     """Split the groups of an optimizer so that all parameters of a group have one key.
 
     The parts of a group stand where it stood, in the order of their first parameters; the first part is the same
@@ -68,6 +93,7 @@ def split(optimizer: Optimizer, key_of: KeyOf, *, allowed: bool, name_of: Callab
         key_of: see `KeyOf`.
         allowed: False if no group may be split.
         name_of: a parameter's name, for the messages.
+        values: what the parameters of a group share, for the messages.
 
     Raises:
         AssignmentError: if a group would have to be split, but must not be: not `allowed`, or a learning-rate
@@ -78,13 +104,13 @@ def split(optimizer: Optimizer, key_of: KeyOf, *, allowed: bool, name_of: Callab
     if crowded is None:
         return
     first, second = (part[0][1] for part in crowded[:2])
-    what = f"{name_of(first)} and {name_of(second)} need different decays but share a group of {_kind(optimizer)}"
+    what = f"{name_of(first)} and {name_of(second)} need different {values} but share a group of {_kind(optimizer)}"
     if not allowed:
         raise AssignmentError(f"{what}, which must not be split; build the optimizer from param_groups instead")
     if _has_scheduler(optimizer):
         raise AssignmentError(
             f"{what}, to which a learning-rate scheduler is attached that counts its groups; "
-            "apply the decays before the scheduler is built"
+            f"apply the {values} before the scheduler is built"
         )
     if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(unwrapped(optimizer)).__mro__):
         raise AssignmentError(f"{what}, which partitions its groups once; build it from param_groups instead")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from esdtool._version import __version__
 from esdtool.assignment.document import Assignment, Default, Entry, Method, Origin
@@ -14,8 +15,12 @@ from esdtool.modules import WeightModule
 from esdtool.optim.live_scores import LiveScore, Measure
 
 
-def live_decays(
-    rule: DecayRule, modules: Mapping[str, Sequence[WeightModule]], found: Sequence[Sequence[LiveScore]]
+def live_ratios(
+    rule: DecayRule,
+    modules: Mapping[str, Sequence[WeightModule]],
+    found: Sequence[Sequence[LiveScore]],
+    *,
+    ends: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[dict[str, LiveScore], dict[str, float]]:
     """Compute the score and the ratio of each parameter.
 
@@ -23,17 +28,21 @@ def live_decays(
         rule: from scores to ratios, which it makes for modules.
         modules: those that each parameter holds.
         found: their scores, in the same order.
+        ends: parameters without a spectrum that take the largest score of all, with their sizes.
 
     Returns:
-        By parameter; one that holds several modules has the means, weighted by their sizes.
+        (scores, ratios) by parameter; one that holds several modules has the means, weighted by their sizes. The ends
+        have ratios only.
     """
     flat = [module for held in modules.values() for module in held]
+    values = [score.value for held in found for score in held]
     sizes = [math.prod(module.shape) for module in flat]
+    largest = max((value for value in values if value is not None), default=None)
     ratios = rule.ratios(
-        [score.value for held in found for score in held],
-        layers=[module.layer for module in flat],
-        roles=[module.role for module in flat],
-        sizes=sizes,
+        [*values, *([largest] * len(ends))],
+        layers=[*(module.layer for module in flat), *([None] * len(ends))],
+        roles=[*(module.role for module in flat), *ends],
+        sizes=[*sizes, *ends.values()],
     )
     of_parameters = {}
     start = 0
@@ -41,7 +50,8 @@ def live_decays(
         part = slice(start, start := start + len(held))
         of_parameters[name] = _of_parameter(held, scores, ratios[part], sizes[part])
     scores_by_name = {name: score for name, (score, _) in of_parameters.items()}
-    return scores_by_name, {name: ratio for name, (_, ratio) in of_parameters.items()}
+    by_name = {name: ratio for name, (_, ratio) in of_parameters.items()}
+    return scores_by_name, by_name | dict(zip(ends, ratios[start:], strict=True))
 
 
 def live_note(score: LiveScore, *, weight_decay: float, base: float) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, cast, get_args
+from typing import Final, Self, cast, get_args
 
 import torch
 
@@ -56,6 +56,19 @@ class Measure:
         """
         if self.score not in SCORES:
             raise UsageError(f"unknown score {self.score!r}; choose from {', '.join(SCORES)}")
+
+    @classmethod
+    def of(cls, score: LiveScoreName, fit: str | ScoreOptions, device: torch.device | str | None) -> Self:
+        """Make a measure from the options of a schedule.
+
+        Raises:
+            UsageError: if there is no such score or fit.
+        """
+        return cls(
+            score=score,
+            options=fit if isinstance(fit, ScoreOptions) else ScoreOptions(fit=(fit,)),
+            device=None if device is None else torch.device(device),
+        )
 
     @property
     def reads_gradients(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 import esdtool
 from esdtool.errors import AssignmentError
-from esdtool.integrations.transformers import AlphaDecayCallback, use_alpha_decay, use_assignment
+from esdtool.integrations.transformers import (
+    AlphaDecayCallback,
+    use_alpha_decay,
+    use_assignment,
+    use_layerwise_lr,
+)
 
 STEPS, INTERVAL, BATCH = 50, 10, 2
 OPTIONS = {"weight_decay": 0.1, "interval": INTERVAL}
@@ -89,7 +95,6 @@ def hf_trainer(folder: Path, **arguments: Any) -> tuple[SequentialTrainer, Recor
             per_device_train_batch_size=BATCH,
             num_train_epochs=1,
             learning_rate=3e-3,
-            lr_scheduler_type="constant",
             weight_decay=0.1,
             max_grad_norm=0.0,
             optim="adamw_torch",
@@ -99,7 +104,7 @@ def hf_trainer(folder: Path, **arguments: Any) -> tuple[SequentialTrainer, Recor
             use_cpu=True,
             dataloader_pin_memory=False,
             seed=0,
-            **{"save_strategy": "no", **arguments},
+            **{"save_strategy": "no", "lr_scheduler_type": "constant", **arguments},
         ),
         train_dataset=Tokens(),
     )
@@ -136,6 +141,76 @@ def test_hugging_face_resume_is_exact(
     assert losses_of(resumed)[-25:] == losses_of(whole)[-25:]
     for name, value in resumed.model.state_dict().items():
         assert torch.equal(value, whole.model.state_dict()[name])
+
+
+RATES = {"interval": 3, "glide": 4, "fraction": 0.5}
+
+
+class RatesRecorder(TrainerCallback):
+    """What each parameter steps with, as the optimizer has it inside its step, and the decays."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.seen: list[Any] = []
+        self.decay = use_alpha_decay(trainer, weight_decay=0.1, interval=6)
+        self.rates = use_layerwise_lr(trainer, **RATES)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        optimizer = kwargs["optimizer"]
+        names = {id(parameter): name for name, parameter in kwargs["model"].named_parameters()}
+
+        def record(inner: Any, *arguments: Any) -> None:
+            now = {names[id(each)]: float(group["lr"]) for group in inner.param_groups for each in group["params"]}
+            self.seen.append((now, self.decay.schedule.last_decays, self.rates.schedule.last_ratios))
+
+        getattr(optimizer, "optimizer", optimizer).register_step_pre_hook(record)
+
+
+def rates_trainer(folder: Path, **arguments: Any) -> tuple[Trainer, RatesRecorder]:
+    trainer, recorder = hf_trainer(folder, max_steps=12, lr_scheduler_type="cosine", **arguments)
+    trainer.callback_handler.callbacks = [
+        item for item in trainer.callback_handler.callbacks if not isinstance(item, (AlphaDecayCallback, Recorder))
+    ]
+    del trainer.create_optimizer
+    recorder = RatesRecorder(trainer)
+    trainer.add_callback(recorder)
+    return trainer, recorder
+
+
+def test_hugging_face_learning_rates(tmp_path: Path) -> None:
+    """The ratio times the cosine, beside AlphaDecay; spectra are shared; a resumed run is the same run."""
+    whole, all_rates = rates_trainer(tmp_path / "whole", save_strategy="steps", save_steps=5)
+    whole.train()
+    schedule = all_rates.rates.schedule
+    assert schedule.num_updates == 12
+    assert schedule._measurements is all_rates.decay.schedule._measurements
+    for step, (now, _, ratios) in enumerate(all_rates.seen):
+        base = 3e-3 * 0.5 * (1 + math.cos(math.pi * step / 12))
+        assert now == pytest.approx({name: base * ratios.get(name, 1.0) for name in now})
+    assert all_rates.seen[-1][2] == schedule.target_ratios  # looked at 3 and 6, the last line ended at 9
+    assert all_rates.seen[-1][2]["lm_head.weight"] == 5.0
+    resumed, rates = rates_trainer(tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+    assert rates.seen == all_rates.seen[5:]
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, whole.model.state_dict()[name])
+
+
+def test_learning_rates_follow_parameters_that_are_replaced(tmp_path: Path) -> None:
+    trainer, recorder = rates_trainer(tmp_path)
+    optimizer = trainer.create_optimizer()
+    first = recorder.rates.schedule.target_ratios
+    replace_parameters(trainer.model, optimizer)
+    trainer.state.max_steps = 12
+    for callback in (recorder.decay, recorder.rates):
+        callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model, optimizer=optimizer)
+    assert recorder.rates.schedule.target_ratios == first
+    recorder.on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model, optimizer=optimizer)
+    for callback in (recorder.decay, recorder.rates):
+        callback.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control)
+    for parameter in trainer.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert recorder.seen[0][0]["lm_head.weight"] == pytest.approx(3e-3 * 2.0)  # 1 + (5 - 1) / 4
 
 
 def test_hugging_face_trains_again_from_the_same_base(tmp_path: Path) -> None:
@@ -335,3 +410,56 @@ def test_lightning_resume_is_exact(tmp_path: Path) -> None:
     assert len(resumed.losses) == STEPS // 2
     assert resumed.losses == whole.losses[25:]
     assert resumed.decays == whole.decays[25:]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("own_schedule", [False, True])
+def test_lightning_learning_rates(tmp_path: Path, own_schedule: bool) -> None:
+    """Both schedules, built by the callbacks or by the module before a recursive scheduler, as in a plain loop."""
+    from esdtool.integrations.lightning import AlphaDecayCallback, LayerwiseLRCallback
+
+    def both(model: torch.nn.Module, optimizer: Any) -> list[Any]:
+        decay = esdtool.AlphaDecay(model, optimizer, weight_decay=0.1, interval=6)
+        return [decay, esdtool.LayerwiseLR(model, optimizer, 8, **RATES, share=decay)]
+
+    class Module(LightningLlama):
+        def configure_optimizers(self) -> Any:
+            optimizer = make_optimizer(self)
+            if not own_schedule:
+                return optimizer
+            self.alpha_decay, self.layerwise_lr = both(self, optimizer)
+            return [optimizer], [
+                {"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9), "interval": "step"}
+            ]
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    options = [{}, {}] if own_schedule else [{"weight_decay": 0.1, "interval": 6}, RATES]
+    callbacks = [AlphaDecayCallback(**options[0]), LayerwiseLRCallback(**options[1])]
+    module = Module(own_schedule=own_schedule, epochs=1)
+    lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=8,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+    ).fit(module)
+    assert callbacks[1].schedule._measurements is callbacks[0].schedule._measurements
+
+    model = make_model()
+    optimizer = make_optimizer(model)
+    schedules = both(model, optimizer)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9 if own_schedule else 1.0)
+    losses = []
+    for _, batch in zip(range(8), DataLoader(Tokens(), batch_size=BATCH), strict=False):
+        loss = model(**batch).loss
+        loss.backward()
+        for schedule in schedules:
+            schedule.step()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert module.losses == pytest.approx(losses, rel=1e-6)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from esdtool.errors import AssignmentError
-from esdtool.optim import AlphaDecay, live_scores
+from esdtool.optim import AlphaDecay, LayerwiseLR, live_scores
 
 STEPS, INTERVAL = 6, 2
 
@@ -57,6 +57,37 @@ def train(wrap: Callable[[nn.Module], nn.Module], **options: Any) -> dict[str, A
         "late": late,
         "refused": refused,
     }
+
+
+def both(wrap: Callable[[nn.Module], nn.Module], **options: Any) -> dict[str, Any]:
+    """Learning rates and decays at every step, and how many spectra this rank computed for both schedules."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    computed: list[str] = []
+    original = live_scores.score_matrices
+
+    def counting(*arguments: Any, **keywords: Any) -> Any:
+        computed.append("spectrum")
+        return original(*arguments, **keywords)
+
+    live_scores.score_matrices = counting
+    model = wrap(tiny_model.build())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    decay = AlphaDecay(model, optimizer, interval=INTERVAL, **options)
+    rates = LayerwiseLR(model, optimizer, fraction=1, interval=INTERVAL, glide=2, share=decay, **options)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    seen = []
+    for step in range(STEPS):
+        tiny_model.loss(model, step, rank=rank, num_ranks=size).backward()
+        decay.step()
+        rates.step()
+        seen.append({"rates": rates.last_rates, "decays": decay.last_decays})
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    for schedule in (decay, rates):
+        schedule.settle()
+    live_scores.score_matrices = original
+    return {"seen": seen, "state": [decay.state_dict(), rates.state_dict()], "spectra": len(computed)}
 
 
 def sharded(model: nn.Module) -> nn.Module:
@@ -111,6 +142,8 @@ def main() -> None:
         "first-rank": train(ddp, compute="first-rank"),
         "ddp-late": train(ddp, delay=1),
         "fsdp-late": train(sharded, delay=1),
+        "both-ddp": both(ddp),
+        "both-fsdp-late": both(sharded, delay=1),
         "gradients": train(sharded, score="gradient_norm", assign="sigmoid"),
     }
     if size > 1:

@@ -57,6 +57,21 @@ def test_each_spectrum_is_computed_once(job: Job, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("way", ["both-ddp", "both-fsdp-late"])
+def test_learning_rates_and_decays_together(job: Job, size: int, way: str) -> None:
+    """Every rank has the same of both, one process has the same too, and both cost one set of spectra."""
+    (alone,), ranks = job(1), [rank[way] for rank in job(size)]
+    for rank in ranks:
+        assert (rank["seen"], rank["state"]) == (ranks[0]["seen"], ranks[0]["state"])
+    assert alone[way]["spectra"] == sum(rank["spectra"] for rank in ranks) == REFRESHES * MODULES
+    for step, (one, several) in enumerate(zip(alone[way]["seen"], ranks[0]["seen"], strict=True)):
+        for what in ("rates", "decays"):
+            assert several[what] == pytest.approx(one[what], rel=1e-3)
+            if step == 0:  # no update has been made yet
+                assert several[what] == one[what]
+
+
+@pytest.mark.parametrize("size", [2, 4])
 def test_problems_are_errors_on_every_rank(job: Job, size: int) -> None:
     for rank in job(size):
         assert rank["mismatch"].startswith("the ranks hold different weight modules")
