@@ -136,7 +136,7 @@ def balancing_ratio(deviation: float, low: float = BALANCING_RANGE[0], high: flo
         raise UsageError(f"the bounds of model-balancing must be finite and not negative, not {low} and {high}")
     scale = high if deviation > 0 else low
     # 1 / (1 + exp(-z)) - 1/2 = tanh(z / 2) / 2, which cannot overflow.
-    return 10.0 ** (scale * math.tanh(BALANCING_SLOPE * deviation / 2) / 2)
+    return math.pow(10.0, scale * math.tanh(BALANCING_SLOPE * deviation / 2) / 2)
 
 
 def _sqrt_ratios(scores: Sequence[float], low: float, high: float) -> list[float]:
