@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from esdtool.assignment.document import Assignment, load_assignment
     from esdtool.errors import EsdtoolError
     from esdtool.names import canonical_name
-    from esdtool.optim import AlphaDecay, LayerwiseLR, apply, param_groups
+    from esdtool.optim import AlphaDecay, LayerwiseLR, SpectralMonitor, apply, param_groups
     from esdtool.spectra.estimators.hill import hill
     from esdtool.spectra.estimators.ks import ks_fit
     from esdtool.spectra.spectrum import esd
@@ -30,6 +30,7 @@ _HOME = {
     "Assignment": "assignment.document",
     "EsdtoolError": "errors",
     "LayerwiseLR": "optim",
+    "SpectralMonitor": "optim",
     "TailFit": "spectra.tail",
     "analyze": "analysis.run",
     "apply": "optim",
@@ -59,6 +60,8 @@ __all__ = [
     "apply",
     "AlphaDecay",
     "LayerwiseLR",
+    # Monitoring.
+    "SpectralMonitor",
     "canonical_name",
     "EsdtoolError",
 ]

@@ -36,6 +36,7 @@ def select_modules(
     split_fused: bool = True,
     split: Sequence[str | SplitRequest] = (),
     kinds: Callable[[], ParameterKinds] | None = None,
+    prefix: str = "--",
 ) -> Selection:
     """Sort every tensor of a checkpoint into modules to score and tensors to skip, with reasons.
 
@@ -58,6 +59,7 @@ def select_modules(
             (`esdtool.modules.splitting`). It prevails over the tables.
         kinds: gives what the model's own code says of its parameters (`esdtool.modules.model_code`); asked only where
             names and shapes leave a doubt.
+        prefix: what stands before `include` and `exclude` in messages; nothing for a caller from Python.
 
     Returns:
         Every tensor, as one module or several, or skipped; both parts in the model's natural order. A part of a
@@ -86,11 +88,11 @@ def select_modules(
     found = _parts(catalogue, decisions, requests, classifier, split_fused=split_fused)
     if include or exclude:
         both = sorted({name for part in found for name in part.names})
-        includes = compile_patterns(include, both, option="--include", what="tensor name")
-        excludes = compile_patterns(exclude, both, option="--exclude", what="tensor name")
+        includes = compile_patterns(include, both, option=f"{prefix}include", what="tensor name")
+        excludes = compile_patterns(exclude, both, option=f"{prefix}exclude", what="tensor name")
         if includes:
-            found = _restrict(found, includes)
-        found = [_without(part, excludes) for part in found]
+            found = _restrict(found, includes, option=f"{prefix}include")
+        found = [_without(part, excludes, option=f"{prefix}exclude") for part in found]
     return _selection(
         found,
         find_blocks((tensor.name, tensor.shape) for tensor in catalogue),
@@ -213,12 +215,12 @@ def _remedy(problem: UnknownLayoutError, verdict: Fused | Stacked) -> str:
     return ", or ".join(["say how it is split (--split)", *config, *whole])
 
 
-def _restrict(parts: Sequence[_Part], includes: Sequence[re.Pattern[str]]) -> list[_Part]:
+def _restrict(parts: Sequence[_Part], includes: Sequence[re.Pattern[str]], *, option: str) -> list[_Part]:
     """The parts under `include`: matching ones are scored if they can be, all others are out."""
     restricted = []
     for part in parts:
         if not any(part.matches(pattern) for pattern in includes):
-            restricted.append(replace(part, verdict=_not_chosen("not matched by --include")))
+            restricted.append(replace(part, verdict=_not_chosen(f"not matched by {option}")))
         elif isinstance(part.verdict, Score) or not _can_be_forced(part.tensor, part.verdict):
             restricted.append(part)
         else:
@@ -228,7 +230,7 @@ def _restrict(parts: Sequence[_Part], includes: Sequence[re.Pattern[str]]) -> li
         first = matching[0].verdict
         if isinstance(first, Skip) and not any(isinstance(part.verdict, Score) for part in matching):
             raise UsageError(
-                f"--include {pattern.pattern!r} matches no tensor that can be scored; "
+                f"{option} {pattern.pattern!r} matches no tensor that can be scored; "
                 f"{matching[0].tensor.name}: {first.reason.words}"
             )
     return restricted
@@ -239,12 +241,12 @@ def _can_be_forced(tensor: TensorInfo, verdict: Skip) -> bool:
     return verdict.forceable and (len(tensor.shape) == 2 or is_weight(tensor.name))
 
 
-def _without(part: _Part, excludes: Sequence[re.Pattern[str]]) -> _Part:
+def _without(part: _Part, excludes: Sequence[re.Pattern[str]], *, option: str) -> _Part:
     """The part under `exclude`."""
     if isinstance(part.verdict, Score):
         for pattern in excludes:
             if part.matches(pattern):
-                return replace(part, verdict=_not_chosen(f"excluded by --exclude {pattern.pattern!r}"))
+                return replace(part, verdict=_not_chosen(f"excluded by {option} {pattern.pattern!r}"))
     return part
 
 

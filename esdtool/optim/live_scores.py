@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, Self, cast, get_args
 
 import torch
 
+from esdtool.analysis.document import ModuleResult
+from esdtool.analysis.module_result import module_result
 from esdtool.assignment.options import GradientScoreName, LiveScoreName, ScoreName
 from esdtool.assignment.scores import checked_score, score_value
 from esdtool.errors import UsageError
@@ -19,6 +21,18 @@ from esdtool.spectra.scoring import ALL_ZERO, score_matrices
 
 SCORES: Final[tuple[str, ...]] = (*get_args(ScoreName), *get_args(GradientScoreName))
 """Everything that decays can follow during training."""
+
+_DESCRIPTION: Final = frozenset({"layer", "expert", "rank", "num_eigs"})
+"""Whole numbers of `ModuleResult` that say what a module is, and do not change during training."""
+
+_NUMERIC: Final = (get_args(float | None), get_args(int | None))
+
+NUMBERS: Final[tuple[str, ...]] = tuple(
+    name
+    for name, described in ModuleResult.model_fields.items()
+    if get_args(described.annotation) in _NUMERIC and name not in _DESCRIPTION
+)
+"""Names of the numbers that a monitor can follow, as the analysis file has them."""
 
 Operands = tuple[torch.Tensor, ...]
 """What is measured of one parameter: the weight, its gradient, or both in this order."""
@@ -37,6 +51,8 @@ class LiveScore:
     """Tail exponent, where the score needs a spectrum."""
     value: float | None = None
     """The score that decays follow; None unless the status is `ok`."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """All numbers of the module's spectrum under the names of `ModuleResult`, where they were asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +63,8 @@ class Measure:
     options: ScoreOptions
     device: torch.device | None
     """Where spectra are computed; None: where the tensor is."""
+    full: bool = False
+    """Whether all numbers of a spectrum are kept, not the score alone."""
 
     def __post_init__(self) -> None:
         """Refuse unknown scores.
@@ -58,7 +76,14 @@ class Measure:
             raise UsageError(f"unknown score {self.score!r}; choose from {', '.join(SCORES)}")
 
     @classmethod
-    def of(cls, score: LiveScoreName, fit: str | ScoreOptions, device: torch.device | str | None) -> Self:
+    def of(
+        cls,
+        score: LiveScoreName,
+        fit: str | ScoreOptions,
+        device: torch.device | str | None,
+        *,
+        full: bool = False,
+    ) -> Self:
         """Make a measure from the options of a schedule.
 
         Raises:
@@ -68,6 +93,7 @@ class Measure:
             score=score,
             options=fit if isinstance(fit, ScoreOptions) else ScoreOptions(fit=(fit,)),
             device=None if device is None else torch.device(device),
+            full=full,
         )
 
     @property
@@ -83,14 +109,28 @@ class Measure:
             return NO_GRADIENT
         return (parameter.grad,) if self.score == "gradient_norm" else (parameter.detach(), parameter.grad)
 
+    @property
+    def score_alone(self) -> Self:
+        """The same measure without the other numbers of the spectra."""
+        return replace(self, full=False)
+
+    def matrices(self, module: WeightModule, operands: Operands) -> Sequence[torch.Tensor]:
+        """Return the matrices whose eigenvalues are the module's ESD."""
+        return module.matrices(operands[0])
+
+    def options_of(self, module: WeightModule) -> ScoreOptions:  # noqa: ARG002 - measures of updates look at it
+        """Return the options for one module."""
+        return self.options
+
     def __call__(self, module: WeightModule, operands: Operands) -> LiveScore:
         """Score a module from its whole parameter, each operand of shape `module.stored_shape`."""
         if not operands:
             return LiveScore(status="no gradient")
         if self.reads_gradients:
             return self._of_gradient(module, operands)
+        options = self.options_of(module)
         found = score_matrices(
-            module.matrices(operands[0]), self.options, device=self.device, scale=module.eigenvalue_scale
+            self.matrices(module, operands), options, device=self.device, scale=module.eigenvalue_scale
         )
         if found.alpha is None:
             return LiveScore(status=found.status)
@@ -105,7 +145,8 @@ class Measure:
                 metrics = spectral_metrics(found.spectrum, module.matrix_shape, num_matrices=module.num_matrices)
             value = score_value(cast(ScoreName, self.score), found.alpha, metrics)
         value, status = checked_score(self.score, value, is_estimated=found.estimate is not None)
-        return LiveScore(status=status, alpha=found.alpha, value=value)
+        numbers = numbers_of(module_result(module, found, options)) if self.full else {}
+        return LiveScore(status=status, alpha=found.alpha, value=value, numbers=numbers)
 
     def _of_gradient(self, module: WeightModule, operands: Operands) -> LiveScore:
         """Score a module by its gradient, alone or over its weight."""
@@ -125,6 +166,12 @@ class Measure:
             return LiveScore(status=ALL_ZERO)
         value, status = checked_score(self.score, gradient / weight)
         return LiveScore(status=status, value=value)
+
+
+def numbers_of(result: ModuleResult) -> dict[str, float]:
+    """Return the numbers of a module's spectrum that are known, by their names in the analysis file."""
+    values = {name: getattr(result, name) for name in NUMBERS}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _norm(matrices: Sequence[torch.Tensor]) -> float:

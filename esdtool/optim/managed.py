@@ -136,11 +136,13 @@ def _choose(
         config=checkpoint.config,
         include=include,
         kinds=functools.partial(kinds_of, checkpoint),
+        prefix="",
     )
     patterns = Patterns.checked(
         include,
         exclude,
         [*checkpoint.tensors, *(name for module in selection.modules for name in names_of(module))],
+        prefix="",
         what="tensor name",
     )
     scope = choose(selection.modules, patterns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import nn
@@ -32,6 +32,8 @@ class _Batch:
     """What the keys are of: kept, so that their `id`s stay theirs."""
     versions: list[int]
     """How often each parameter had been changed in place when it was measured."""
+    full: bool = False
+    """Whether all numbers of the spectra are kept."""
     pending: PendingScores | None = None
     """The computation beside the training; None once its scores are there."""
     found: Scores | None = None
@@ -81,7 +83,7 @@ class Measurements:
     """Keep what the schedules of one model have measured at the current update.
 
     A schedule that asks for what another one has asked for at the same update, of the same weights, gets the same
-    scores. What a schedule asks for a second time is measured anew.
+    scores. What a schedule asks for a second time is measured again.
 
     Args:
         ranks: who shares the work.
@@ -92,11 +94,15 @@ class Measurements:
         self.ranks = ranks
         self._jobs = jobs
         self._followers = 0
+        self._full: set[Measure] = set()
+        """Measures of which one of the followers wants all numbers."""
         self._update_step = 0
         self._batches: list[_Batch] = []
 
-    def join(self) -> int:
-        """Return a number for one more schedule."""
+    def join(self, measure: Measure) -> int:
+        """Return a number for one more follower, which will ask for this measure."""
+        if measure.full:
+            self._full.add(measure.score_alone)
         self._followers += 1
         return self._followers
 
@@ -113,11 +119,11 @@ class Measurements:
         if update_step != self._update_step:
             self._update_step, self._batches = update_step, []
         wanted: dict[_Key, nn.Parameter] = {
-            (id(parameter), tuple(module.name for module in modules), measure): parameter
+            (id(parameter), tuple(module.name for module in modules), measure.score_alone): parameter
             for parameter, modules in held.items()
         }
         keys = list(wanted)
-        batches = [batch for batch in self._batches if self._serves(batch, follower, keys)]
+        batches = [batch for batch in self._batches if self._serves(batch, follower, keys, full=measure.full)]
         known = {key for batch in batches for key in batch.keys}
         missing = [key for key in keys if key not in known]
         if missing:
@@ -130,18 +136,23 @@ class Measurements:
             reading.settle()
         return reading
 
-    def _serves(self, batch: _Batch, follower: int, keys: list[_Key]) -> bool:
+    def _serves(self, batch: _Batch, follower: int, keys: list[_Key], *, full: bool) -> bool:
         """Tell whether a batch holds some of the scores, of the weights as they are now."""
         mine = [key for key in keys if key in batch.keys]
         is_alive = batch.found is not None or batch.pending is not None
+        is_alive = is_alive and (batch.full or not full)
         return is_alive and bool(mine) and follower not in batch.served and all(map(batch.is_current, mine))
 
     def _measure(self, wanted: Mapping[_Key, nn.Parameter], held: Held, measure: Measure, *, beside: bool) -> _Batch:
         parameters = list(wanted.values())
         modules = [held[parameter] for parameter in parameters]
         operands = [measure.operands(parameter) for parameter in parameters]
+        measure = replace(measure, full=measure.full or measure.score_alone in self._full)
         batch = _Batch(
-            keys=list(wanted), parameters=parameters, versions=[parameter._version for parameter in parameters]
+            keys=list(wanted),
+            parameters=parameters,
+            versions=[parameter._version for parameter in parameters],
+            full=measure.full,
         )
         compute = partial(PendingScores if beside else live_scores, modules, operands, measure)
         result = compute(ranks=self.ranks, jobs=self._jobs)

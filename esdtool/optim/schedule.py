@@ -80,8 +80,8 @@ class SpectralSchedule(ABC):
             _LOG.log(level, "%s: %s", self.name, remark)
         self._modules: Mapping[str, tuple[WeightModule, ...]] = self._managed.modules
         ranks.check_same(list(self._modules))
-        self._measurements: Measurements = Measurements(ranks, jobs) if share is None else share._measurements
-        self._number = self._measurements.join()
+        self.measurements: Measurements = Measurements(ranks, jobs) if share is None else share.measurements
+        self._number = self.measurements.join(measure)
         self._scores = {name: LiveScore(status="not computed yet") for name in self._modules}
         self._reading: Reading | None = None
         """Scores under way."""
@@ -160,7 +160,7 @@ class SpectralSchedule(ABC):
 
     def _read(self, *, beside: bool) -> Reading:
         held = {self._managed.parameter(name): modules for name, modules in self._modules.items()}
-        return self._measurements.read(self._number, self.update_step, held, self._measure, beside=beside)
+        return self.measurements.read(self._number, self.update_step, held, self._measure, beside=beside)
 
     def _drop(self) -> None:
         if self._reading is not None:
@@ -188,7 +188,7 @@ class SpectralSchedule(ABC):
         Raises:
             RuntimeError: if there is one and several ranks share it, and `settle` was not called on all of them.
         """
-        if self._reading is not None and self._measurements.ranks.size > 1:
+        if self._reading is not None and self.measurements.ranks.size > 1:
             raise RuntimeError(f"a refresh is under way: call {self.name}.settle() on every rank before state_dict()")
         self.settle()
         return {

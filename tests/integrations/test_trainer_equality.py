@@ -182,7 +182,7 @@ def test_hugging_face_learning_rates(tmp_path: Path) -> None:
     whole.train()
     schedule = all_rates.rates.schedule
     assert schedule.num_updates == 12
-    assert schedule._measurements is all_rates.decay.schedule._measurements
+    assert schedule.measurements is all_rates.decay.schedule.measurements
     for step, (now, _, ratios) in enumerate(all_rates.seen):
         base = 3e-3 * 0.5 * (1 + math.cos(math.pi * step / 12))
         assert now == pytest.approx({name: base * ratios.get(name, 1.0) for name in now})
@@ -446,7 +446,7 @@ def test_lightning_learning_rates(tmp_path: Path, own_schedule: bool) -> None:
         enable_model_summary=False,
         callbacks=callbacks,
     ).fit(module)
-    assert callbacks[1].schedule._measurements is callbacks[0].schedule._measurements
+    assert callbacks[1].schedule.measurements is callbacks[0].schedule.measurements
 
     model = make_model()
     optimizer = make_optimizer(model)
