@@ -1,13 +1,15 @@
-"""Fill the generated parts of hand-written pages: scripts, sections of the README, recorded benchmarks."""
+"""Fill the generated parts of hand-written pages: scripts, sections of the README, tables."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from generator import benchmarks
+from generator import benchmarks, measures
 
 ROOT = Path(__file__).parents[2]
+
+_TABLES = benchmarks.TABLES | {"measures": measures.measures}
 
 _PART = re.compile(r"(<!-- generated: (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -29,8 +31,8 @@ def filled(text: str, *, where: str) -> str:
             body = f"```{language}\n{path.read_text(encoding='utf-8')}```\n"
         elif kind == "section":
             body = _section(name.replace("-", " "), where)
-        elif kind == "table" and name in benchmarks.TABLES:
-            body = benchmarks.TABLES[name]()
+        elif kind == "table" and name in _TABLES:
+            body = _TABLES[name]()
         else:
             raise SystemExit(f"{where}: nothing generates '{kind} {name}'")
         return f"{match[1]}\n{body}\n{match[4]}"

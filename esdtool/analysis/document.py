@@ -16,14 +16,14 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
+    create_model,
 )
 
 from esdtool.errors import CheckpointError
 from esdtool.modules.identification import IdentifiedBy
 from esdtool.modules.skipped import SkipKind
+from esdtool.spectra.measure import Number, all_quantities
 from esdtool.spectra.options import Solver
 from esdtool.support.csv_text import csv_text
 from esdtool.support.json_text import JsonTextError, model_json, parse_json
@@ -108,7 +108,7 @@ class TrainedResult(Record):
     shape: tuple[int, ...]
 
 
-class ModuleResult(Record):
+class _Module(Record):
     """One weight module: what it is, its tail and its metrics. Numbers are null unless status is 'ok'."""
 
     name: str = Field(description="Module, e.g. 'model.layers.0.self_attn.q_proj'.")
@@ -126,6 +126,7 @@ class ModuleResult(Record):
     rank: int | None = Field(default=None, description="Largest possible rank of a low-rank update (LoRA).")
     trained: tuple[TrainedResult, ...] | None = Field(
         default=None,
+        exclude_if=lambda trained: trained is None,  # nearly everywhere: the key would only repeat that
         description="The parameters that a trainer has in the place of a weight that is computed from them (weight "
         "normalisation, pruning, adapters); empty for an adapter's update. Absent where the parameter is the weight.",
     )
@@ -172,9 +173,6 @@ class ModuleResult(Record):
     log_spectral_norm: float | None = Field(default=None, description="log10 lambda_max.")
     alpha_weighted: float | None = Field(default=None, description="alpha * log10 lambda_max.")
     log_alpha_norm: float | None = Field(default=None, description="log10 sum lambda^alpha.")
-    mp_bulk_max: float | None = Field(default=None, description="Upper Marchenko-Pastur edge.")
-    num_spikes: int | None = Field(default=None, description="Eigenvalues above the Marchenko-Pastur edge.")
-    mp_softrank: float | None = Field(default=None, description="mp_bulk_max / lambda_max.")
     num_trace_log: int | None = Field(default=None, description="Tail size by SETOL's trace-log condition.")
 
     status: str = Field(default="ok", description="'ok', or what is wrong, in words.")
@@ -188,12 +186,16 @@ class ModuleResult(Record):
         "or scipy's OpenBLAS. The fastest on the machine at hand is chosen by a trial.",
     )
 
-    @model_serializer(mode="wrap")
-    def _serialized(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
-        if fields.get("trained", ...) is None:  # nearly everywhere: the key would only repeat that
-            del fields["trained"]
-        return fields
+    def measure(self, name: str) -> Number:
+        """Return a quantity of `esdtool.spectra.measures` by its name.
+
+        Raises:
+            KeyError: if there is no such quantity.
+        """
+        if name not in {quantity.name for quantity in all_quantities()}:
+            raise KeyError(name)
+        value: Number = getattr(self, name)
+        return value
 
     @property
     def ok(self) -> bool:
@@ -209,6 +211,24 @@ class ModuleResult(Record):
     def stored_shape(self) -> tuple[int, ...]:
         """Shape of the whole parameter."""
         return self.shape if self.parameter_shape is None else self.parameter_shape
+
+
+def _with_measures() -> Any:
+    """Add a key for each quantity of each registered measure."""
+    keys: dict[str, Any] = {
+        quantity.name: (
+            int | None if quantity.whole else float | None,
+            Field(default=None, description=quantity.description),
+        )
+        for quantity in all_quantities()
+    }
+    return create_model("ModuleResult", __base__=_Module, __module__=__name__, __doc__=_Module.__doc__, **keys)
+
+
+if TYPE_CHECKING:
+    ModuleResult = _Module
+else:
+    ModuleResult = _with_measures()
 
 
 class SkippedResult(Record):

@@ -9,6 +9,7 @@ from typing import Any
 from esdtool.analysis.document import LikelihoodTest, ModuleResult, TailResult, TrainedResult
 from esdtool.analysis.verdict import Verdict, within_limits
 from esdtool.modules import WeightModule
+from esdtool.spectra.measure import MeasuredSpectrum, measure_estimate, measure_spectrum
 from esdtool.spectra.metrics import alpha_weighted, estimated_metrics, log_alpha_norm, spectral_metrics
 from esdtool.spectra.options import ScoreOptions
 from esdtool.spectra.scoring import MatrixScore, null_alpha
@@ -18,9 +19,6 @@ from esdtool.spectra.tail import TailFit
 
 _WARNING_FIT = "ks"
 """The estimator for which the literature gives limits of a well-trained layer."""
-
-_OF_FULL_RANK = ("mp_bulk_max", "num_spikes", "mp_softrank")
-"""Metrics that compare with a random matrix, which a low-rank product is not."""
 
 
 def module_result(module: WeightModule, score: MatrixScore, options: ScoreOptions) -> ModuleResult:
@@ -53,11 +51,18 @@ def module_result(module: WeightModule, score: MatrixScore, options: ScoreOption
     first = score.fits[options.fit[0]]
     assert first is not None
     metrics = asdict(spectral_metrics(score.spectrum, module.matrix_shape, num_matrices=module.num_matrices))
+    metrics |= measure_spectrum(
+        MeasuredSpectrum(
+            spectrum=score.spectrum,
+            shape=module.matrix_shape,
+            num_matrices=module.num_matrices,
+            rank=module.rank,
+            fits=score.fits,
+        )
+    )
     null = None
     if module.rank is None:
         null = null_alpha(options.fit[0], module.matrix_shape, module.num_matrices, options)
-    else:
-        metrics |= dict.fromkeys(_OF_FULL_RANK)
     warned = score.fits.get(_WARNING_FIT)
     return ModuleResult(
         **described,
@@ -94,7 +99,7 @@ def _estimated(estimate: SlqEstimate, module: WeightModule, options: ScoreOption
         "mp_alpha": null_alpha("hill", module.matrix_shape, module.num_matrices, options),
         "alphas": {name: None if fit is None else fit.alpha for name, fit in fits.items()},
         "fits": fits,
-        **asdict(estimated_metrics(estimate, module.matrix_shape)),
+        **asdict(estimated_metrics(estimate, module.matrix_shape)) | measure_estimate(estimate, module.matrix_shape),
         "alpha_weighted": alpha_weighted(estimate.alpha, estimate.lambda_max),
         "log_alpha_norm": estimate.log_alpha_norm,
     }

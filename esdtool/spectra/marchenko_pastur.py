@@ -74,16 +74,45 @@ def mp_quantiles(rows: int, columns: int, count: int | None = None) -> Vector:
         [count] float64, not writable (the result is cached).
     """
     count = min(rows, columns) if count is None else count
+    middle, half, theta, cumulative = _distribution(rows, columns)
+    levels = (np.arange(count) + 0.5) / count
+    angles = np.interp(levels, cumulative, theta)
+    quantiles = middle - half * np.cos(angles)
+    quantiles.flags.writeable = False
+    return quantiles
+
+
+def mp_cumulative(eigenvalues: npt.ArrayLike, rows: int, columns: int) -> Vector:
+    """Distribution function of the Marchenko-Pastur law for elements of variance 1, at given eigenvalues.
+
+    >>> mp_cumulative([0.0, 100.0, 900.0], 400, 100).tolist()
+    [0.0, 0.0, 1.0]
+
+    Args:
+        eigenvalues: [k], any order.
+        rows: rows of the matrix.
+        columns: columns of the matrix.
+
+    Returns:
+        [k] float64 in [0, 1]: shares of the min(rows, columns) eigenvalues at or below each.
+    """
+    middle, half, theta, cumulative = _distribution(rows, columns)
+    cosines = np.clip((middle - np.asarray(eigenvalues, dtype=np.float64)) / half, -1.0, 1.0)
+    shares: Vector = np.interp(np.arccos(cosines), theta, cumulative)
+    return shares
+
+
+@lru_cache(maxsize=64)
+def _distribution(rows: int, columns: int) -> tuple[float, float, Vector, Vector]:
+    """Tabulate the distribution function for variance 1: middle and half width of the support, angles, shares.
+
+    With x = middle - half cos(theta) the density has no singularity, not even at q = 1, where x reaches 0.
+    """
     low, high = mp_edges(rows, columns)
-    # With x = middle - half cos(theta) the density has no singularity, not even at q = 1, where x reaches 0.
     theta = np.linspace(0.0, math.pi, _GRID)
     half, middle = (high - low) / 2, (high + low) / 2
     # The integral of sin^2(theta) / x in closed form, by the substitution t = tan(theta / 2).
     angle = 2 * np.arctan2(math.sqrt(high) * np.sin(theta / 2), math.sqrt(low) * np.cos(theta / 2))
     cumulative = middle * theta + half * np.sin(theta) - math.sqrt(low * high) * angle
     cumulative /= cumulative[-1]
-    levels = (np.arange(count) + 0.5) / count
-    angles = np.interp(levels, cumulative, theta)
-    quantiles = middle - half * np.cos(angles)
-    quantiles.flags.writeable = False
-    return quantiles
+    return middle, half, theta, cumulative

@@ -56,7 +56,9 @@ class SpectralMetrics:
     log_spectral_norm: float
     """log10 lambda_max."""
     mp_bulk_max: float | None
-    """Upper Marchenko-Pastur edge of a random matrix of the same shape and mean square."""
+    """Upper Marchenko-Pastur edge of a random matrix of the same shape and mean square, spikes included. The keys of
+    this and the next two names in the analysis file have the edge of the bulk alone instead
+    (`esdtool.spectra.measures.mp_bulk`)."""
     num_spikes: int | None
     """Eigenvalues above that edge."""
     mp_softrank: float
@@ -83,11 +85,11 @@ def spectral_metrics(spectrum: Spectrum, shape: tuple[int, int], *, num_matrices
     rank_tolerance = (max(shape) * _EPS32) ** 2 * largest
     median = float(np.median(eigenvalues))
     trace_log = num_trace_log(eigenvalues)
-    floor_resolved = _resolved(spectrum, float(eigenvalues[0]))
+    floor_resolved = is_resolved(spectrum, float(eigenvalues[0]))
     return SpectralMetrics(
         lambda_max=spectrum.unscaled(largest),
         lambda_min=spectrum.unscaled(float(eigenvalues[0])) if floor_resolved else None,
-        lambda_median=spectrum.unscaled(median) if _resolved(spectrum, median) else None,
+        lambda_median=spectrum.unscaled(median) if is_resolved(spectrum, median) else None,
         frobenius_norm=spectrum.unscaled(math.sqrt(total), power=2),
         spectral_norm=spectrum.unscaled(math.sqrt(largest), power=2),
         stable_rank=total / largest,
@@ -100,7 +102,7 @@ def spectral_metrics(spectrum: Spectrum, shape: tuple[int, int], *, num_matrices
         mp_bulk_max=spectrum.unscaled(edge),
         num_spikes=int((eigenvalues > edge).sum()),
         mp_softrank=edge / largest,
-        num_trace_log=trace_log if _resolved(spectrum, float(eigenvalues[-trace_log])) else None,
+        num_trace_log=trace_log if is_resolved(spectrum, float(eigenvalues[-trace_log])) else None,
     )
 
 
@@ -145,7 +147,7 @@ def _smoothed_entropy(eigenvalues: Vector, total: float, *, exponent: int) -> fl
     return float(-(share * np.log(share)).sum()) / math.log(rank + _SMOOTHING)
 
 
-def _resolved(spectrum: Spectrum, eigenvalue: float) -> bool:
+def is_resolved(spectrum: Spectrum, eigenvalue: float) -> bool:
     """Return whether a number that rests on this eigenvalue may be reported; float64 errors of 1e-13 always may."""
     return spectrum.path != "gram-float32" or spectrum.relative_error(eigenvalue) <= _REPORTED_ERROR
 

@@ -86,9 +86,8 @@ def test_the_drawn_numbers_are_those_of_the_spectrum(analysis: Analysis, documen
         low, high, densities = data["nulls"][shape]
         k = len(densities)
         grid = np.exp(np.log(low * high) / 2 - np.log(high / low) / 2 * np.cos(np.pi * np.arange(k) / (k - 1)))
-        assert module.frobenius_norm is not None
-        mean_square = module.frobenius_norm**2 / np.prod(module.shape)
-        expected = mp_density(grid * scale, *module.shape, mean_square=mean_square)
+        sigma = module.measure("mp_sigma")  # of the bulk: tests/spectra/test_measures.py
+        expected = mp_density(grid * scale, *module.shape, mean_square=sigma**2)
         np.testing.assert_allclose(np.array(densities[1:-1]) / scale, expected[1:-1], rtol=2e-3)
 
 

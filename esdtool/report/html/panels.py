@@ -16,6 +16,7 @@ from esdtool.report.html.markup import rounded
 from esdtool.report.html.rows import ModuleRows
 from esdtool.report.tables.density import drawn_fit, esd_histogram, null_density
 from esdtool.spectra.marchenko_pastur import mp_edges
+from esdtool.spectra.measure import all_quantities
 
 _METRICS: tuple[tuple[str, str], ...] = (
     ("num_eigs", "eigenvalues"),
@@ -29,9 +30,7 @@ _METRICS: tuple[tuple[str, str], ...] = (
     ("matrix_rank", "matrix rank"),
     ("entropy", "spectral entropy"),
     ("alpha_weighted", "alpha log₁₀ λ max"),
-    ("mp_bulk_max", "Marchenko-Pastur edge"),
-    ("num_spikes", "eigenvalues above it"),
-    ("mp_softrank", "edge / λ max"),
+    *((quantity.name, quantity.title) for quantity in all_quantities()),
 )
 
 _SAMPLES = 60
@@ -65,10 +64,11 @@ class _Nulls:
 
     def reference(self, module: ModuleResult) -> list[Any] | None:
         """[position in `samples`, scale] of a module's null; None where it has none."""
-        if not module.ok or module.rank is not None or module.mp_bulk_max is None:
+        sigma = module.measure("mp_sigma")
+        if sigma is None:
             return None
         shape = tuple(sorted(module.shape[:2]))
-        scale = module.mp_bulk_max / mp_edges(*shape)[1]
+        scale = sigma**2
         if shape not in self._position:
             sample = _sample(module, scale)
             if sample is None:

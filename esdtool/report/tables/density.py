@@ -87,9 +87,10 @@ def in_drawable_units(module: ModuleResult, eigenvalues: Vector) -> tuple[Module
         name: None if fit is None or fit.xmin is None else fit.model_copy(update={"xmin": fit.xmin / unit})
         for name, fit in module.fits.items()
     }
-    # The norm is only squared, for the null: the half power of an odd exponent is no matter.
-    norm = None if module.frobenius_norm is None else module.frobenius_norm / math.sqrt(unit)
-    return module.model_copy(update={"fits": fits, "frobenius_norm": norm}), eigenvalues / unit, exponent
+    # It is only squared, for the null: the half power of an odd exponent is no matter.
+    sigma = module.measure("mp_sigma")
+    scaled = None if sigma is None else sigma / math.sqrt(unit)
+    return module.model_copy(update={"fits": fits, "mp_sigma": scaled}), eigenvalues / unit, exponent
 
 
 def tail_density(eigenvalues: Vector, fit: TailResult, total: int) -> Vector:
@@ -122,14 +123,14 @@ def drawn_fit(module: ModuleResult) -> tuple[str, TailResult] | None:
 
 
 def null_density(eigenvalues: Vector, module: ModuleResult) -> Vector | None:
-    """Density that a random matrix of the module's shape and mean square has (Marchenko-Pastur).
+    """Compute the density of a random matrix of the module's shape, with the variance that matches its bulk.
 
     Returns:
-        [k], 0 outside its support; None where there is no such null: low-rank updates and unscored modules.
+        [k], 0 outside its support; None where there is no such null: low-rank updates, unscored modules, and modules
+        whose lower half of the eigenvalues is zero.
     """
-    if module.rank is not None or module.frobenius_norm is None:
+    sigma = module.measure("mp_sigma")
+    if sigma is None or module.rank is not None:
         return None
     rows, columns = module.shape[0], module.shape[1]
-    # All matrices of a convolution have one shape, and mean_square as `spectral_metrics` has it.
-    mean_square = module.frobenius_norm**2 / math.prod(module.shape)
-    return mp_density(eigenvalues, rows, columns, mean_square=mean_square)
+    return mp_density(eigenvalues, rows, columns, mean_square=sigma**2)

@@ -1,0 +1,73 @@
+"""The signal-to-noise score of Spectrum, which chooses the matrices to train, and what noise alone would score.
+
+The method calls a singular value signal if it exceeds s (1 + sqrt beta), with s the interquartile range of all singular
+values over 1.349 and beta the short side over the long one. That is not the edge of a random matrix's spectrum, so
+noise scores too, and differently for each shape. The score of a random matrix of the shape stands beside it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from esdtool.spectra.marchenko_pastur import mp_quantiles
+from esdtool.spectra.measure import Measure, MeasuredSpectrum, Number, Quantity
+from esdtool.spectra.tail import Vector
+
+_NORMAL_RANGE = 1.349
+"""Interquartile range of the normal distribution in standard deviations."""
+
+
+def spectrum_snr(measured: MeasuredSpectrum) -> dict[str, Number]:
+    """Score the singular values, and those of a random matrix of the same shape and mean square."""
+    spectrum = measured.spectrum
+    eigenvalues, (rows, columns) = spectrum.eigenvalues, measured.shape
+    mean_square = float(eigenvalues.sum()) / (rows * columns * measured.num_matrices)
+    noise = mean_square * mp_quantiles(rows, columns, eigenvalues.size)
+    found = {}
+    for name, values in (("spectrum_snr", eigenvalues), ("spectrum_snr_random", noise)):
+        score = _score(np.sqrt(values), min(rows, columns) / max(rows, columns))
+        # The score goes with 1 over the size of the weights, which float64 may have no number of.
+        found[name] = None if score is None else _rescaled(score, -spectrum.exponent // 2)
+    return found
+
+
+def _score(singular: Vector, beta: float) -> float | None:
+    """Score ascending singular values; None where all of them count as signal."""
+    quarter, three_quarters = np.quantile(singular, [0.25, 0.75])
+    threshold = (three_quarters - quarter) / _NORMAL_RANGE * (1 + math.sqrt(beta))
+    is_signal = singular > threshold
+    noise = float(singular[~is_signal].sum())
+    return float(singular[is_signal].sum()) / noise / float(singular[-1]) if noise > 0 else None
+
+
+def _rescaled(score: float, exponent: int) -> float | None:
+    try:
+        return math.ldexp(score, exponent)
+    except OverflowError:
+        return None
+
+
+MEASURE = Measure(
+    quantities=(
+        Quantity(
+            name="spectrum_snr",
+            title="Spectrum SNR",
+            formula="Sum of the singular values above t = s (1 + sqrt(short / long)), over the sum of the others, over "
+            "sigma_max, with s the interquartile range of the singular values over 1.349; null where none is at or "
+            "below t. Comparable within one shape only",
+            source="Hartford et al., Spectrum, arXiv 2406.06623",
+            unit="1 / weight",
+        ),
+        Quantity(
+            name="spectrum_snr_random",
+            title="SNR of noise",
+            formula="The same score of the Marchenko-Pastur quantiles of a random matrix of this shape and mean square",
+            source="Hartford et al., Spectrum, arXiv 2406.06623",
+            unit="1 / weight",
+        ),
+    ),
+    compute=spectrum_snr,
+    of_full_rank=True,
+)
