@@ -1,12 +1,14 @@
-"""Use AlphaDecay and layer-wise learning rates in Lightning (`lightning` or `pytorch_lightning`)."""
+"""Use AlphaDecay, layer-wise learning rates and SpectralMonitor in Lightning (`lightning` or `pytorch_lightning`)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from esdtool.errors import AssignmentError
-from esdtool.optim import AlphaDecay, LayerwiseLR
+from esdtool.optim import AlphaDecay, LayerwiseLR, SpectralMonitor
+from esdtool.optim.scalars import LEVELS, PREFIX, Level
 from esdtool.optim.schedule import SpectralSchedule
 
 if TYPE_CHECKING:
@@ -21,7 +23,10 @@ else:
 class ScheduleCallback(Callback):
     """Step a live schedule before every optimizer step and keep its state in the checkpoints of Lightning.
 
+    At each refresh alphas and values go to the Trainer's loggers.
+
     Args:
+        log: what is logged: any of `mean`, `role`, `layer`, `module`.
         options: options of the schedule. Give none if the module has the schedule as an attribute.
     """
 
@@ -30,7 +35,8 @@ class ScheduleCallback(Callback):
     attribute: ClassVar[str]
     """Where a module keeps a schedule that it has built itself."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, log: Sequence[Level] = LEVELS, **options: Any) -> None:
+        self.log_levels = tuple(log)
         self.options = options
         self.schedule: Any = None
         """The schedule; None before `fit` starts."""
@@ -68,6 +74,8 @@ class ScheduleCallback(Callback):
         assert self.schedule is not None
         if optimizer is trainer.optimizers[0]:
             self.schedule.step()
+            if self.schedule.last_refresh == self.schedule.update_step:
+                _log(trainer, self.schedule.scalars(self.log_levels), self.schedule.update_step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for the checkpoint. Lightning calls this on every rank."""
@@ -97,6 +105,7 @@ class AlphaDecayCallback(ScheduleCallback):
     Without a scheduler, `AlphaDecayCallback(weight_decay=0.1, interval=500)` is enough.
 
     Args:
+        log: what is logged at each refresh: any of `mean`, `role`, `layer`, `module`.
         options: options of `esdtool.AlphaDecay`. Give none if the module has an attribute `alpha_decay`.
     """
 
@@ -112,6 +121,7 @@ class LayerwiseLRCallback(ScheduleCallback):
     is its `num_updates`. Without a scheduler, `LayerwiseLRCallback(interval=100)` is enough.
 
     Args:
+        log: what is logged at each refresh: any of `mean`, `role`, `layer`, `module`.
         options: options of `esdtool.LayerwiseLR`. By default `num_updates` is the Trainer's. Give none if the module
             has an attribute `layerwise_lr`.
     """
@@ -122,3 +132,62 @@ class LayerwiseLRCallback(ScheduleCallback):
     def _complete(self, trainer: Trainer) -> dict[str, Any]:
         known = trainer.estimated_stepping_batches
         return {"num_updates": int(known) if math.isfinite(known) else None, **self.options}
+
+
+class SpectralMonitorCallback(Callback):
+    """Measure the spectra of the weights while Lightning trains, and give the numbers to the Trainer's loggers.
+
+        trainer = Trainer(callbacks=[SpectralMonitorCallback(every=500)], logger=TensorBoardLogger("logs"))
+
+    Beside a schedule's callback, which stands before it in the list, both share their spectra.
+
+    Args:
+        options: options of `esdtool.SpectralMonitor`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.monitor: SpectralMonitor | None = None
+        """The monitor; None before `fit` starts."""
+        self._saved: dict[str, Any] | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Build the monitor, or go on with a saved one."""
+        callbacks: Any = trainer.callbacks  # type: ignore[attr-defined,unused-ignore]
+        schedules = (each.schedule for each in callbacks if isinstance(each, ScheduleCallback))
+        share = next((schedule for schedule in schedules if schedule is not None), None)
+        self.monitor = SpectralMonitor(pl_module, **{"share": share, **self.options})
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on counting where a checkpoint stopped."""
+        if self._saved is not None and self.monitor is not None:
+            self.monitor.load_state_dict(self._saved)
+            self._saved = None
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Step the monitor once per update, also with several optimizers."""
+        assert self.monitor is not None
+        if optimizer is trainer.optimizers[0]:
+            found = self.monitor.step()
+            if found is not None:
+                _log(trainer, found, self.monitor.update_step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the monitor's own writers."""
+        if self.monitor is not None:
+            self.monitor.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for the checkpoint."""
+        return {} if self.monitor is None else self.monitor.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until training starts."""
+        self._saved = state_dict or None
+
+
+def _log(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
+    """Give scalars to all loggers, whatever the Trainer's `log_every_n_steps` is."""
+    for logger in trainer.loggers:
+        if scalars:
+            logger.log_metrics({f"{PREFIX}{name}": value for name, value in scalars.items()}, step=step)

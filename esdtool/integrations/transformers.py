@@ -1,4 +1,4 @@
-"""Use AlphaDecay, layer-wise learning rates and wd.json in the Hugging Face Trainer.
+"""Use AlphaDecay, layer-wise learning rates, wd.json and SpectralMonitor in the Hugging Face Trainer.
 
 The Trainer builds its learning-rate scheduler right after the optimizer, and the scheduler counts parameter groups, so
 the groups must be split before. `use_alpha_decay`, `use_layerwise_lr` and `use_assignment` therefore hook
@@ -16,7 +16,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from esdtool.errors import AssignmentError
-from esdtool.optim import AlphaDecay, LayerwiseLR, apply, load_assignment
+from esdtool.optim import AlphaDecay, LayerwiseLR, SpectralMonitor, apply, load_assignment
+from esdtool.optim.scalars import LEVELS, Level
 from esdtool.optim.schedule import SpectralSchedule
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
     from esdtool.assignment.document import Assignment
 
+
+Log = Callable[[dict[str, float]], None]
+"""The part of `Trainer.log` that is used here."""
 
 CallbackT = TypeVar("CallbackT", bound="ScheduleCallback")
 
@@ -34,7 +38,10 @@ class ScheduleCallback(TrainerCallback, ExportableState):
     kind: ClassVar[type[SpectralSchedule]]
     """What schedule it is."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, log: Sequence[Level] = LEVELS, **options: Any) -> None:
+        self.log_levels = tuple(log)
+        self.log: Log | None = None
+        """The Trainer's `log`, which reaches every reporter."""
         self.options = options
         self.schedule: Any = None
         """The schedule; None until the Trainer has built its optimizer."""
@@ -84,11 +91,18 @@ class ScheduleCallback(TrainerCallback, ExportableState):
         self._schedule().step()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Log new alphas and values, and finish a refresh in progress before a checkpoint, which one rank writes."""
+        schedule = self._schedule()
+        if self.log is not None and self.log_levels and schedule.last_refresh == schedule.update_step:
+            self.log(schedule.scalars(self.log_levels))
+        self.on_epoch_end(args, state, control, **kwargs)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Finish a refresh in progress before a checkpoint, which only one rank writes."""
         if control.should_save:
             self._schedule().settle()
-
-    on_epoch_end = on_step_end
 
     def state(self) -> dict[str, Any]:
         """Return the state for trainer_state.json, without the options, which JSON may be unable to represent."""
@@ -186,8 +200,10 @@ def use_alpha_decay(trainer: Trainer, **options: Any) -> AlphaDecayCallback:
 
     Args:
         trainer: a Trainer that has not created its optimizer yet.
-        options: options of `esdtool.AlphaDecay`. By default `weight_decay` is None: the base is the decay of each group
-            (`TrainingArguments.weight_decay`), so parameters that the Trainer does not decay stay without decay.
+        options: options of `esdtool.AlphaDecay`, and `log`: what goes to the Trainer's log at each refresh, any of
+            `mean`, `role`, `layer`, `module`, by default all. By default `weight_decay` is None: the base is the decay
+            of each group (`TrainingArguments.weight_decay`), so parameters that the Trainer does not decay stay without
+            decay.
 
     Returns:
         The callback; its `schedule` holds the alphas and decays.
@@ -211,7 +227,8 @@ def use_layerwise_lr(trainer: Trainer, **options: Any) -> LayerwiseLRCallback:
 
     Args:
         trainer: a Trainer that has not created its optimizer yet.
-        options: options of `esdtool.LayerwiseLR`. By default `num_updates` is the Trainer's.
+        options: options of `esdtool.LayerwiseLR`, and `log` as for `use_alpha_decay`. By default
+            `num_updates` is the Trainer's.
 
     Returns:
         The callback; its `schedule` holds the alphas, ratios and learning rates.
@@ -236,6 +253,85 @@ def _use(trainer: Trainer, callback: CallbackT) -> CallbackT:
         callback.attach(_model(trainer), _inner(optimizer), others)
 
     _hook(trainer, attach)
+    callback.log = trainer.log
+    trainer.add_callback(callback)
+    return callback
+
+
+class SpectralMonitorCallback(TrainerCallback):
+    """Step SpectralMonitor in the Trainer. `use_spectral_monitor` creates it."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.monitor: SpectralMonitor | None = None
+        """The monitor; None before training begins."""
+        self.log: Log | None = None
+        """The Trainer's `log`, which reaches every reporter."""
+        self.schedules: Callable[[], Sequence[Any]] = tuple
+        """Returns the live schedules of the Trainer, whose spectra are shared."""
+        self._found: dict[str, float] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Build the monitor on the model that is trained, and go on counting after a resume."""
+        if self.monitor is not None:
+            self.monitor.close()
+        share = next(iter(self.schedules()), None)
+        self.monitor = SpectralMonitor(kwargs["model"], **{"share": share, **self.options})
+        if state.global_step > 0:
+            self.monitor.resume(state.global_step)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Step the monitor before the update."""
+        if self.monitor is None:
+            raise AssignmentError(f"{type(self).__name__} was not attached: use use_spectral_monitor")
+        self._found = self.monitor.step()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Log new numbers under the number of the update."""
+        if self._found and self.log is not None:
+            self.log(self._found)
+        self._found = None
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the monitor's own writers."""
+        if self.monitor is not None:
+            self.monitor.close()
+
+
+def use_spectral_monitor(trainer: Trainer, **options: Any) -> SpectralMonitorCallback:
+    """Make a Trainer measure the spectra of its weights. Call this before `trainer.train()`.
+
+        trainer = Trainer(model=model, args=arguments, train_dataset=data)
+        use_spectral_monitor(trainer, every=500, levels=("mean", "role"))
+        trainer.train()
+
+    The numbers go through `trainer.log` and so to every reporter (TensorBoard, Weights & Biases, ...), as
+    `train/alpha/mean` and so on. Any optimizer will do, and any subclass of the Trainer (SFTTrainer, ...). Of a PEFT
+    model the updates are measured. Beside `use_alpha_decay` or `use_layerwise_lr` spectra are shared.
+
+    Args:
+        trainer: a Trainer.
+        options: options of `esdtool.SpectralMonitor`.
+
+    Returns:
+        The callback; its `monitor` is there as soon as training begins.
+
+    Raises:
+        AssignmentError: if the Trainer has a monitor already.
+    """
+    handler, callback = trainer.callback_handler, SpectralMonitorCallback(**options)
+    if any(isinstance(item, SpectralMonitorCallback) for item in handler.callbacks):
+        raise AssignmentError("the Trainer has a SpectralMonitor already")
+    callback.log = trainer.log
+    callback.schedules = lambda: [
+        item.schedule for item in handler.callbacks if isinstance(item, ScheduleCallback) and item.schedule is not None
+    ]
     trainer.add_callback(callback)
     return callback
 

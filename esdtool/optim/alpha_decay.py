@@ -207,6 +207,10 @@ class AlphaDecay(SpectralSchedule):
         return {name: self._bases[name] * ratio for name, ratio in self._ratios.items()}
 
     @property
+    def _values(self) -> Mapping[str, Mapping[str, float]]:
+        return {"weight_decay": self.last_decays}
+
+    @property
     def last_notes(self) -> dict[str, str]:
         """Why parameters do not follow the scores of all of their modules; empty if all were scored."""
         decays = self.last_decays

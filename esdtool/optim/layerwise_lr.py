@@ -269,6 +269,10 @@ class LayerwiseLR(SpectralSchedule):
         return {name: self._rates.rate(groups_of[self._managed.parameter(name)]) for name in self._targets}
 
     @property
+    def _values(self) -> Mapping[str, Mapping[str, float]]:
+        return {"lr_ratio": self.last_ratios}
+
+    @property
     def last_notes(self) -> dict[str, str]:
         """Why modules could not be scored, so that their ratio is 1; empty if all were scored."""
         return {name: f"ratio 1: {score.status}" for name, score in self._scores.items() if score.value is None}

@@ -17,6 +17,7 @@ from esdtool.optim.live_scores import LiveScore, Measure
 from esdtool.optim.managed import Managed, manage
 from esdtool.optim.measurements import Measurements, Reading
 from esdtool.optim.parameters import live_model
+from esdtool.optim.scalars import LEVELS, Level, Place, scalars, shown_name
 from esdtool.optim.shared_scores import Compute, LiveRanks
 
 _LOG = logging.getLogger(__name__)
@@ -83,6 +84,9 @@ class SpectralSchedule(ABC):
         self.measurements: Measurements = Measurements(ranks, jobs) if share is None else share.measurements
         self._number = self.measurements.join(measure)
         self._scores = {name: LiveScore(status="not computed yet") for name in self._modules}
+        self.last_refresh: int | None = None
+        """The call of `step` that put the present values in force, 0 for the construction; None before there are any
+        and after a state was loaded."""
         self._reading: Reading | None = None
         """Scores under way."""
         self._late: list[list[LiveScore]] | None = None
@@ -170,6 +174,7 @@ class SpectralSchedule(ABC):
     def _follow(self, found: Sequence[Sequence[LiveScore]]) -> None:
         self._drop()
         self._take(found)
+        self.last_refresh = self.update_step
         self.apply()
 
     @property
@@ -181,6 +186,31 @@ class SpectralSchedule(ABC):
     def last_scores(self) -> dict[str, float | None]:
         """What the values follow, of each assigned parameter at the last refresh: alpha itself unless chosen else."""
         return {name: score.value for name, score in self._scores.items()}
+
+    @property
+    @abstractmethod
+    def _values(self) -> Mapping[str, Mapping[str, float]]:
+        """The values in force of each assigned parameter, by their names in a dashboard."""
+
+    def scalars(self, levels: Sequence[Level] = LEVELS) -> dict[str, float]:
+        """Return alphas, scores and the values in force under the names that `SpectralMonitor` gives its numbers.
+
+        Args:
+            levels: what the scalars are of: `mean`, `role`, `layer`, `module`.
+        """
+        names = {name: shown_name(name, modules) for name, modules in self._modules.items()}
+        measured = {"alpha": self.last_alphas}
+        if self._measure.score != "alpha":
+            measured[self._measure.score] = self.last_scores
+        values: dict[str, dict[str, float]] = {
+            quantity: {names[name]: value for name, value in found.items() if value is not None}
+            for quantity, found in measured.items()
+        }
+        for quantity, in_force in self._values.items():
+            values[quantity] = {names[name]: value for name, value in in_force.items() if name in names}
+        return scalars(
+            values, {names[name]: Place.of(modules) for name, modules in self._modules.items()}, levels=levels
+        )
 
     def _state(self) -> dict[str, Any]:
         """Return what every schedule's state holds, after waiting for a refresh under way.
@@ -225,6 +255,7 @@ class SpectralSchedule(ABC):
     def _load(self, state: Mapping[str, Any]) -> None:
         """Restore what `_state` returned."""
         self.update_step = int(state["update_step"])
+        self.last_refresh = None
         self._scores = {
             name: LiveScore(status=state["statuses"][name], alpha=state["alphas"][name], value=state["scores"][name])
             for name in self._modules

@@ -284,8 +284,12 @@ class SpectralMonitor:
                 f"SpectralMonitor state of version {state_dict.get('version')!r} is not supported "
                 f"(this is {_STATE_VERSION})"
             )
+        self.resume(int(state_dict["update_step"]))
+
+    def resume(self, update_step: int) -> None:
+        """Go on counting after so many updates, where a trainer keeps the number itself."""
         self._drop()
-        self.update_step = int(state_dict["update_step"])
+        self.update_step = update_step
         self._writers.open(self._description, update_step=self.update_step)
 
     def close(self) -> None:
