@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
 
 from esdtool.checkpoint.base import Checkpoint, TensorInfo
 from esdtool.errors import CheckpointError, UsageError
@@ -18,26 +20,36 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint", "from_state_dict", "from_model"]
 
 
-def open_checkpoint(location: str | Path, *, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(location: str | Path, *, revision: str | None = None, download: bool | None = None) -> Checkpoint:
     """Open a checkpoint; only headers are read.
 
-    In this order: an existing folder, an existing file, a Hub id `org/name[@revision]`
-    (extra `hub`). So a path that exists is never taken for a Hub id.
+    In this order: a URL (`hf://`, `s3://`, `https://`, ...; extra `remote`), an existing folder, an existing file, a
+    Hub id `org/name[@revision]` (extra `hub`). So a path that exists is never taken for a Hub id.
 
     Args:
         location: a .safetensors file; a .bin, .pt, .pth, .pth.tar or .ckpt file of torch.save (never
             runs code); an .index.json; a Hugging Face or torch.distributed.checkpoint folder; or a Hub id.
         revision: branch, tag or commit; for a Hub id only.
+        download: True downloads a model of the Hub, False reads of it what is needed, when it is needed. None: one of
+            less than 1 GB is downloaded.
 
     Raises:
         CheckpointError: if there is nothing to read, or it is broken or unsafe; the message names the file.
-        MissingExtraError: for a Hub id without `huggingface_hub`.
+        MissingExtraError: for a Hub id without `huggingface_hub`, or a URL without the packages for it.
         UsageError: if `revision` is given with a path, or twice.
     """
-    from esdtool.checkpoint.hub import open_hub, parse_hub_id
+    from esdtool.checkpoint.hub import open_hub, parse_hub_id, parse_hub_url
     from esdtool.checkpoint.local import open_directory, open_file
+    from esdtool.checkpoint.opening import is_url, open_url
 
     text = visible(os.fspath(location))
+    if text.startswith("file://"):
+        text = location = url2pathname(unquote(urlsplit(text).path))
+    if is_url(text):
+        on_hub = parse_hub_url(text, revision)
+        if on_hub is not None:
+            return _logical(open_hub(on_hub, location=text, download=download))
+        return _logical(open_url(text, revision=revision))
     path = Path(location).expanduser()
     try:
         exists = path.exists()
@@ -58,7 +70,7 @@ def open_checkpoint(location: str | Path, *, revision: str | None = None) -> Che
     hub_id = parse_hub_id(text, revision)
     if hub_id is None:
         raise CheckpointError(f"{text}: no such file or directory")
-    return _logical(open_hub(hub_id, location=text))
+    return _logical(open_hub(hub_id, location=text, download=download))
 
 
 def _logical(stored: Checkpoint) -> Checkpoint:

@@ -12,13 +12,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esdtool.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
+
+    from esdtool.checkpoint.stored_file import Place
 
 DTYPE_BYTES = {
     "float64": 8,
@@ -118,8 +119,8 @@ class Checkpoint(ABC):
     """Remarks that the user should see, one line each (e.g. which of two formats was taken)."""
     adapter_config: Mapping[str, Any] = field(default_factory=dict)
     """PEFT's configuration of the adapter in a live model; empty elsewhere."""
-    folder: Path | None = None
-    """Where the files lie, for checkpoints on disk: what belongs to an adapter may be beside them."""
+    folder: Place | None = None
+    """Where the files lie, for checkpoints that are files: what belongs to an adapter may be beside them."""
     collective_reads: bool = False
     """Whether all ranks must read the same tensors in the same order (a live model sharded over them)."""
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+from esdtool.checkpoint.byte_source import AccessError
 from esdtool.checkpoint.limits import shortened
-from esdtool.checkpoint.stored_file import AccessError
 from esdtool.errors import CheckpointError, EsdtoolError
 from esdtool.support.words import one_line, visible
 
@@ -21,7 +20,7 @@ _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Ca
 
 
 @contextmanager
-def one_line_errors(path: Path | str, *, tensor: str | None = None, kind: str | None = None) -> Iterator[None]:
+def one_line_errors(path: object, *, tensor: str | None = None, kind: str | None = None) -> Iterator[None]:
     """Turn what is raised inside into a `CheckpointError`; errors of esdtool pass.
 
     Args:

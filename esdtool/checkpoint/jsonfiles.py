@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -13,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from esdtool.checkpoint.boundary import one_line_errors
 from esdtool.checkpoint.limits import JSON_BYTES, SHARDS, check_names, is_text, shortened
 from esdtool.checkpoint.quantized.settings import first_problem, read_settings
-from esdtool.checkpoint.stored_file import StoredFile
+from esdtool.checkpoint.stored_file import Place, StoredFile, is_there
 from esdtool.errors import CheckpointError
 from esdtool.support.words import visible
 
@@ -63,7 +62,7 @@ class ModelConfig(BaseModel):
     vocab_size: _Size = None
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Place) -> dict[str, Any]:
     """Read the JSON object in a file (UTF-8, -16 or -32).
 
     Raises:
@@ -92,13 +91,13 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Place) -> dict[str, Any]:
     """Read a model's configuration; an empty one if the file does not exist.
 
     Raises:
         CheckpointError: if it cannot be read, or a value that is looked at is of a wrong type.
     """
-    if not os.path.lexists(path):
+    if not is_there(path):
         return {}
     config = read_json_object(path)
     shown = visible(str(path))
@@ -108,7 +107,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def read_index(path: Path) -> WeightIndex:
+def read_index(path: Place) -> WeightIndex:
     """Read an index and check that its shards lie inside its own folder.
 
     Raises:

@@ -1,10 +1,9 @@
-"""Checkpoints on disk: one file, a Hugging Face folder, or shards joined by an index."""
+"""Checkpoints of files, on disk or in a remote store: one file, a Hugging Face folder, or shards joined by an index."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esdtool.checkpoint.base import Checkpoint, TensorInfo
@@ -24,8 +23,9 @@ from esdtool.checkpoint.layout import (
 )
 from esdtool.checkpoint.limits import check_names, check_shapes
 from esdtool.checkpoint.other_files import other_suffix
+from esdtool.checkpoint.remote.path import side_by_side
 from esdtool.checkpoint.slices import JoinedSlices, refuse_lone_slice, refuse_rank, siblings
-from esdtool.checkpoint.stored_file import StoredFile, exists
+from esdtool.checkpoint.stored_file import Place, StoredFile, exists
 from esdtool.errors import CheckpointError
 from esdtool.support.words import counted, listed, visible
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class OpenedFile:
     """One weight file of a checkpoint."""
 
-    path: Path
+    path: Place
     content: WeightFile
 
 
@@ -63,7 +63,7 @@ class FileCheckpoint(Checkpoint):
             return source.content.read(name, rows)
 
 
-def open_file(path: Path) -> Checkpoint:
+def open_file(path: Place) -> Checkpoint:
     """Open one weight file, an index, or the `.metadata` of a torch.distributed.checkpoint folder."""
     if path.name.endswith(INDEX_SUFFIX):
         choice = WeightChoice(kind="index", file=path.name, config=config_name(path.name))
@@ -86,7 +86,7 @@ def open_file(path: Path) -> Checkpoint:
     )
 
 
-def open_directory(folder: Path) -> Checkpoint:
+def open_directory(folder: Place) -> Checkpoint:
     """Open the weights in a folder.
 
     Raises:
@@ -106,7 +106,7 @@ def open_directory(folder: Path) -> Checkpoint:
     return open_choice(folder, choice, location=str(folder))
 
 
-def open_choice(folder: Path, choice: WeightChoice, *, location: str, revision: str | None = None) -> Checkpoint:
+def open_choice(folder: Place, choice: WeightChoice, *, location: str, revision: str | None = None) -> Checkpoint:
     """Open what was chosen in a folder, e.g. in a snapshot of a Hub repository."""
     config: Mapping[str, Any] = read_config(folder / choice.config)
     if choice.kind == "dcp":
@@ -134,7 +134,7 @@ def open_choice(folder: Path, choice: WeightChoice, *, location: str, revision: 
     )
 
 
-def open_weights(path: Path, label: str) -> OpenedFile:
+def open_weights(path: Place, label: str) -> OpenedFile:
     """Open one weight file by its name, with its siblings if they are slices of one model.
 
     Args:
@@ -156,7 +156,7 @@ def open_weights(path: Path, label: str) -> OpenedFile:
     )
 
 
-def _open_one(path: Path, label: str) -> OpenedFile:
+def _open_one(path: Place, label: str) -> OpenedFile:
     container = container_of(path.name)
     if container is None:
         known = f"known are {', '.join(weight_suffixes())} and *{INDEX_SUFFIX}"
@@ -175,16 +175,23 @@ def _open_one(path: Path, label: str) -> OpenedFile:
     return OpenedFile(path=path, content=content)
 
 
-def _open_shards(folder: Path, index_path: Path) -> tuple[dict[str, OpenedFile], dict[str, TensorInfo], list[str]]:
+def _open_shards(folder: Place, index_path: Place) -> tuple[dict[str, OpenedFile], dict[str, TensorInfo], list[str]]:
     """Open every shard of an index: (file of each tensor, catalogue, notes). Follows `weight_map`, no wildcard."""
     index = read_index(index_path)
-    missing = [shard for shard in index.shards if not exists(folder / shard)]
+    missing = [
+        shard
+        for shard, there in zip(
+            index.shards, side_by_side(lambda shard: exists(folder / shard), index.shards, of=folder), strict=True
+        )
+        if not there
+    ]
     if missing:
         raise CheckpointError(
             f"{index_path}: {counted(len(missing), 'shard')} of {len(index.shards)} not in the folder: "
             f"{listed(missing)}; download or copy the checkpoint again"
         )
-    shards = {shard: open_weights(folder / shard, shard) for shard in index.shards}
+    opened = side_by_side(lambda shard: open_weights(folder / shard, shard), index.shards, of=folder)
+    shards = dict(zip(index.shards, opened, strict=True))
     for name, shard in index.weight_map.items():
         if name not in shards[shard].content.tensors:
             raise CheckpointError(
@@ -204,7 +211,7 @@ def _files_of(tensors: Mapping[str, TensorInfo], opened: str) -> tuple[str, ...]
     return tuple(sorted({info.file for info in tensors.values()} or {opened}))
 
 
-def _subfolders_with_weights(folder: Path) -> list[str]:
+def _subfolders_with_weights(folder: Place) -> list[str]:
     """Return the names of direct subfolders that `open_directory` may take."""
     found = []
     for sub in sorted(entry for entry in folder.iterdir() if entry.is_dir()):

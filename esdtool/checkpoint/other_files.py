@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import struct
-from pathlib import Path
 
 from esdtool.checkpoint.base import Checkpoint
+from esdtool.checkpoint.stored_file import Place
 from esdtool.errors import CheckpointError
 
 _OPTIMIZER_STATES = frozenset(
@@ -67,7 +67,7 @@ def refuse_other_tensors(checkpoint: Checkpoint) -> None:
         )
 
 
-def refuse_other_binary(path: Path, head: bytes) -> None:
+def refuse_other_binary(path: Place, head: bytes) -> None:
     """Refuse a `.bin` file of another library by its first bytes.
 
     Raises:
@@ -83,7 +83,7 @@ def refuse_other_binary(path: Path, head: bytes) -> None:
         raise CheckpointError(f"{path}: a GGML file from before GGUF, which is not read; convert the model to GGUF")
 
 
-def other_suffix(path: Path) -> str | None:
+def other_suffix(path: Place) -> str | None:
     """Say what a file of a suffix that is not read is; None if that is not known."""
     if _LEGACY_IMATRIX.fullmatch(path.name):
         return "an importance matrix of llama.cpp (imatrix), not a model; name the model that it was made for"

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esdtool.checkpoint.base import TensorInfo
 from esdtool.checkpoint.container import WeightFile
+from esdtool.checkpoint.stored_file import Place
 from esdtool.errors import CheckpointError
 from esdtool.support.words import listed
 
@@ -32,7 +32,7 @@ _EMBEDDING = "tok_embeddings"
 class JoinedSlices(WeightFile):
     """The slices of one model as one file."""
 
-    def __init__(self, path: Path, slices: Sequence[WeightFile]) -> None:
+    def __init__(self, path: Place, slices: Sequence[WeightFile]) -> None:
         """Look at the slices of all ranks, in order; `path` is one of them, for messages.
 
         Raises:
@@ -85,7 +85,7 @@ class JoinedSlices(WeightFile):
         return torch.cat(pieces) if pieces else self._slices[0].read(name, slice(0, 0))
 
 
-def siblings(path: Path) -> list[Path]:
+def siblings(path: Place) -> list[Place]:
     """List the files of all ranks of one of Meta's slices, in order; the file alone if it is none.
 
     Raises:
@@ -106,7 +106,7 @@ def siblings(path: Path) -> list[Path]:
     return [ranks[rank] for rank in sorted(ranks)]
 
 
-def refuse_lone_slice(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
+def refuse_lone_slice(path: Place, tensors: Mapping[str, TensorInfo]) -> None:
     """Refuse one of Meta's files that is only a part of its model, though no other lies beside it.
 
     Raises:
@@ -125,7 +125,7 @@ def refuse_lone_slice(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
                 )
 
 
-def refuse_rank(path: Path) -> None:
+def refuse_rank(path: Place) -> None:
     """Refuse a rank's file, or a file in a rank's folder, of Megatron's or DeepSpeed's tensor parallelism.
 
     Raises:
@@ -149,10 +149,10 @@ def refuse_rank(path: Path) -> None:
             )
 
 
-def _listed(folder: Path) -> list[Path]:
+def _listed(folder: Place) -> list[Place]:
     """Return the entries of a folder; none if it cannot be listed."""
     try:
-        return list(folder.iterdir())
+        return [*folder.iterdir()]
     except OSError:
         return []
 

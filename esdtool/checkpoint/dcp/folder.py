@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from esdtool.checkpoint.formats.torch_save.file import read_single
 from esdtool.checkpoint.layout import DCP_METADATA
 from esdtool.checkpoint.limits import check_names
 from esdtool.checkpoint.state_dict import ModelTensors, model_tensors
-from esdtool.checkpoint.stored_file import StoredFile, exists
+from esdtool.checkpoint.stored_file import Place, StoredFile, exists
 from esdtool.errors import CheckpointError
 from esdtool.support.words import listed
 
@@ -70,7 +69,7 @@ class DistributedCheckpoint(Checkpoint):
 
 
 def open_distributed(
-    folder: Path, *, location: str, config: Mapping[str, Any], notes: tuple[str, ...] = ()
+    folder: Place, *, location: str, config: Mapping[str, Any], notes: tuple[str, ...] = ()
 ) -> DistributedCheckpoint:
     """Open a DCP folder from its `.metadata`.
 

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from esdtool.checkpoint.base import DTYPE_BYTES
 from esdtool.checkpoint.formats.torch_save.plain_pickle import CallsCodeError, Instance, PickleError, Symbol, load_plain
 from esdtool.checkpoint.jsonfiles import leaves_folder
 from esdtool.checkpoint.limits import DIMENSIONS, PICKLE_BYTES
-from esdtool.checkpoint.stored_file import StoredFile
+from esdtool.checkpoint.stored_file import Place, StoredFile
 from esdtool.errors import CheckpointError
 
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -102,7 +101,7 @@ class _Location:
     length: int
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Place) -> dict[str, Any]:
     """Return the structure of the saved state dict, with a `StoredTensor` for each tensor and None for anything else.
 
     Raises:
@@ -123,7 +122,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _tree(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
+def _tree(path: Place, metadata: Mapping[str, Any]) -> dict[str, Any]:
     locations = _locations(path, _get(metadata, "Metadata", "storage_data"))
     planned = metadata.get("planner_data")
     paths: Mapping[Any, Any] = planned if isinstance(planned, dict) else {}
@@ -147,7 +146,7 @@ def _tree(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
     return root
 
 
-def _tensor(path: Path, key: str, record: Instance, locations: Mapping[tuple[str, Any], _Location]) -> StoredTensor:
+def _tensor(path: Place, key: str, record: Instance, locations: Mapping[tuple[str, Any], _Location]) -> StoredTensor:
     """Return one tensor's entry, checked."""
     fields = _fields(record, "TensorStorageMetadata")
     shape = _size(_get(fields, "TensorStorageMetadata", "size"))
@@ -182,7 +181,7 @@ def _tensor(path: Path, key: str, record: Instance, locations: Mapping[tuple[str
     return StoredTensor(key=key, shape=shape, dtype=dtype, parts=tuple(parts))
 
 
-def _locations(path: Path, storage: Any) -> dict[tuple[str, Any], _Location]:
+def _locations(path: Place, storage: Any) -> dict[tuple[str, Any], _Location]:
     """Find the place of each part, by its tensor's key and its first position.
 
     Raises:
