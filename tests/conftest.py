@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-pytest_plugins = ["tests.train.run_fixtures"]
+pytest_plugins = ["tests.train.run_fixtures", "tests.checkpoint.remote_fixtures"]
 
 # No network in tests. Read when the libraries are first imported.
 for _name in (

@@ -51,6 +51,8 @@ class Container:
     """Whether it is chosen in a folder only where there is nothing of torch's, and must then be the only model."""
     quantizes: bool = True
     """Whether it knows quantised weights itself, so that no codes and scales are looked for among its tensors."""
+    is_read_whole: bool = False
+    """Whether there is no reading a tensor without the whole file, so that ranges of a remote one are of no use."""
     known_names: tuple[str, ...] = ()
     """Names of files that have a `config.json` of their own beside them."""
     model_of: Callable[[str], str] = str

@@ -23,7 +23,7 @@ from esdtool.checkpoint.layout import (
 )
 from esdtool.checkpoint.limits import check_names, check_shapes
 from esdtool.checkpoint.other_files import other_suffix
-from esdtool.checkpoint.remote.path import side_by_side
+from esdtool.checkpoint.remote.path import RemotePath, side_by_side
 from esdtool.checkpoint.slices import JoinedSlices, refuse_lone_slice, refuse_rank, siblings
 from esdtool.checkpoint.stored_file import Place, StoredFile, exists
 from esdtool.errors import CheckpointError
@@ -166,6 +166,8 @@ def _open_one(path: Place, label: str) -> OpenedFile:
         if other is not None:
             raise CheckpointError(f"{path}: {other}")
         raise CheckpointError(f"{path}: unknown format {path.suffix!r}; {known}")
+    if container.is_read_whole and isinstance(path, RemotePath) and not path.is_on_disk:
+        raise CheckpointError(f"{path}: {container.kind} is read whole, not by ranges of bytes; {path.store.copy}")
     with one_line_errors(path, kind=container.kind):
         file = StoredFile.at(path)
         _ = file.head  # empty files and pointers to elsewhere are told by themselves

@@ -9,9 +9,6 @@ import pytest
 
 from tests.checkpoint.remote_server import Server, serve
 
-pytest.importorskip("fsspec")
-pytest.importorskip("aiohttp")
-
 
 @pytest.fixture
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,8 +17,9 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def web(tmp_path: Path, no_waits: None) -> Iterator[Server]:
+def web_server(tmp_path: Path, no_waits: None) -> Iterator[Server]:
     """A web server of the folder `served`."""
+    pytest.importorskip("aiohttp")
     folder = tmp_path / "served"
     folder.mkdir()
     with serve(folder) as server:
@@ -29,8 +27,9 @@ def web(tmp_path: Path, no_waits: None) -> Iterator[Server]:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_waits: None) -> Iterator[Server]:
+def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_waits: None) -> Iterator[Server]:
     """A Hub with one repository, `org/tiny`, of the files in the folder `served`; huggingface_hub asks it."""
+    pytest.importorskip("huggingface_hub")
     folder = tmp_path / "served"
     folder.mkdir()
     with serve(folder, is_hub=True) as server:

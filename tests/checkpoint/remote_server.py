@@ -82,6 +82,8 @@ def serve(folder: Path, *, is_hub: bool = False, rate: float | None = None) -> I
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = 2**16
 
         def log_message(self, *_: object) -> None:
             pass
@@ -116,6 +118,8 @@ def serve(folder: Path, *, is_hub: bool = False, rate: float | None = None) -> I
                 return self._json({"id": REPO, "sha": COMMIT, "siblings": names, "private": False, "tags": []})
             if api:
                 return self._json(self._tree(api["sub"] or ""))
+            if path.startswith("/api/models/"):
+                return self._json({"error": "no"}, status=404, headers={"X-Error-Code": "RepoNotFound"})
             found = re.fullmatch(rf"/{REPO}/resolve/[^/]+/(?P<name>.+)", path)
             if found is None or not (server.folder / found["name"]).is_file():
                 return self._json({"error": "no"}, status=404, headers={"X-Error-Code": "EntryNotFound"})
@@ -190,6 +194,7 @@ def serve(folder: Path, *, is_hub: bool = False, rate: float | None = None) -> I
             self.end_headers()
             if self.command == "HEAD":
                 return None
+            self.wfile.flush()
             if fault.delay:
                 time.sleep(fault.delay)
             return self._body(

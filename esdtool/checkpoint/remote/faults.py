@@ -1,4 +1,4 @@
-"""What the errors of remote stores mean: whether to try again, and what to tell the user.
+"""Tell what the errors of remote stores mean: whether to try again, and what to say to the user.
 
 Each library has its own exceptions, and some hide one below another. What they have in common is looked for in the
 whole chain: an HTTP status, or a type of Python's own.
@@ -110,8 +110,10 @@ def said(error: BaseException, store: RemoteStore) -> str:
         return f"no credentials; {store.credentials}"
     if isinstance(error, PermissionError):
         return f"access denied; {store.credentials}"
-    reason = redacted(f"{type(chain[-1]).__name__}: {one_line(chain[-1])}")
-    if any(map(_is_transport, chain)):
+    lost = next(filter(_is_transport, chain), None)
+    told = chain[-1] if lost is None else lost
+    reason = redacted(f"{type(told).__name__}: {one_line(told)}")
+    if lost is not None:
         return f"the connection was lost ({reason}); run again: what is computed is kept"
     return reason
 

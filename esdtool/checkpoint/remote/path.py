@@ -74,6 +74,11 @@ class RemotePath:
         entry = self._entry()
         return entry is not None and entry.is_folder
 
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether a library keeps a copy on this machine."""
+        return self.store.local(self.key) is not None
+
     def iterdir(self) -> Iterator[RemotePath]:
         """List a folder.
 

@@ -94,7 +94,7 @@ def _fetch(store: RemoteStore, entry: Entry, start: int, target: memoryview) -> 
 
 
 class _Patience:
-    """How often an attempt has failed."""
+    """Count the attempts that failed, and wait longer after each."""
 
     def __init__(self) -> None:
         self._failures = 0

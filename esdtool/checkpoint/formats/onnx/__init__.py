@@ -24,6 +24,7 @@ CONTAINER = Container(
     suffixes=(".onnx",),
     open=_open,
     precedence=30,
+    is_read_whole=True,
     known_names=("model.onnx",),
     companions=_external_data,
 )
