@@ -1,8 +1,8 @@
 """Write the parts of the documentation that come from the code: `python docs/generate.py [--check]`.
 
-Whole pages are `reference/cli.md`, `config.md`, `json.md` and `python.md`. In other pages the text between
-`<!-- generated: KIND NAME -->` and `<!-- end -->` is a script of the repository, a section of the README, or a table
-from `benchmarks/results`. With `--check` nothing is written; the exit code is 1 if a page is not up to date.
+Whole pages are `reference/cli.md`, `config.md`, `json.md`, `findings.md` and `python.md`. In other pages the text
+between `<!-- generated: KIND NAME -->` and `<!-- end -->` is a script of the repository, a section of the README, or a
+table from `benchmarks/results`. With `--check` nothing is written; the exit code is 1 if a page is not up to date.
 """
 
 from __future__ import annotations
@@ -10,10 +10,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from generator import cli, config, formats, parts, python_api
+from generator import cli, config, findings, formats, parts, python_api
 
 DOCS = Path(__file__).parent
-PAGES = {"cli": cli.page, "config": config.page, "json": formats.page, "python": python_api.page}
+PAGES = {
+    "cli": cli.page,
+    "config": config.page,
+    "json": formats.page,
+    "findings": findings.page,
+    "python": python_api.page,
+}
 
 
 def wanted() -> dict[Path, str]:

@@ -13,10 +13,10 @@ from esdtool.support.lazy import exporter
 
 if TYPE_CHECKING:
     from esdtool.analysis.document import Analysis
-    from esdtool.analysis.run import analyze
     from esdtool.assignment.assign import assign
     from esdtool.assignment.document import Assignment, load_assignment
     from esdtool.errors import EsdtoolError
+    from esdtool.findings.whole import analyze
     from esdtool.names import canonical_name
     from esdtool.optim import AlphaDecay, LayerwiseLR, SpectralMonitor, apply, param_groups
     from esdtool.spectra.estimators.hill import hill
@@ -32,7 +32,7 @@ _HOME = {
     "LayerwiseLR": "optim",
     "SpectralMonitor": "optim",
     "TailFit": "spectra.tail",
-    "analyze": "analysis.run",
+    "analyze": "findings.whole",
     "apply": "optim",
     "assign": "assignment.assign",
     "canonical_name": "names",

@@ -17,7 +17,10 @@ _SAME_ON_ALL_RANKS = (UsageError, ConfigError, OutputError)
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 fine, 1 cannot read or run, 2 usage, 3 nothing to analyse, 130 interrupted."""
+    """Run the command line and end the process.
+
+    Exit codes: 0 fine, 1 cannot read or run, 2 usage, 3 nothing to analyse, 4 finding failed on, 130 interrupted.
+    """
     _notice_interrupts()
     try:
         from esdtool.cli import app  # here, so that Ctrl-C is one line from the beginning

@@ -51,6 +51,12 @@ class NothingToAnalyzeError(EsdtoolError):
     exit_code = 3
 
 
+class FindingsError(EsdtoolError):
+    """A finding as grave as the user wants a command to fail on. Exit code 4."""
+
+    exit_code = 4
+
+
 class LackOfMemoryError(EsdtoolError):
     """Too little memory for a module that was asked for."""
 

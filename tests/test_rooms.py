@@ -18,7 +18,7 @@ FLOORS = (
     {"checkpoint", "spectra"},
     {"modules"},
     {"analysis"},
-    {"assignment"},
+    {"assignment", "findings"},
     {"optim"},
     {"train", "integrations"},
     {"comparison"},

@@ -18,8 +18,8 @@ This page lists every subcommand with all of its options, as `esdtool COMMAND --
 prints the version, `-h` is short for `--help`, and `esdtool --install-completion` installs completion for your shell.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 success, 1 cannot read or run, 2 usage, 3 nothing to
-analyse, 130 interrupted. The environment variable `ESDTOOL_CACHE_DIR` sets the directory in which esdtool keeps spectra
-and the latest analysis.
+analyse, 4 a finding that `--fail-on` names, 130 interrupted. The environment variable `ESDTOOL_CACHE_DIR` sets the
+directory in which esdtool keeps spectra and the latest analysis.
 """
 
 

@@ -8,18 +8,19 @@ gives the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
     create_model,
 )
 
+from esdtool.analysis.finding import Finding
+from esdtool.analysis.record import Record
 from esdtool.errors import CheckpointError
 from esdtool.modules.identification import IdentifiedBy
 from esdtool.modules.skipped import SkipKind
@@ -34,14 +35,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas
 
+    from esdtool.analysis.observation import Observation
+
 FORMAT: Final = "esdtool.analysis"
 VERSION: Final = 1
-
-
-class Record(BaseModel):
-    """Base of all parts: immutable, unknown keys of newer minor writers are ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Source(Record):
@@ -173,6 +170,11 @@ class _Module(Record):
     log_spectral_norm: float | None = Field(default=None, description="log10 lambda_max.")
     alpha_weighted: float | None = Field(default=None, description="alpha * log10 lambda_max.")
     log_alpha_norm: float | None = Field(default=None, description="log10 sum lambda^alpha.")
+    null_distance: float | None = Field(
+        default=None,
+        description="Distance from the spectrum of a random matrix: the share of the squared Frobenius norm that lies "
+        "elsewhere, 0 to 1; it compares across shapes. Null for a low-rank update and without eigenvalues.",
+    )
     num_trace_log: int | None = Field(default=None, description="Tail size by SETOL's trace-log condition.")
 
     status: str = Field(default="ok", description="'ok', or what is wrong, in words.")
@@ -282,12 +284,16 @@ class Analysis(Record):
     created_by: str
     source: Source
     settings: Settings
+    findings: tuple[Finding, ...] | None = Field(
+        default=None, description="What is wrong or worth knowing, the gravest first; null where nobody looked."
+    )
     modules: tuple[ModuleResult, ...]
     skipped: tuple[SkippedResult, ...] = ()
     summary: Summary
 
     # Not part of the file: `esdtool analyze --esd` saves them.
     _esds: dict[str, npt.NDArray[np.float64]] = PrivateAttr(default_factory=dict)
+    _observations: Mapping[str, Observation] = PrivateAttr(default_factory=dict)
 
     @property
     def esds(self) -> dict[str, npt.NDArray[np.float64]]:
@@ -298,6 +304,17 @@ class Analysis(Record):
         """Return the same analysis with eigenvalues attached."""
         copy = self.model_copy()
         copy._esds = esds
+        return copy
+
+    @property
+    def observations(self) -> Mapping[str, Observation]:
+        """What was noticed about each module's weights, by name; empty if the analysis was read from a file."""
+        return self._observations
+
+    def with_observations(self, observations: Mapping[str, Observation]) -> Self:
+        """Return the same analysis with observations attached."""
+        copy = self.model_copy()
+        copy._observations = observations
         return copy
 
     @property

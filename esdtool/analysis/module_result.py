@@ -11,6 +11,7 @@ from esdtool.analysis.verdict import Verdict, within_limits
 from esdtool.modules import WeightModule
 from esdtool.spectra.measure import MeasuredSpectrum, measure_estimate, measure_spectrum
 from esdtool.spectra.metrics import alpha_weighted, estimated_metrics, log_alpha_norm, spectral_metrics
+from esdtool.spectra.null_distance import null_distance
 from esdtool.spectra.options import ScoreOptions
 from esdtool.spectra.scoring import MatrixScore, null_alpha
 from esdtool.spectra.slq import SlqEstimate
@@ -62,6 +63,7 @@ def module_result(module: WeightModule, score: MatrixScore, options: ScoreOption
     )
     null = None
     if module.rank is None:
+        metrics["null_distance"] = null_distance(score.spectrum.eigenvalues, *module.matrix_shape)
         null = null_alpha(options.fit[0], module.matrix_shape, module.num_matrices, options)
     warned = score.fits.get(_WARNING_FIT)
     return ModuleResult(

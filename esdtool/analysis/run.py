@@ -16,6 +16,7 @@ from esdtool.analysis.difference import difference
 from esdtool.analysis.document import Analysis, ModuleResult, Settings, SkippedResult, Source
 from esdtool.analysis.execution import Batch, carry_out, lack_of_memory_named
 from esdtool.analysis.module_result import module_result
+from esdtool.analysis.observation import Observation, observe
 from esdtool.analysis.plan import Plan, Readable, make_plan
 from esdtool.analysis.ranks import AnalysisRanks
 from esdtool.analysis.summary import summarize
@@ -24,12 +25,16 @@ from esdtool.modules.base import cost
 from esdtool.modules.choice import ModuleChoice
 from esdtool.modules.reading import read_matrices
 from esdtool.modules.splitting import SplitRequest
+from esdtool.spectra.cache import content_hash
 from esdtool.spectra.options import LOW_RANK_MIN_EIGS, ScoreOptions
 from esdtool.spectra.scoring import ALL_ZERO, MatrixScore, ScoreRequest, score_batch
 from esdtool.spectra.tail import Vector
 
 OnProgress = Callable[[WeightModule, float], None]
 """Called in the main thread after each module with the module and its cost."""
+
+Scored = tuple[ModuleResult, Vector | None, Observation]
+"""A module's result, its eigenvalues if float64 can hold them, and what was noticed about its weights."""
 
 _UNCHANGED = "unchanged: equal to the base to the last bit"
 
@@ -139,7 +144,7 @@ def run(plan: Plan, *, ranks: AnalysisRanks | None = None, on_progress: OnProgre
     """
     modules = plan.selection.modules if ranks is None else tuple(ranks.share(plan.selection.modules))
 
-    def work() -> list[tuple[ModuleResult, Vector | None]]:
+    def work() -> list[Scored]:
         results = []
         for module, result in _results(plan, modules):
             results.append(result)
@@ -154,7 +159,7 @@ def run(plan: Plan, *, ranks: AnalysisRanks | None = None, on_progress: OnProgre
     return _analysis(plan, [scored[module.name] for module in plan.selection.modules if all_here])
 
 
-def _analysis(plan: Plan, results: Sequence[tuple[ModuleResult, Vector | None]]) -> Analysis:
+def _analysis(plan: Plan, results: Sequence[Scored]) -> Analysis:
     """Bring the results into the form of the file."""
     checkpoint, options = plan.checkpoint, plan.options
     uses_farms = "farms" in options.fit
@@ -184,25 +189,24 @@ def _analysis(plan: Plan, results: Sequence[tuple[ModuleResult, Vector | None]])
             include=plan.choice.include,
             exclude=plan.choice.exclude,
         ),
-        modules=tuple(result for result, _ in results),
+        modules=tuple(result for result, *_ in results),
         skipped=tuple(
             SkippedResult(
                 name=tensor.name, shape=tensor.shape, dtype=tensor.dtype, kind=tensor.kind, reason=tensor.reason
             )
             for tensor in plan.selection.skipped
         ),
-        summary=summarize([result for result, _ in results], num_skipped=len(plan.selection.skipped)),
+        summary=summarize([result for result, *_ in results], num_skipped=len(plan.selection.skipped)),
     )
-    return analysis.with_esds({result.name: eigenvalues for result, eigenvalues in results if eigenvalues is not None})
+    esds = {result.name: eigenvalues for result, eigenvalues, _ in results if eigenvalues is not None}
+    return analysis.with_esds(esds).with_observations({result.name: noticed for result, _, noticed in results})
 
 
 Weights = tuple[list[torch.Tensor], float | None]
 """A module's matrices, and the relative rounding error of its stored weights where it is not that of their dtype."""
 
 
-def _results(
-    plan: Plan, modules: Sequence[WeightModule]
-) -> Iterator[tuple[WeightModule, tuple[ModuleResult, Vector | None]]]:
+def _results(plan: Plan, modules: Sequence[WeightModule]) -> Iterator[tuple[WeightModule, Scored]]:
     """Yield every module's result, in the order in which they get done."""
     limits, location = plan.limits, plan.checkpoint.location
 
@@ -210,7 +214,7 @@ def _results(
         with lack_of_memory_named(batch, limits, location=location):
             return [_read(plan, module) for module in batch]
 
-    def compute(batch: Batch, weights: list[Weights]) -> list[tuple[ModuleResult, Vector | None]]:
+    def compute(batch: Batch, weights: list[Weights]) -> list[Scored]:
         with lack_of_memory_named(batch, limits, location=location):
             return _score(plan, batch, weights)
 
@@ -224,12 +228,14 @@ def _read(plan: Plan, module: WeightModule) -> Weights:
     return difference(plan.checkpoint, module, plan.base.checkpoint, plan.base.pairing.base[module.name])
 
 
-def _score(
-    plan: Plan, batch: Sequence[WeightModule], weights: Sequence[Weights]
-) -> list[tuple[ModuleResult, Vector | None]]:
+def _score(plan: Plan, batch: Sequence[WeightModule], weights: Sequence[Weights]) -> list[Scored]:
     requests = [
         ScoreRequest(
-            matrices=matrices, options=_options(plan, module), scale=module.eigenvalue_scale, roundoff=roundoff
+            matrices=matrices,
+            options=_options(plan, module),
+            scale=module.eigenvalue_scale,
+            roundoff=roundoff,
+            content=content_hash(matrices),
         )
         for module, (matrices, roundoff) in zip(batch, weights, strict=True)
     ]
@@ -238,7 +244,9 @@ def _score(
     for module, request, score in zip(batch, requests, scores, strict=True):
         if plan.base is not None and score.status == ALL_ZERO:
             score = replace(score, status=_UNCHANGED)
-        results.append((module_result(module, score, request.options), _eigenvalues(score)))
+        assert request.content is not None
+        noticed = observe(request.matrices, score.spectrum, content=request.content, is_product=module.rank is not None)
+        results.append((module_result(module, score, request.options), _eigenvalues(score), noticed))
     return results
 
 

@@ -11,7 +11,7 @@ from esdtool.analysis.document import Analysis, ModuleResult
 OVER_TRAINED_BELOW, UNDER_TRAINED_ABOVE = 2.0, 6.0
 """Limits of a well-trained layer by the estimator `ks` (Martin and Mahoney 2021)."""
 
-_FITS_WITH_LIMITS = frozenset({"ks", "powerlaw"})
+FITS_WITH_LIMITS = frozenset({"ks", "powerlaw"})
 """Estimators for which those limits hold; `powerlaw` makes the fit of `ks`."""
 
 _SIGNIFICANT = 2.0
@@ -47,7 +47,7 @@ def verdict(module: ModuleResult, fit: str) -> Verdict:
         return Verdict.NOT_SCORED
     if module.rank is not None:
         return Verdict.LOW_RANK
-    if fit in _FITS_WITH_LIMITS:
+    if fit in FITS_WITH_LIMITS:
         return within_limits(module.alpha)
     if module.mp_alpha is None or module.alpha_stderr is None:
         return Verdict.NO_NULL
@@ -68,8 +68,38 @@ def within_limits(alpha: float) -> Verdict:
     return Verdict.UNDER_TRAINED if alpha > UNDER_TRAINED_ABOVE else Verdict.HEAVY_TAILED
 
 
+_TAIL_WORDS = {
+    Verdict.HEAVY_TAILED: " from random",
+    Verdict.NO_NULL: " from random",
+    Verdict.LIKE_RANDOM: ", random tail",
+    Verdict.LIGHTER_THAN_RANDOM: ", lighter tail",
+}
+"""What follows the distance from random in percent; a heavy tail is what is expected of it."""
+
+
 def verdict_words(module: ModuleResult, fit: str) -> str:
-    """Say the verdict on a module: with the rank of a low-rank update, and with the reason why there is no score."""
+    """Say how far a module is from random, in units that compare across shapes, and what its alpha adds to that.
+
+    Where the distance is not known, the words are those of `alpha_words`.
+
+    Args:
+        module: a module of an analysis.
+        fit: the estimator of its alpha.
+    """
+    words, distance = alpha_words(module, fit), distance_words(module)
+    return words if distance is None else distance + _TAIL_WORDS.get(verdict(module, fit), f", {words}")
+
+
+def distance_words(module: ModuleResult) -> str | None:
+    """Say how far a module is from random, in percent; None where that is not known."""
+    if module.null_distance is None or not module.ok:
+        return None
+    percent = 100 * module.null_distance
+    return f"{percent:.0f} %" if percent >= 9.95 else f"{percent:.1f} %"
+
+
+def alpha_words(module: ModuleResult, fit: str) -> str:
+    """Say the verdict on an alpha: with the rank of a low-rank update, and with the reason why there is no score."""
     found = verdict(module, fit)
     if found is Verdict.NOT_SCORED:
         return module.status
@@ -136,7 +166,7 @@ def conclude(analysis: Analysis) -> Conclusion:
 
     tally: dict[str, int] = {}
     for module in analysis.scored:
-        words = verdict_words(module, analysis.settings.fit[0])
+        words = alpha_words(module, analysis.settings.fit[0])
         if words:
             tally[words] = tally.get(words, 0) + 1
     intervals = [module.alpha_ci for module in analysis.scored if module.alpha_ci is not None]

@@ -30,6 +30,7 @@ from esdtool.cli.options import (
 )
 from esdtool.spectra.options import FixFingerBound, ScoreOptions, SpectrumName
 
+FailOn = Literal["warning", "error"]
 SortKey = Literal["order", "name", "role", "layer", "alpha", "ks", "stable-rank", "lambda-max"]
 
 
@@ -98,6 +99,12 @@ def analyze(
     ] = False,
     sort: Annotated[SortKey, typer.Option(help="Order of the table. 'order' is the order in the model.")] = "order",
     top: TopOption = None,
+    fail_on: Annotated[
+        FailOn | None,
+        typer.Option(
+            help="End with exit code 4 if a finding of this severity or a graver one is made.", metavar="SEVERITY"
+        ),
+    ] = None,
     quiet: QuietOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read headers only: modules, shapes, estimated time and memory.")
@@ -166,6 +173,7 @@ def analyze(
     from esdtool.analysis.ranks import join_ranks
     from esdtool.analysis.run import run
     from esdtool.comparison.trajectory import in_order_of_training, make_trajectory
+    from esdtool.findings.diagnosis import diagnose, fail_on_findings
     from esdtool.modules.choice import ModuleChoice
     from esdtool.support.launch import speaks
     from esdtool.support.sizes import parse_size
@@ -238,6 +246,7 @@ def analyze(
             analyses = [run(plan, ranks=ranks, on_progress=advance) for plan in plans]
         if ranks is not None and not ranks.is_first:
             return
+        analyses = [diagnose(analysis) for analysis in analyses]
 
     trajectory = make_trajectory(analyses) if len(analyses) > 1 else None
     analysis = analyses[-1]
@@ -284,3 +293,5 @@ def analyze(
                 f"{found.source.checkpoint}: none of the {len(found.modules)} weight modules could be scored: "
                 f"{found.modules[0].name}: {found.modules[0].status}"
             )
+    if fail_on is not None:
+        fail_on_findings(analyses, fail_on)

@@ -12,7 +12,7 @@ from typing import Final
 from esdtool._version import __version__
 from esdtool.analysis.counterparts import Counterparts, find_counterparts
 from esdtool.analysis.document import Analysis, ModuleResult
-from esdtool.analysis.verdict import verdict_words
+from esdtool.analysis.verdict import alpha_words
 from esdtool.comparison.document import (
     MOVED_MOST,
     CheckpointComparison,
@@ -141,7 +141,7 @@ def _side(module: ModuleResult, first: ModuleResult | None, fit: str) -> Side:
         alpha=module.alpha,
         alpha_stderr=module.alpha_stderr,
         mp_alpha=module.mp_alpha,
-        verdict=verdict_words(module, fit),
+        verdict=alpha_words(module, fit),
         num_eigs=module.num_eigs,
         difference=difference,
         significance=significance,

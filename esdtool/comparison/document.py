@@ -11,7 +11,8 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field
 
-from esdtool.analysis.document import Record, Settings, Source, read_document
+from esdtool.analysis.document import Settings, Source, read_document
+from esdtool.analysis.record import Record
 from esdtool.modules.skipped import SkipKind
 from esdtool.support.csv_text import csv_text
 from esdtool.support.json_text import model_json

@@ -10,7 +10,8 @@ from typing import Final, Literal, Self
 from pydantic import Field
 
 from esdtool._version import __version__
-from esdtool.analysis.document import Analysis, Record, read_document
+from esdtool.analysis.document import Analysis, read_document
+from esdtool.analysis.record import Record
 from esdtool.support.csv_text import csv_text
 from esdtool.support.json_text import model_json
 

@@ -25,6 +25,7 @@ from esdtool.report.tables.analysis import (
     skipped_rows,
 )
 from esdtool.report.tables.experts import Experts
+from esdtool.report.tables.findings import findings_of, findings_title, headline, lines
 from esdtool.report.tables.runs import PAIRED_HEADINGS, paired_rows, policy_table
 from esdtool.report.tables.settings import settings_in_words
 from esdtool.report.terminal.runs import PAIRED_TITLE, SETTINGS_TITLE
@@ -55,7 +56,10 @@ def analysis_markdown(
 ) -> str:
     """An analysis, without a final newline. Arguments as of `esdtool.report.terminal.analysis.print_analysis`."""
     found = module_rows(analysis, sort=sort, top=top, experts=experts)
-    parts = [text(closing_words(analysis))]
+    parts = _findings(analysis)
+    parts.append(text(closing_words(analysis)))
+    if analysis.findings == ():
+        parts.append(text(f"{findings_title(())}."))
     if analysis.summary.by_role:
         parts.append(_titled("alpha by role", ROLE_COLUMNS, analysis.summary.by_role))
     parts.append(_titled(found.title, module_columns(analysis, narrow=False), found.rows))
@@ -64,6 +68,19 @@ def analysis_markdown(
         parts.append(_titled(f"skipped: {len(analysis.skipped)} tensors", _counted("tensors"), rows))
     parts.append(_settings(analysis.created_by, analysis.settings))
     return "\n\n".join(parts)
+
+
+def _findings(analysis: Analysis) -> list[str]:
+    """Return the title of the findings and their list; nothing where there are none."""
+    found = findings_of(analysis)
+    if not found:
+        return []
+    entries = []
+    for position, finding in enumerate(found, start=1):
+        head = f"{position}. **{finding.severity.value}** {code(finding.rule)}: {text(headline(finding))}"
+        rest = [f"   - {line.label}: {code(line.text) if line.is_code else text(line.text)}" for line in lines(finding)]
+        entries.append("\n".join([head, *rest]))
+    return [f"**{text(findings_title(found))}**", "\n".join(entries)]
 
 
 def trajectory_markdown(trajectory: Trajectory) -> str:
@@ -81,7 +98,14 @@ def trajectory_markdown(trajectory: Trajectory) -> str:
     ]
     headings = [("checkpoint", True), ("mean", False), *((code(role), False) for role in trajectory.roles)]
     table = _folded("alpha by role over the checkpoints", markdown_table(headings, rows), len(rows))
-    return "\n\n".join(("\n".join(words), table, _settings(trajectory.created_by, trajectory.analyses[0].settings)))
+    return "\n\n".join(
+        (
+            *_findings(trajectory.analyses[-1]),
+            "\n".join(words),
+            table,
+            _settings(trajectory.created_by, trajectory.analyses[0].settings),
+        )
+    )
 
 
 def comparison_markdown(

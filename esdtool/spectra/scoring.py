@@ -36,6 +36,9 @@ from esdtool.spectra.tail import LikelihoodRatio, TailFit
 ALL_ZERO = "all elements are zero"
 """Status of a matrix without any weight."""
 
+NOT_FINITE = "not finite: contains NaN or infinity"
+"""Status of a matrix that holds such an element."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixScore:
@@ -129,7 +132,7 @@ def _prepare_exact(
     num_eigs = min(matrices[0].shape) * len(matrices)
     peak = peak_of(matrices)
     if not math.isfinite(peak):
-        return MatrixScore(status="not finite: contains NaN or infinity")
+        return MatrixScore(status=NOT_FINITE)
     if peak == 0:
         return MatrixScore(status=ALL_ZERO)
     if num_eigs < options.min_eigs:

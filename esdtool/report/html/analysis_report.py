@@ -50,9 +50,17 @@ def analysis_page(analysis: Analysis, *, experts: Experts = "mean") -> str:
 
 def _alpha_parts(analysis: Analysis, rows: ModuleRows) -> list[Html]:
     parts = []
+    # Alphas compare across shapes only with their nulls in mind; distances from random do as they are.
+    by_distance = all(module.null_distance is not None for module in analysis.scored if module.layer is not None)
     layered = [module for module in analysis.modules if module.layer is not None]
     places = [
-        Place(stack=stack_of(module.parameter, module.layer), layer=module.layer, role=module.role, value=module.alpha)
+        Place(
+            stack=stack_of(module.parameter, module.layer),
+            layer=module.layer,
+            role=module.role,
+            value=module.alpha,
+            shade=module.null_distance if by_distance else None,
+        )
         for module in layered
         if module.layer is not None
     ]
@@ -71,11 +79,17 @@ def _alpha_parts(analysis: Analysis, rows: ModuleRows) -> list[Html]:
 
 
 def _map(analysis: Analysis, rows: ModuleRows, places: Sequence[Place], values: Sequence[float]) -> Html:
-    scale = sequential(values)
+    shades = [place.shade for place in places if place.shade is not None and place.value is not None]
+    scale = sequential(shades or values)
+    caption = f"Alpha by {analysis.settings.fit[0]}, modules of one cell averaged"
+    if shades:
+        caption += "; the colour is the distance from random, which compares across shapes"
     outside = [module for module in analysis.modules if module.layer is None and module.alpha is not None]
     parts = [
-        heat_maps(places, scale, caption=f"Alpha by {analysis.settings.fit[0]}, modules of one cell averaged"),
-        scale.legend(left="heavier tails", right="lighter tails"),
+        heat_maps(places, scale, caption=caption),
+        scale.legend(left="nearer to random", right="from random", spec=".0%")
+        if shades
+        else scale.legend(left="heavier tails", right="lighter tails"),
     ]
     if any(place.value is None for place in places):
         parts.append(tag("p", f"{DASH} no such module; n/s not scored.", class_="note"))

@@ -22,6 +22,8 @@ class Place:
     role: str
     value: float | None
     """None if the module has no number."""
+    shade: float | None = None
+    """What decides on the colour; None: the number itself."""
 
 
 def stack_of(parameter: str, layer: int) -> str:
@@ -84,7 +86,9 @@ def _cell(places: Sequence[Place] | None, scale: Scale, spec: str) -> Html:
     if not values:
         return tag("td", "n/s", class_="none", title="not scored")
     mean = fmean(values)
+    shades = [place.shade for place in places if place.value is not None and place.shade is not None]
+    shade = fmean(shades) if shades else mean
     title = None if len(places) == 1 else f"mean of {len(values)} modules"
     if title and len(values) < len(places):
         title += f", {len(places) - len(values)} more not scored"
-    return tag("td", shown(mean, spec), class_=scale.css_class(mean), title=title)
+    return tag("td", shown(mean, spec), class_=scale.css_class(shade), title=title)

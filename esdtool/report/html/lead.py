@@ -5,6 +5,7 @@ from __future__ import annotations
 from esdtool._version import __version__
 from esdtool.analysis.document import Analysis, Settings
 from esdtool.analysis.verdict import conclude
+from esdtool.report.html.findings import findings_part
 from esdtool.report.html.markup import Content, Html, joined, name_tag, tag
 from esdtool.report.html.page import details, facts
 from esdtool.report.html.rows import ModuleRows
@@ -21,11 +22,12 @@ def subject(analysis: Analysis) -> str:
 
 
 def lead(analysis: Analysis, rows: ModuleRows) -> Html:
-    """Heading, conclusion and facts."""
+    """Return the heading, the findings, and a header with the conclusion and the facts."""
     heading = tag("h1", [tag("span", "Spectral analysis of ", class_="kind"), name_tag(subject(analysis))])
-    parts: list[Html] = [heading, *_verdict(analysis, rows), facts(_facts(analysis))]
+    found = findings_part(analysis, rows)
+    parts: list[Html] = [*_verdict(analysis, rows), facts(_facts(analysis))]
     parts.append(details("Settings", facts(_settings(analysis.settings))))
-    return tag("header", parts)
+    return joined([heading, *([] if found is None else [found]), tag("header", parts)])
 
 
 def _verdict(analysis: Analysis, rows: ModuleRows) -> list[Html]:

@@ -77,7 +77,7 @@ def _cells(module: ModuleResult, fit: tuple[str, ...], *, estimated: bool, doubt
         *([Cell(content=doubt(module))] if doubtful else []),
         Cell(
             content=verdict_words(module, fit[0]),
-            choice=judged.value if judged is Verdict.NOT_SCORED else None,
+            choice=judged.value or None,
             class_=_CLASSES.get(judged),
         ),
     ]
@@ -110,7 +110,12 @@ def glossary(analysis: Analysis) -> Html:
         ("KS", "Kolmogorov-Smirnov distance between the tail and the fit; small is good."),
         ("stable rank", joined(["Σλ / ", _LAMBDA_MAX, ": how many directions carry the matrix."])),
         (_LAMBDA_MAX, "largest eigenvalue of WᵀW, the squared spectral norm."),
-        ("verdict", _verdicts(fit[0])),
+        (
+            "verdict",
+            "how far the spectrum is from random: the share of the squared Frobenius norm that lies elsewhere than in "
+            "a random matrix of the same shape; 0 % is random, and the figure compares across shapes. The list above "
+            f"the table chooses by alpha: {_verdicts(fit[0])}",
+        ),
     ]
     items = [tag("div", [tag("dt", joined(term)), tag("dd", joined(words))]) for term, words in terms]
     return details("What the columns mean", tag("dl", items, class_="terms"))

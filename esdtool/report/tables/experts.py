@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from esdtool.analysis.document import ModuleResult
 
-_AVERAGED = ("alpha", "alpha_stderr", "mp_alpha", "ks_distance", "stable_rank", "lambda_max")
+_AVERAGED = ("alpha", "alpha_stderr", "mp_alpha", "ks_distance", "stable_rank", "lambda_max", "null_distance")
 """What the tables show of a module."""
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from esdtool.analysis.document import Analysis, ModuleResult
-from esdtool.analysis.verdict import Verdict, closing_words, verdict
+from esdtool.analysis.verdict import Verdict, alpha_words, closing_words, distance_words, verdict
 from esdtool.report.tables.analysis import (
     ROLE_COLUMNS,
+    Column,
     Skipped,
     doubt,
     format_layer,
@@ -22,6 +24,7 @@ from esdtool.report.tables.analysis import (
 )
 from esdtool.report.tables.experts import Experts, starred
 from esdtool.report.terminal.console import left_out_words, new_table
+from esdtool.report.terminal.findings import print_findings
 from esdtool.report.terminal.heatmap import alpha_heat_map
 from esdtool.report.terminal.sparkline import ESD_BINS, esd_sparkline, esds_of_rows, ramp_for, shortened, sparkline
 from esdtool.support.sizes import format_size
@@ -67,6 +70,7 @@ def print_analysis(
     eigenvalues of all of them.
     """
     console = console or new_console()
+    print_findings(analysis, console)
     if sparklines and not analysis.esds:
         console.print("No sparklines: the analysis carries no eigenvalues; analyse the checkpoint itself.")
     console.print(
@@ -141,6 +145,9 @@ def print_plan(plan: Plan) -> None:
 def print_trajectory(trajectory: Trajectory, *, sparklines: bool = False, console: Console | None = None) -> None:
     """Alpha by role over the steps, and each checkpoint in a sentence; with `sparklines` each role's course."""
     console = console or new_console()
+    if any(analysis.findings for analysis in trajectory.analyses):
+        console.print(styled(f"Findings in the last checkpoint, {trajectory.analyses[-1].source.checkpoint}:"))
+        print_findings(trajectory.analyses[-1], console)
     table = new_table("alpha by role over the checkpoints")
     table.add_column("checkpoint", overflow="fold")
     for heading in ("mean", *trajectory.roles):
@@ -161,7 +168,8 @@ def _modules(
     found = module_rows(analysis, sort=sort, top=top, experts=experts)
     columns = module_columns(analysis, narrow=console.width < _NARROW)
     if sparklines and console.width < _VERY_NARROW:
-        columns = [column for column in columns if column.heading in ("module", "alpha", "verdict")]
+        columns = [column for column in columns if column.heading in ("module", "alpha")]
+        columns.append(Column(heading="verdict", cell=partial(_short_verdict, analysis=analysis), is_text=True))
     left_out = left_out_words(module_columns(analysis, narrow=False), columns, console, elsewhere="--csv")
     esds = esds_of_rows(analysis, found.rows) if sparklines else {}
     table = new_table(found.title)
@@ -183,6 +191,11 @@ def _modules(
             cells.insert(1, styled("-") if esd is None else esd_sparkline(*esd, ramp=ramp))
         table.add_row(*cells)
     return table
+
+
+def _short_verdict(module: ModuleResult, *, analysis: Analysis) -> str:
+    """Say how far a module is from random, or what its alpha says where that is not known."""
+    return distance_words(module) or alpha_words(module, analysis.settings.fit[0])
 
 
 def _style(module: ModuleResult, heading: str, analysis: Analysis) -> str:

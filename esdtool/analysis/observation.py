@@ -1,0 +1,42 @@
+"""Define what is noticed about a module's weights while they are in memory, beside its spectrum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from esdtool.spectra.elements import ElementStatistics, element_statistics
+from esdtool.spectra.spectrum import Spectrum
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """The facts about a module that its findings rest on, and that the analysis file does not hold."""
+
+    content: str
+    """Hash of the matrices: equal weights have an equal one."""
+    elements: ElementStatistics | None
+    """Statistics of rows and columns; None where they are not those of the weight itself (a low-rank product), and
+    where the elements are all zero or not finite."""
+    storage_floor: float | None
+    """Largest eigenvalue that the rounding of the stored weights alone would give; None without eigenvalues."""
+
+
+def observe(
+    matrices: Sequence[torch.Tensor], spectrum: Spectrum | None, *, content: str, is_product: bool
+) -> Observation:
+    """Look at a module's matrices.
+
+    Args:
+        matrices: tensors [rows, columns] of one shape, floating point.
+        spectrum: their eigenvalues, if they were computed.
+        content: `content_hash` of the matrices.
+        is_product: whether they stand for a low-rank product that is larger than they are.
+    """
+    return Observation(
+        content=content,
+        elements=None if is_product else element_statistics(matrices),
+        storage_floor=None if spectrum is None or spectrum.exponent else spectrum.storage_floor,
+    )
