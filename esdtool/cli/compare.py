@@ -42,8 +42,9 @@ def compare(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="At least two checkpoints or analysis JSON files; the others are compared with the first. Or run "
-            "directories of 'esdtool train', or folders that contain them.",
+            help="At least two checkpoints, analysis JSON files or JSONL files of SpectralMonitor (their last "
+            "readings); the others are compared with the first. Or run directories of 'esdtool train', or folders that contain "
+            "them.",
             show_default=False,
             metavar="SOURCE...",
         ),

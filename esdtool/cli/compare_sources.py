@@ -11,6 +11,7 @@ from esdtool.analysis.plan import Plan, make_plan
 from esdtool.analysis.run import run
 from esdtool.cli.output import note, progress_bar
 from esdtool.cli.sources import SourceKind, format_of, kind_of, runs_in
+from esdtool.comparison.monitor_log import last_of_log
 from esdtool.comparison.runs import has_result
 from esdtool.errors import CheckpointError, ConfigError, UsageError
 from esdtool.modules.choice import ModuleChoice
@@ -137,6 +138,8 @@ def _analysis_or_name(source: str) -> str | Analysis:
     kind = kind_of(source)
     if kind is SourceKind.ANALYSIS:
         return Analysis.from_json(source)
+    if kind is SourceKind.MONITOR_LOG:
+        return last_of_log(source)
     if kind in (SourceKind.TRAJECTORY, SourceKind.ASSIGNMENT, SourceKind.OTHER_DOCUMENT):
         raise CheckpointError(
             f"{source}: {format_of(source)}, but an analysis of one checkpoint is needed ('analyze --json')"

@@ -33,8 +33,8 @@ def plot(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Checkpoints, analysis JSON files, wd.json files and run directories of 'esdtool train', in any "
-            "combination. Default: the latest analysis.",
+            help="Checkpoints, analysis JSON files, wd.json files, run directories of 'esdtool train' and JSONL "
+            "files of SpectralMonitor, in any combination. Default: the latest analysis.",
             show_default=False,
             metavar="[SOURCE]...",
         ),
@@ -116,6 +116,7 @@ def _sort_out(sources: list[str]) -> _Found:
     from esdtool.analysis.document import Analysis
     from esdtool.assignment.document import load_assignment
     from esdtool.cli.sources import SourceKind, kind_of
+    from esdtool.comparison.monitor_log import trajectory_of_log
     from esdtool.comparison.runs import load_run
     from esdtool.comparison.trajectory import Trajectory
 
@@ -128,6 +129,8 @@ def _sort_out(sources: list[str]) -> _Found:
         match kind_of(source):
             case SourceKind.TRAJECTORY:
                 found.trajectories.append(Trajectory.from_json(source))
+            case SourceKind.MONITOR_LOG:
+                found.trajectories.append(trajectory_of_log(source))
             case SourceKind.ASSIGNMENT:
                 found.assignments.append((source, load_assignment(source)))
             case SourceKind.ANALYSIS:

@@ -10,6 +10,7 @@ from esdtool.assignment.document import FORMAT as ASSIGNMENT
 from esdtool.checkpoint.layout import INDEX_SUFFIX
 from esdtool.comparison.trajectory import FORMAT as TRAJECTORY
 from esdtool.errors import CheckpointError
+from esdtool.optim.monitor_writers import FORMAT as MONITOR
 from esdtool.support.json_text import JsonTextError, parse_json
 from esdtool.train.run.log import CONFIG, METRICS
 
@@ -26,12 +27,15 @@ class SourceKind(Enum):
     """A JSON document of esdtool that no command reads as a source."""
     RUN = auto()
     """A run directory of `esdtool train`."""
+    MONITOR_LOG = auto()
+    """A JSONL file of `SpectralMonitor`."""
 
 
 _DOCUMENTS = {
     ANALYSIS: SourceKind.ANALYSIS,
     TRAJECTORY: SourceKind.TRAJECTORY,
     ASSIGNMENT: SourceKind.ASSIGNMENT,
+    MONITOR: SourceKind.MONITOR_LOG,
 }
 
 
@@ -50,16 +54,20 @@ def kind_of(source: str) -> SourceKind:
 
 
 def format_of(source: str) -> str | None:
-    """Read the `format` of a JSON document; None for what is no JSON document or has no such entry.
+    """Read the `format` of a JSON document, or of the first line of a JSONL file; None where there is none.
 
     Raises:
         CheckpointError: if it is a JSON file that cannot be read; indices of shards are not looked into.
     """
     path = Path(source)
-    if path.suffix != ".json" or source.endswith(INDEX_SUFFIX) or not path.is_file():
+    if path.suffix not in (".json", ".jsonl") or source.endswith(INDEX_SUFFIX) or not path.is_file():
         return None
     try:
-        document = parse_json(path.read_bytes())
+        if path.suffix == ".jsonl":
+            with path.open("rb") as stream:
+                document = parse_json(stream.readline())
+        else:
+            document = parse_json(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read: {error.strerror}") from error
     except JsonTextError as error:
