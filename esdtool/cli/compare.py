@@ -43,8 +43,8 @@ def compare(
         list[str],
         typer.Argument(
             help="At least two checkpoints, analysis JSON files or JSONL files of SpectralMonitor (their last "
-            "readings); the others are compared with the first. Or run directories of 'esdtool train', or folders that contain "
-            "them.",
+            "readings); the others are compared with the first. Or run directories of 'esdtool train', or folders that "
+            "contain them.",
             show_default=False,
             metavar="SOURCE...",
         ),

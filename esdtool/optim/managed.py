@@ -15,6 +15,7 @@ from esdtool.errors import AssignmentError, NothingToAnalyzeError, UsageError
 from esdtool.modules import SkipKind, WeightModule, select_modules
 from esdtool.modules.model_code import kinds_of
 from esdtool.optim import groups
+from esdtool.optim.adapters import Adapters, trained_adapters
 from esdtool.optim.parameters import LiveModel
 
 
@@ -166,6 +167,8 @@ def _choose(
             chosen[name] = (*chosen.get(name, ()), module)
     skipped = {name: reason for name, reason in skipped.items() if name not in chosen}
     if not chosen:
+        if (adapters := trained_adapters(live)) is not None:
+            raise NothingToAnalyzeError(_only_adapters(adapters, by))
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:2])
         raise NothingToAnalyzeError(
             f"the model has no weight matrix that {by} could assign" + (f" ({reasons})" if reasons else "")
@@ -178,6 +181,18 @@ def _choose(
         and not any(pattern.search(tensor.name) for pattern in patterns.exclude)
     ]
     return chosen, _ends(live, held, ends, chosen), skipped, scope
+
+
+def _only_adapters(adapters: Adapters, by: str) -> str:
+    """Say why a schedule does not act on adapters, and what to do."""
+    name, *others = adapters.stored
+    rank = adapters.checkpoint.tensors[name].rank
+    return (
+        f"the base of this model is frozen, and what is trained are adapters ({len(others) + 1} updates, the first of "
+        f"{name}" + (f", of rank {rank}" if rank is not None else "") + f"): {by} does not act on updates, whose few "
+        "eigenvalues give no alpha to follow. Leave the factors to the optimizer's own settings, follow the updates "
+        "with esdtool.SpectralMonitor, or merge them and train all weights"
+    )
 
 
 def _ends(

@@ -12,35 +12,15 @@ from torch import nn
 
 from esdtool.assignment.scope import Patterns, names_of
 from esdtool.checkpoint import Checkpoint
-from esdtool.checkpoint.adapters.checkpoint import AdapterCheckpoint, adapter_weights
-from esdtool.checkpoint.memory import MemoryCheckpoint
+from esdtool.checkpoint.adapters.checkpoint import AdapterCheckpoint
 from esdtool.errors import AssignmentError, NothingToAnalyzeError
 from esdtool.modules import WeightModule, select_modules
 from esdtool.modules.model_code import kinds_of
-from esdtool.modules.reading import read_matrices
+from esdtool.optim.adapters import Adapters, trained_adapters
 from esdtool.optim.live_scores import Measure, Operands
 from esdtool.optim.measurements import Held
 from esdtool.optim.parameters import LiveModel
 from esdtool.spectra.options import LOW_RANK_MIN_EIGS, ScoreOptions
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Adapters:
-    """The updates of a model's adapters as functions of the parameters that are trained."""
-
-    checkpoint: AdapterCheckpoint
-    """Updates by the name of the weight that they are added to."""
-    stored: Mapping[str, tuple[str, ...]]
-    """Names of the trained parameters of each update, by the update's name."""
-    factors: Mapping[nn.Parameter, tuple[nn.Parameter, ...]]
-    """All trained parameters of an update, by the first of them."""
-
-    def matrices(self, module: WeightModule, operands: Operands) -> list[torch.Tensor]:
-        """Compute an update's matrices from its factors; those of low rank as small ones with the same spectrum."""
-        values = dict(zip(self.stored[module.parameter], operands, strict=True))
-        inner = self.checkpoint.inner
-        assert isinstance(inner, MemoryCheckpoint)
-        return read_matrices(replace(self.checkpoint, inner=replace(inner, values=values)), module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +79,7 @@ def monitored(live: LiveModel, measure: Measure, *, include: Sequence[str], excl
         CheckpointError: if the model trains adapters whose updates cannot be computed.
         NothingToAnalyzeError: if no matrix is left.
     """
-    adapters = _adapters(live)
+    adapters = trained_adapters(live)
     checkpoint = live.checkpoint if adapters is None else adapters.checkpoint
     selection = select_modules(
         checkpoint.tensors.values(),
@@ -156,27 +136,3 @@ def _not_wanted(module: WeightModule, patterns: Patterns) -> str | None:
 def _stored(checkpoint: Checkpoint, name: str) -> str:
     assert isinstance(checkpoint, AdapterCheckpoint)
     return checkpoint.renamed.get(name, name)
-
-
-def _adapters(live: LiveModel) -> Adapters | None:
-    """Find the adapters of a model whose base is frozen; None for any other model."""
-    checkpoint = live.checkpoint
-    assert isinstance(checkpoint, MemoryCheckpoint)
-    trained = {name: value for name, value in live.parameters.items() if value.requires_grad}
-    if not trained or len(trained) == len(live.parameters):
-        return None
-    found = adapter_weights(
-        replace(
-            checkpoint,
-            tensors={name: info for name, info in checkpoint.tensors.items() if name in trained},
-            values=trained,
-        )
-    )
-    if not isinstance(found, AdapterCheckpoint):
-        return None
-    stored = {name: tensor.stored for name, tensor in found.derived.items()}
-    factors = {}
-    for names in stored.values():
-        parameters = tuple(live.parameters[name] for name in names)
-        factors[parameters[0]] = parameters
-    return Adapters(checkpoint=found, stored=stored, factors=factors)

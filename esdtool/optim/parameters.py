@@ -6,12 +6,14 @@ import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import nn
 
 from esdtool.assignment.document import Assignment, Entry
 from esdtool.assignment.options import check_unlisted
 from esdtool.checkpoint import Checkpoint
+from esdtool.checkpoint.adapters.names import without_adapters
 from esdtool.checkpoint.memory import MemoryCheckpoint, from_model
 from esdtool.errors import AssignmentError, CheckpointError
 from esdtool.names import canonical_name, reparametrised_names
@@ -35,9 +37,22 @@ class LiveModel:
         return {names[0]: parameter for parameter, names in self.names.items()}
 
     def lookup(self, name: str) -> nn.Parameter | None:
-        """Return the parameter of a name, with or without wrappers' segments."""
+        """Return the parameter of a name, with or without the segments of wrappers and of PEFT."""
         found = self.parameters.get(name)
-        return self.parameters.get(canonical_name(name)) if found is None else found
+        if found is None:
+            found = self.parameters.get(canonical_name(name))
+        return self._under_adapters.get(canonical_name(name)) if found is None else found
+
+    @cached_property
+    def _under_adapters(self) -> dict[str, nn.Parameter]:
+        """The parameters of a model with adapters by the names that they have without them."""
+        found: dict[str, nn.Parameter] = {}
+        for name, parameter in self.parameters.items():
+            plain = without_adapters(name)
+            # Of a module that PEFT trains whole, the copy acts, and the original stays for comparison.
+            if plain != name and (plain not in found or ".modules_to_save." in name):
+                found[plain] = parameter
+        return found
 
 
 def live_model(model: nn.Module) -> LiveModel:
@@ -89,7 +104,9 @@ def resolve(model: LiveModel, assignment: Assignment, *, strict: bool) -> Resolu
     for name, entry in assignment.parameters.items():
         parameter = model.lookup(name)
         if parameter is not None:
-            if entry.shape is not None and entry.shape != tuple(parameter.shape):
+            # Quantised codes of a frozen base have a shape of their own.
+            is_plain = parameter.is_floating_point()
+            if entry.shape is not None and is_plain and entry.shape != tuple(parameter.shape):
                 raise AssignmentError(
                     f"{name}: shape {list(entry.shape)} in the assignment, {list(parameter.shape)} in the model: "
                     "it was made for another model"
@@ -159,6 +176,20 @@ def warn_unmatched(resolution: Resolution) -> None:
 
 
 def _unknown(names: Sequence[str], model: LiveModel) -> str:
+    hint = _prefix_hint(names[0], model)
     near = difflib.get_close_matches(names[0], model.parameters, n=1)
-    hint = f"; the nearest name is {near[0]}" if near else ""
+    if hint is None:
+        hint = f"; the nearest name is {near[0]}" if near else ""
     return f"{first_of(names)} is not a parameter of the model{hint}; strict=False leaves such entries out"
+
+
+def _prefix_hint(name: str, model: LiveModel) -> str | None:
+    """Say which part of the model to pass, where a name and the model differ by outer segments alone."""
+    outer, _, rest = name.partition(".")
+    if model.lookup(rest) is not None:
+        return f": the model has it as {rest}, so pass the whole model and not its part .{outer}"
+    longer = next((each for each in model.parameters if each.endswith(f".{name}")), None)
+    if longer is not None:
+        part = longer.removesuffix(f".{name}")
+        return f": the model has it as {longer}, so pass model.{part}, of which the assignment was made"
+    return None

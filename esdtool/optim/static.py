@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import logging
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,7 +17,9 @@ from esdtool.assignment.options import Unlisted
 from esdtool.errors import AssignmentError
 from esdtool.optim import groups
 from esdtool.optim.live_names import fitted
-from esdtool.optim.parameters import live_model, resolve, unlisted_decay, warn_unmatched
+from esdtool.optim.parameters import LiveModel, live_model, resolve, unlisted_decay, warn_unmatched
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,7 @@ def param_groups(
         warn_unmatched(found)
     if not found.decays:
         raise AssignmentError("no parameter of the model is in the assignment")
+    _remark_on_frozen(found.decays, live)
     parts: dict[Hashable, tuple[float | None, list[nn.Parameter]]] = {}
     for name, parameter in live.distinct.items():
         if not parameter.requires_grad:
@@ -131,6 +135,7 @@ def apply(
             return decay
         return unlisted_decay(chosen, unlisted, parameter.ndim)
 
+    _remark_on_frozen(found.decays, live)
     for item in optimizers:
         groups.split(item, decay_of, allowed=split, name_of=lambda parameter: live.names.get(parameter, ("?",))[0])
     for item in optimizers:
@@ -142,6 +147,18 @@ def apply(
         not_optimized=tuple(name for name in found.matched if live.lookup(name) not in held),
         num_groups=sum(len(item.param_groups) for item in optimizers),
     )
+
+
+def _remark_on_frozen(decays: Mapping[nn.Parameter, float], live: LiveModel) -> None:
+    """Say that an assignment changes nothing, where all of its parameters are frozen, as under adapters."""
+    if decays and not any(parameter.requires_grad for parameter in decays):
+        name = live.names[next(iter(decays))][0]
+        _LOG.warning(
+            "all %d parameters of the assignment are frozen (%s), as the base of an adapter is: no decay changes. "
+            "The adapter's own parameters keep the decay for unlisted ones",
+            len(decays),
+            name,
+        )
 
 
 def _loaded(assignment: Assignment | str | PathLike[str], base: float | None) -> Assignment:

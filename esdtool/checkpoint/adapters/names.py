@@ -93,6 +93,20 @@ class Spellings:
         )
 
 
+_SHELLS = re.compile(r"(?:^|(?<=\.))(?:base_layer|original_module|modules_to_save\.[^.]+)\.")
+
+
+def without_adapters(parameter: str) -> str:
+    """Return what a parameter of a PEFT model is called in the model without adapters.
+
+    >>> without_adapters("base_model.model.model.layers.0.q_proj.base_layer.weight")
+    'model.layers.0.q_proj.weight'
+    >>> without_adapters("base_model.model.lm_head.modules_to_save.default.weight")
+    'lm_head.weight'
+    """
+    return _SHELLS.sub("", parameter.removeprefix(PEFT_PREFIX))
+
+
 def _without_shells(module: str) -> tuple[str, int]:
     """Return the path without the `base_layer` of wrappers around wrappers, and how many there were at its end."""
     depth = 0
