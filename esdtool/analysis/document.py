@@ -77,6 +77,9 @@ class Settings(Record):
     )
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    sample_layers: int | None = Field(
+        default=None, description="Number of layers, evenly by depth, that were analysed as a sample; null: all layers."
+    )
 
 
 class TailResult(Record):

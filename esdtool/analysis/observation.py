@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from esdtool.spectra.cache import MatrixFacts
 from esdtool.spectra.elements import ElementStatistics, element_statistics
 from esdtool.spectra.spectrum import Spectrum
 
@@ -38,5 +39,14 @@ def observe(
     return Observation(
         content=content,
         elements=None if is_product else element_statistics(matrices),
-        storage_floor=None if spectrum is None or spectrum.exponent else spectrum.storage_floor,
+        storage_floor=_storage_floor(spectrum),
     )
+
+
+def observed_before(known: MatrixFacts, spectrum: Spectrum | None) -> Observation:
+    """Return what an earlier analysis noticed of the same matrices, with their spectrum."""
+    return Observation(content=known.content, elements=known.elements, storage_floor=_storage_floor(spectrum))
+
+
+def _storage_floor(spectrum: Spectrum | None) -> float | None:
+    return None if spectrum is None or spectrum.exponent else spectrum.storage_floor

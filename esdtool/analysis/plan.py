@@ -16,11 +16,13 @@ from esdtool.analysis.execution import Batch, Limits, batches_of, peak_bytes, re
 from esdtool.analysis.pairing import Pairing, pair_modules
 from esdtool.checkpoint import Checkpoint, from_model, from_state_dict, open_checkpoint
 from esdtool.checkpoint.adapters import MergedCheckpoint, is_adapter, merged
+from esdtool.checkpoint.remote.path import RemotePath
 from esdtool.errors import CheckpointError, NothingToAnalyzeError, UsageError
 from esdtool.modules import Selection, WeightModule, select_modules
 from esdtool.modules.base import cost
 from esdtool.modules.choice import ModuleChoice
 from esdtool.modules.model_code import kinds_of
+from esdtool.modules.sampling import sample_layers
 from esdtool.spectra.cache import SpectrumCache
 from esdtool.spectra.options import ScoreOptions
 from esdtool.support.devices import resolve_device
@@ -118,6 +120,17 @@ class Plan:
         }
 
     @property
+    def bytes_to_fetch(self) -> int | None:
+        """Predicted bytes of the modules' weights in a remote store; None for a checkpoint on this machine."""
+        if not isinstance(self.checkpoint.folder, RemotePath):
+            return None
+        total = 0
+        for module in self.selection.modules:
+            rows = module.rows[1] - module.rows[0]
+            total += self.checkpoint.stored_bytes(module.parameter) * rows // max(module.stored_shape[0], 1)
+        return total
+
+    @property
     def peak_bytes(self) -> int:
         """Predicted peak memory of the modules in flight."""
         return peak_bytes(self.batches(self.selection.modules), self.limits)
@@ -134,6 +147,7 @@ def make_plan(
     revision: str | None = None,
     cache: bool = True,
     memory: int | None = None,
+    download: bool | None = None,
 ) -> Plan:
     """Open the source and choose its modules, without reading weights.
 
@@ -147,6 +161,7 @@ def make_plan(
         revision: branch, tag or commit of a Hub checkpoint.
         cache: look up and keep the spectra of a path or Hub id in the user's cache.
         memory: bytes that the modules in flight may take together; None: no limit.
+        download: whether models of the Hub are downloaded; see `esdtool.checkpoint.open_checkpoint`.
 
     Raises:
         CheckpointError: if the source or the base cannot be read.
@@ -157,8 +172,8 @@ def make_plan(
     chosen = resolve_device(device)
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs must be at least 1, not {jobs}")
-    checkpoint = _open(source, revision)
-    other = None if base is None else _open(base, None)
+    checkpoint = _open(source, revision, download)
+    other = None if base is None else _open(base, None, download)
     merged_with = None
     if other is not None and is_adapter(other):
         raise CheckpointError(f"{other.location}: an adapter, not a base: it holds updates of weights and no weights")
@@ -192,7 +207,7 @@ def make_plan(
 
 
 def _select(checkpoint: Checkpoint, choice: ModuleChoice) -> Selection:
-    return select_modules(
+    selection = select_modules(
         checkpoint.tensors.values(),
         config=checkpoint.config,
         include=choice.include,
@@ -201,6 +216,7 @@ def _select(checkpoint: Checkpoint, choice: ModuleChoice) -> Selection:
         split=choice.split,
         kinds=functools.partial(kinds_of, checkpoint),
     )
+    return selection if choice.sample_layers is None else sample_layers(selection, choice.sample_layers)
 
 
 def _paired(
@@ -214,14 +230,14 @@ def _paired(
     return Base(checkpoint=base, pairing=pairing), Selection(modules=matched, skipped=skipped)
 
 
-def _open(source: Readable, revision: str | None) -> Checkpoint:
+def _open(source: Readable, revision: str | None, download: bool | None) -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, torch.nn.Module):
         return from_model(source)
     if isinstance(source, Mapping):
         return from_state_dict(source)
-    return open_checkpoint(source, revision=revision)
+    return open_checkpoint(source, revision=revision, download=download)
 
 
 def _reasons(selection: Selection) -> str:

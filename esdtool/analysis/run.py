@@ -12,20 +12,18 @@ from dataclasses import replace
 import torch
 
 from esdtool._version import __version__
-from esdtool.analysis.difference import difference
 from esdtool.analysis.document import Analysis, ModuleResult, Settings, SkippedResult, Source
 from esdtool.analysis.execution import Batch, carry_out, lack_of_memory_named
 from esdtool.analysis.module_result import module_result
-from esdtool.analysis.observation import Observation, observe
+from esdtool.analysis.observation import Observation, observe, observed_before
 from esdtool.analysis.plan import Plan, Readable, make_plan
 from esdtool.analysis.ranks import AnalysisRanks
 from esdtool.analysis.summary import summarize
+from esdtool.analysis.weights import ModuleWeights, module_weights, remember_weights
 from esdtool.modules import WeightModule
 from esdtool.modules.base import cost
 from esdtool.modules.choice import ModuleChoice
-from esdtool.modules.reading import read_matrices
 from esdtool.modules.splitting import SplitRequest
-from esdtool.spectra.cache import content_hash
 from esdtool.spectra.options import LOW_RANK_MIN_EIGS, ScoreOptions
 from esdtool.spectra.scoring import ALL_ZERO, MatrixScore, ScoreRequest, score_batch
 from esdtool.spectra.tail import Vector
@@ -51,10 +49,12 @@ def analyze(
     exclude: Sequence[str] = ModuleChoice.exclude,
     split_fused: bool = ModuleChoice.split_fused,
     split: Sequence[str | SplitRequest] = ModuleChoice.split,
+    sample_layers: int | None = ModuleChoice.sample_layers,
     base: Readable | None = None,
     device: str | torch.device = "auto",
     jobs: int | None = None,
     revision: str | None = None,
+    download: bool | None = None,
     filter_zeros: bool = ScoreOptions.filter_zeros,
     fix_finger_bound: str = ScoreOptions.fix_finger_bound,
     farms_rows: int = ScoreOptions.farms_rows,
@@ -80,11 +80,14 @@ def analyze(
         split_fused: False keeps fused projections in one module.
         split: how tensors are split that no known family tells, each as `REGEX=LAYOUT` with a layout of
             `esdtool.modules.splitting`.
+        sample_layers: analyse only so many layers, evenly by depth, with all their modules.
         base: another checkpoint: the differences from its weights are analysed; for an adapter: the base's weights
             with the adapter merged in.
         device: `auto` (CUDA if there is one, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
         jobs: modules worked on at a time; default one per core on the CPU, one on an accelerator.
         revision: branch, tag or commit of a Hub checkpoint.
+        download: whether models of the Hub are downloaded, rather than read by ranges of bytes; see
+            `esdtool.checkpoint.open_checkpoint`.
         filter_zeros: leave eigenvalues of at most 1e-5 out of the fits, as the public code of AlphaDecay can.
         fix_finger_bound: `linear`, or `legacy` for the public code's window.
         farms_rows: rows of a FARMS window.
@@ -119,13 +122,16 @@ def analyze(
     plan = make_plan(
         source,
         options,
-        choice=ModuleChoice.of(include=include, exclude=exclude, split_fused=split_fused, split=split),
+        choice=ModuleChoice.of(
+            include=include, exclude=exclude, split_fused=split_fused, split=split, sample_layers=sample_layers
+        ),
         base=base,
         device=device,
         jobs=jobs,
         revision=revision,
         cache=cache,
         memory=memory,
+        download=download,
     )
     if budget is not None:
         from esdtool.analysis.budget import keep_within
@@ -188,6 +194,7 @@ def _analysis(plan: Plan, results: Sequence[Scored]) -> Analysis:
             split=tuple(request.words for request in plan.choice.split),
             include=plan.choice.include,
             exclude=plan.choice.exclude,
+            sample_layers=plan.choice.sample_layers,
         ),
         modules=tuple(result for result, *_ in results),
         skipped=tuple(
@@ -202,19 +209,15 @@ def _analysis(plan: Plan, results: Sequence[Scored]) -> Analysis:
     return analysis.with_esds(esds).with_observations({result.name: noticed for result, _, noticed in results})
 
 
-Weights = tuple[list[torch.Tensor], float | None]
-"""A module's matrices, and the relative rounding error of its stored weights where it is not that of their dtype."""
-
-
 def _results(plan: Plan, modules: Sequence[WeightModule]) -> Iterator[tuple[WeightModule, Scored]]:
     """Yield every module's result, in the order in which they get done."""
     limits, location = plan.limits, plan.checkpoint.location
 
-    def read(batch: Batch) -> list[Weights]:
+    def read(batch: Batch) -> list[ModuleWeights]:
         with lack_of_memory_named(batch, limits, location=location):
-            return [_read(plan, module) for module in batch]
+            return [module_weights(plan, module) for module in batch]
 
-    def compute(batch: Batch, weights: list[Weights]) -> list[Scored]:
+    def compute(batch: Batch, weights: list[ModuleWeights]) -> list[Scored]:
         with lack_of_memory_named(batch, limits, location=location):
             return _score(plan, batch, weights)
 
@@ -222,30 +225,28 @@ def _results(plan: Plan, modules: Sequence[WeightModule]) -> Iterator[tuple[Weig
         yield from zip(batch, results, strict=True)
 
 
-def _read(plan: Plan, module: WeightModule) -> Weights:
-    if plan.base is None:
-        return read_matrices(plan.checkpoint, module), module.roundoff
-    return difference(plan.checkpoint, module, plan.base.checkpoint, plan.base.pairing.base[module.name])
-
-
-def _score(plan: Plan, batch: Sequence[WeightModule], weights: Sequence[Weights]) -> list[Scored]:
+def _score(plan: Plan, batch: Sequence[WeightModule], weights: Sequence[ModuleWeights]) -> list[Scored]:
     requests = [
         ScoreRequest(
-            matrices=matrices,
+            matrices=read.matrices,
             options=_options(plan, module),
             scale=module.eigenvalue_scale,
-            roundoff=roundoff,
-            content=content_hash(matrices),
+            roundoff=read.roundoff,
+            content=read.content,
+            load=read.load,
         )
-        for module, (matrices, roundoff) in zip(batch, weights, strict=True)
+        for module, read in zip(batch, weights, strict=True)
     ]
     results = []
     scores = score_batch(requests, device=plan.device, cache=plan.cache)
-    for module, request, score in zip(batch, requests, scores, strict=True):
+    for module, read, request, score in zip(batch, weights, requests, scores, strict=True):
         if plan.base is not None and score.status == ALL_ZERO:
             score = replace(score, status=_UNCHANGED)
-        assert request.content is not None
-        noticed = observe(request.matrices, score.spectrum, content=request.content, is_product=module.rank is not None)
+        if read.known is None:
+            noticed = observe(read.matrices, score.spectrum, content=read.content, is_product=module.rank is not None)
+            remember_weights(plan, read, noticed)
+        else:
+            noticed = observed_before(read.known, score.spectrum)
         results.append((module_result(module, score, request.options), _eigenvalues(score), noticed))
     return results
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from esdtool.analysis.document import Analysis, ModuleResult
+from esdtool.support.words import counted
 
 OVER_TRAINED_BELOW, UNDER_TRAINED_ABOVE = 2.0, 6.0
 """Limits of a well-trained layer by the estimator `ks` (Martin and Mahoney 2021)."""
@@ -122,6 +123,8 @@ class Conclusion:
     """Half of the widest 95 % interval of an estimated alpha."""
     heaviest: tuple[tuple[str, float], ...]
     """Names and alphas of the modules with the heaviest tails, heaviest first."""
+    sample_layers: int | None = None
+    """Number of layers of a sample; None where all were analysed."""
     lightest: tuple[tuple[str, float], ...]
     """Names and alphas of the modules with the lightest tails, lightest first; empty where one module was scored."""
 
@@ -133,7 +136,8 @@ class Conclusion:
         counts = ", ".join(f"{count} {words}" for words, count in self.tally.items())
         unscored = self.num_modules - self.num_scored
         left = f", {unscored} not scored" if unscored else ""
-        scored = f"Mean alpha {self.mean_alpha:.2f} over {self.num_scored} modules ({counts}{left})."
+        sample = "" if self.sample_layers is None else f"A sample of {counted(self.sample_layers, 'layer')}. "
+        scored = f"{sample}Mean alpha {self.mean_alpha:.2f} over {self.num_scored} modules ({counts}{left})."
         if not self.num_estimated:
             return scored
         return (
@@ -176,6 +180,7 @@ def conclude(analysis: Analysis) -> Conclusion:
         num_scored=summary.num_scored,
         tally=dict(sorted(tally.items(), key=lambda item: -item[1])),
         num_estimated=len(intervals),
+        sample_layers=analysis.settings.sample_layers,
         widest=max(((high - low) / 2 for low, high in intervals), default=0.0),
         heaviest=named(summary.most_heavy_tailed),
         lightest=named(summary.least_heavy_tailed) if summary.num_scored > 1 else (),

@@ -113,6 +113,11 @@ def assign_in_scope(analysis: Analysis, options: AssignOptions) -> ScopedAssignm
             f"{source.checkpoint}: the analysis is of differences from {source.base}; weight decays "
             "follow the spectra of weights: analyse without --base"
         )
+    if analysis.settings.sample_layers is not None:
+        raise UsageError(
+            f"{source.checkpoint}: the analysis is of a sample of its layers, and each module needs a decay: analyse "
+            "without --sample-layers"
+        )
     fit = _fit_in(analysis, options.fit)
     scope = _scope(analysis, options)
     modules, left_out = scope.assigned, _left_out(analysis, scope)

@@ -161,6 +161,23 @@ class Checkpoint(ABC):
         """
         return self.read(name)[start:stop]
 
+    def stored_bytes(self, name: str) -> int:
+        """Return about how many bytes are read for a tensor, which are fewer than its own where it is quantised."""
+        return self.info(name).nbytes
+
+    def fingerprint(self, name: str) -> str | None:
+        """Return text that identifies the values of a tensor without reading them; None where nothing does.
+
+        A remote store tells of each file an etag, a hash or the like. By default those of all files that were opened
+        together stand for each tensor that is computed from them.
+        """
+        from esdtool.checkpoint.remote.path import RemotePath
+
+        if not isinstance(self.folder, RemotePath):
+            return None
+        found = self.folder.store.fingerprint
+        return None if found is None else f"{found} {name}"
+
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:  # noqa: ARG002 - for those that have them
         """Factors whose product is the tensor; None if it is stored as it is.
 

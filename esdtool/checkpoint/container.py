@@ -31,6 +31,14 @@ class WeightFile(ABC):
         Any exception becomes an error of one line that names file and tensor.
         """
 
+    def stored_bytes(self, name: str) -> int:
+        """Return the bytes that a tensor takes in the file."""
+        return self.tensors[name].nbytes
+
+    def stretch(self, name: str) -> StoredFile | None:  # noqa: ARG002 - for those that have it
+        """Return the bytes that are all that a tensor is read from; None where there is more to it."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Container:

@@ -65,6 +65,12 @@ class DerivedCheckpoint(Checkpoint):
         first, last, _ = slice(start, stop).indices(info.shape[0])
         return tensor.read_rows(self.inner, first, max(first, last))
 
+    def stored_bytes(self, name: str) -> int:
+        """Return the bytes of a tensor as it is stored, or of what it is computed from."""
+        tensor = self.derived.get(name)
+        names = (self.renamed.get(name, name),) if tensor is None else tensor.stored
+        return sum(self.inner.stored_bytes(stored) for stored in names if stored in self.inner.tensors)
+
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return the factors of a derived tensor, or those of the stored one."""
         tensor = self.derived.get(name)

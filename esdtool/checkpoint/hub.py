@@ -90,6 +90,18 @@ def parse_hub_url(text: str, revision: str | None = None) -> HubId | None:
     return HubId(repo=match["repo"], revision=named or revision, path=(match["path"] or "").strip("/"))
 
 
+def without_revision(location: str) -> str:
+    """Return a location on the Hub without its revision, to be opened at another one.
+
+    >>> without_revision("org/name@v2"), without_revision("hf://org/name@v2/sub")
+    ('hf://org/name', 'hf://org/name/sub')
+    """
+    found = parse_hub_url(location) or parse_hub_id(location)
+    if found is None:
+        return location
+    return f"hf://{found.repo}/{found.path}" if found.path else f"hf://{found.repo}"
+
+
 def open_hub(hub_id: HubId, *, location: str, download: bool | None = None) -> Checkpoint:
     """Open what is needed of a repository.
 

@@ -56,6 +56,20 @@ class FileCheckpoint(Checkpoint):
         """Read a part of one tensor from its file."""
         return self._read(name, slice(start, stop))
 
+    def stored_bytes(self, name: str) -> int:
+        """Return the bytes that a tensor takes in its file."""
+        self.info(name)
+        return self.sources[name].content.stored_bytes(name)
+
+    def fingerprint(self, name: str) -> str | None:
+        """Return the identity of the tensor's own file, and the tensor's place there, where that is all it needs."""
+        info = self.info(name)
+        stretch = self.sources[name].content.stretch(name)
+        if stretch is None:
+            return super().fingerprint(name)
+        identity = stretch.source.fingerprint
+        return None if identity is None else repr((identity, stretch.start, stretch.size, info.shape, info.dtype))
+
     def _read(self, name: str, rows: slice | None) -> torch.Tensor:
         self.info(name)
         source = self.sources[name]

@@ -39,8 +39,8 @@ def analyze(
         list[str],
         typer.Argument(
             help=f"A {', '.join(weight_suffixes()[:-1])} or {weight_suffixes()[-1]} file, a Hugging Face or "
-            "torch.distributed.checkpoint directory, a PEFT adapter, or a Hub id org/name[@revision]. Several "
-            "checkpoints are taken as steps of one training run.",
+            "torch.distributed.checkpoint directory, a PEFT adapter, a Hub id org/name[@revision], or a URL "
+            "(hf://, s3://, gs://, az://, https://, ...). Several checkpoints are taken as steps of one training run.",
             show_default=False,
             metavar="CHECKPOINT",
         ),
@@ -72,6 +72,14 @@ def analyze(
     exclude: ExcludeOption = None,
     split_fused: SplitFusedOption = True,
     split: SplitOption = None,
+    sample_layers: Annotated[
+        int | None,
+        typer.Option(
+            help="Analyse only N layers, evenly by depth, with all their modules. The reports call it a sample.",
+            metavar="N",
+            min=1,
+        ),
+    ] = None,
     explain: Annotated[
         str | None,
         typer.Option(
@@ -119,6 +127,14 @@ def analyze(
         ),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub checkpoint.")] = None,
+    download: Annotated[
+        bool,
+        typer.Option(
+            "--download",
+            help="Download models of the Hub to its cache. Default: those of less than 1 GB that are analysed as a "
+            "whole; of others the tensors are fetched when it is their turn.",
+        ),
+    ] = False,
     cache: CacheOption = True,
     filter_zeros: Annotated[
         bool,
@@ -172,16 +188,25 @@ def analyze(
     from esdtool.analysis.plan import Plan, make_plan
     from esdtool.analysis.ranks import join_ranks
     from esdtool.analysis.run import run
+    from esdtool.checkpoint.remote.traffic import FETCHED
     from esdtool.comparison.trajectory import in_order_of_training, make_trajectory
     from esdtool.findings.diagnosis import diagnose, fail_on_findings
     from esdtool.modules.choice import ModuleChoice
     from esdtool.support.launch import speaks
-    from esdtool.support.sizes import parse_size
+    from esdtool.support.sizes import format_size, parse_size
     from esdtool.support.threads import available_cores
 
-    choice = ModuleChoice.of(include=include or (), exclude=exclude or (), split_fused=split_fused, split=split or ())
+    choice = ModuleChoice.of(
+        include=include or (),
+        exclude=exclude or (),
+        split_fused=split_fused,
+        split=split or (),
+        sample_layers=sample_layers,
+    )
     memory_bytes = None if memory is None else parse_size(memory)
     computes = not dry_run and explain is None
+    # What is not read need not be here.
+    in_part = not computes or bool(include) or sample_layers is not None
     if not computes and not speaks():
         return
     with join_ranks() if computes else nullcontext() as ranks:
@@ -205,6 +230,7 @@ def analyze(
                     revision=revision,
                     cache=cache,
                     memory=memory_bytes,
+                    download=True if download else False if in_part else None,
                 )
                 for checkpoint in in_order_of_training(checkpoints)
             ]
@@ -247,6 +273,8 @@ def analyze(
         if ranks is not None and not ranks.is_first:
             return
         analyses = [diagnose(analysis) for analysis in analyses]
+    if FETCHED.bytes:
+        note(f"fetched {format_size(FETCHED.bytes)}", quiet=quiet)
 
     trajectory = make_trajectory(analyses) if len(analyses) > 1 else None
     analysis = analyses[-1]

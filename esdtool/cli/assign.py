@@ -184,10 +184,12 @@ def _analysis(source: str | None, *, fit: str | None, device: str, jobs: int | N
 def _with_live_names(assignment: Assignment, analysis: Analysis) -> Assignment:
     """Rename the parameters as in the model that transformers builds from the checkpoint's config.json."""
     from esdtool.checkpoint import open_checkpoint
+    from esdtool.checkpoint.hub import without_revision
     from esdtool.optim.live_names import meta_model, with_live_names
 
     source = analysis.source
-    config = open_checkpoint(source.checkpoint, revision=source.revision).config
+    location = source.checkpoint if source.revision is None else without_revision(source.checkpoint)
+    config = open_checkpoint(location, revision=source.revision, download=False).config
     return with_live_names(assignment, meta_model(config, location=source.checkpoint))
 
 

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from esdtool.checkpoint.remote.traffic import FETCHED
 from esdtool.cli.targets import STDOUT
 from esdtool.errors import CheckpointError
 from esdtool.support.files import atomic_write, atomic_write_text, is_stream
+from esdtool.support.sizes import format_size
 from esdtool.support.terminal import new_console, remark, write_data
 from esdtool.support.words import visible
 
@@ -89,9 +91,23 @@ def progress_bar(total: float, *, quiet: bool) -> Iterator[Callable[[WeightModul
     if quiet or not sys.stderr.isatty():
         yield None
         return
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    class FetchedColumn(ProgressColumn):
+        """Show what has come from remote stores; nothing where nothing has."""
+
+        def render(self, task: Task) -> Text:  # noqa: ARG002 - the same for all
+            return Text(f"fetched {format_size(FETCHED.bytes)}" if FETCHED.bytes else "")
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        Remaining(),
+        FetchedColumn(),
+    )
     with Progress(*columns, console=new_console(stderr=True), transient=True) as progress:
         task = progress.add_task("spectra", total=total)
         yield lambda module, cost: progress.update(task, advance=cost, description=visible(module.name))

@@ -21,6 +21,8 @@ class ModuleChoice:
     """False keeps fused projections in one module."""
     split: tuple[SplitRequest, ...] = ()
     """How tensors are split that no known family tells."""
+    sample_layers: int | None = None
+    """Number of layers, evenly by depth, whose modules are scored; None: all layers."""
 
     @classmethod
     def of(
@@ -30,15 +32,22 @@ class ModuleChoice:
         exclude: Sequence[str] = (),
         split_fused: bool = True,
         split: Sequence[str | SplitRequest] = (),
+        sample_layers: int | None = None,
     ) -> Self:
         """Make a choice from what a user gives.
 
         Raises:
             UsageError: if a split is not of the form REGEX=LAYOUT.
         """
-        return cls(include=tuple(include), exclude=tuple(exclude), split_fused=split_fused, split=as_requests(split))
+        return cls(
+            include=tuple(include),
+            exclude=tuple(exclude),
+            split_fused=split_fused,
+            split=as_requests(split),
+            sample_layers=sample_layers,
+        )
 
     @property
     def of_all(self) -> Self:
-        """The same choice without `include` and `exclude`, for the base of a difference."""
-        return replace(self, include=(), exclude=())
+        """The same choice without `include`, `exclude` and `sample_layers`, for the base of a difference."""
+        return replace(self, include=(), exclude=(), sample_layers=None)

@@ -25,13 +25,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from esdtool.errors import OutputError
+from esdtool.spectra.elements import ElementStatistics
 from esdtool.spectra.options import Solver, SpectrumPath
 from esdtool.spectra.spectrum import Spectrum
-from esdtool.support.files import atomic_write, cache_directory
+from esdtool.support.files import atomic_write, atomic_write_text, cache_directory
 from esdtool.support.sizes import parse_size
 
 _SUFFIX: Final = ".esd"
-"""Also of the entries of earlier versions, which are never found again and go first."""
+"""Suffix of the entries, those of earlier versions included, which are never found again and go first."""
+
+_FACTS_SUFFIX: Final = ".facts"
+"""Suffix of the files that say what is known of matrices by their source."""
 
 _TENSOR: Final = "eigenvalues"
 
@@ -58,6 +62,24 @@ class _Facts(BaseModel):
     resolution: float
     storage_floor: float
     exponent: int
+
+
+class MatrixFacts(BaseModel):
+    """Describe a module's matrices without their data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    content: str
+    """`content_hash` of them."""
+    shape: tuple[int, int]
+    """(rows, columns) of each."""
+    count: int
+    dtype: str
+    """Name of the type without the `torch.` prefix, e.g. `bfloat16`."""
+    roundoff: float | None
+    """Relative rounding error of the stored weights, where it is more than that of the dtype."""
+    elements: ElementStatistics | None
+    """Statistics of their elements, as an analysis takes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +144,39 @@ class SpectrumCache:
                 metadata = {"facts": facts, "sha256": _checksum(facts, spectrum.eigenvalues)}
                 save_file({_TENSOR: spectrum.eigenvalues}, temporary, metadata=metadata)
 
+    def recall(self, key: str) -> MatrixFacts | None:
+        """Return what `remember` kept under a key; None if there is nothing, or it is damaged, which removes it."""
+        path = self._path(key, _FACTS_SUFFIX)
+        try:
+            stated, _, text = path.read_text(encoding="utf-8").partition("\n")
+            if stated != hashlib.sha256(f"{key}\n{text}".encode()).hexdigest():
+                raise ValueError("the checksum does not fit")
+            facts = MatrixFacts.model_validate_json(text)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            with suppress(OSError):
+                path.unlink()
+            return None
+        with suppress(OSError):
+            os.utime(path)
+        return facts
+
+    def remember(self, key: str, facts: MatrixFacts) -> None:
+        """Keep what is known of some matrices under what identifies their source; as with `save`, failing is no error.
+
+        Args:
+            key: a hexadecimal hash.
+            facts: what to keep.
+        """
+        path, text = self._path(key, _FACTS_SUFFIX), facts.model_dump_json()
+        with suppress(OSError, OutputError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(path, hashlib.sha256(f"{key}\n{text}".encode()).hexdigest() + "\n" + text)
+
     def info(self) -> CacheInfo:
         """Count the entries and their bytes."""
-        sizes = [size for _, _, size in self._entries()]
+        sizes = [size for _, _, size in self._entries(_SUFFIX)]
         return CacheInfo(folder=self.folder, entries=len(sizes), bytes=sum(sizes), limit=self.limit)
 
     def trim(self) -> None:
@@ -146,16 +198,17 @@ class SpectrumCache:
                 path.unlink()
         return before
 
-    def _path(self, key: str) -> Path:
+    def _path(self, key: str, suffix: str = _SUFFIX) -> Path:
         # A folder of 36,000 files is slow on some file systems.
-        return self.folder / key[:2] / (key[2:] + _SUFFIX)
+        return self.folder / key[:2] / (key[2:] + suffix)
 
-    def _entries(self) -> Iterator[tuple[Path, float, int]]:
-        """Yield file, time of last use and size of each entry."""
-        for path in self.folder.glob(f"??/*{_SUFFIX}"):
-            with suppress(OSError):
-                status = path.stat()
-                yield path, status.st_mtime, status.st_size
+    def _entries(self, *suffixes: str) -> Iterator[tuple[Path, float, int]]:
+        """Yield file, time of last use and size of each entry, by default of both kinds."""
+        for suffix in suffixes or (_SUFFIX, _FACTS_SUFFIX):
+            for path in self.folder.glob(f"??/*{suffix}"):
+                with suppress(OSError):
+                    status = path.stat()
+                    yield path, status.st_mtime, status.st_size
 
 
 def content_hash(matrices: Sequence[torch.Tensor]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -72,6 +72,13 @@ class ScoreRequest:
     """Relative rounding error of the stored weights, where it is more than that of the matrices' dtype."""
     content: str | None = None
     """What identifies the matrices in the cache; default a hash of their bytes."""
+    load: Callable[[], Sequence[torch.Tensor]] | None = None
+    """Reads the matrices where `matrices` are without data (on the meta device): only if the cache lacks a spectrum."""
+
+    @cached_property
+    def data(self) -> Sequence[torch.Tensor]:
+        """The matrices with their data."""
+        return self.matrices if self.load is None else self.load()
 
 
 def score_matrices(
@@ -113,13 +120,13 @@ def score_batch(
 def _prepare(request: ScoreRequest, device: torch.device | None, cache: SpectrumCache | None) -> _Source | MatrixScore:
     """Find what is to be computed, or the score if nothing is."""
     prepared = _prepare_exact(request, device, cache)
-    matrices, options = request.matrices, request.options
-    if isinstance(prepared, MatrixScore) or options.spectrum != "slq" or len(matrices) > 1:
+    options = request.options
+    if isinstance(prepared, MatrixScore) or options.spectrum != "slq" or len(request.matrices) > 1:
         return prepared
     if not in_float32_range(prepared.peak):
         return prepared
     estimate = estimate_tail(
-        matrices[0], k_fraction=options.k_fraction, roundoff=request.roundoff, device=device, scale=request.scale
+        request.data[0], k_fraction=options.k_fraction, roundoff=request.roundoff, device=device, scale=request.scale
     )
     return prepared if estimate is None else MatrixScore(status="ok", alpha=estimate.alpha, estimate=estimate)
 
@@ -130,14 +137,17 @@ def _prepare_exact(
     """Refuse matrices that have no tail of eigenvalues, before any is computed."""
     matrices, options = request.matrices, request.options
     num_eigs = min(matrices[0].shape) * len(matrices)
-    peak = peak_of(matrices)
+    found = _Source(request=request, device=device or matrices[0].device, cache=cache)
+    if request.load is not None and any(found.known(path) is not None for path in options.ladder):
+        return found  # there is no spectrum in the cache of what is refused here
+    peak = found.peak
     if not math.isfinite(peak):
         return MatrixScore(status=NOT_FINITE)
     if peak == 0:
         return MatrixScore(status=ALL_ZERO)
     if num_eigs < options.min_eigs:
         return MatrixScore(status=f"too few eigenvalues: {num_eigs} < {options.min_eigs}")
-    return _Source(request=request, device=device or matrices[0].device, peak=peak, cache=cache)
+    return found
 
 
 def _compute_together(sources: Sequence[_Source]) -> None:
@@ -145,11 +155,11 @@ def _compute_together(sources: Sequence[_Source]) -> None:
     alike: dict[Any, list[_Source]] = defaultdict(list)
     for source in sources if len(sources) > 1 else ():
         (first, *more), path = source.request.matrices, source.request.options.ladder[0]
-        if not more and scaling_exponent(source.peak, path) == 0 and source.known(path) is None:
+        if not more and source.known(path) is None and scaling_exponent(source.peak, path) == 0:
             alike[first.shape, first.dtype, path].append(source)
     for (_, _, path), group in alike.items():
         spectra = compute_stacked(
-            [source.request.matrices[0] for source in group],
+            [source.request.data[0] for source in group],
             path,
             device=group[0].device,
             scales=[source.request.scale for source in group],
@@ -198,16 +208,19 @@ class _Source:
 
     request: ScoreRequest
     device: torch.device
-    peak: float
-    """Largest absolute element."""
     cache: SpectrumCache | None
     spectra: dict[SpectrumPath, Spectrum] = field(default_factory=dict)
     """The spectra that are known, by path."""
 
     @cached_property
+    def peak(self) -> float:
+        """Largest absolute element."""
+        return peak_of(self.request.data)
+
+    @cached_property
     def content(self) -> str:
         """Text that identifies the matrices in the cache."""
-        return self.request.content or content_hash(self.request.matrices)
+        return self.request.content or content_hash(self.request.data)
 
     def known(self, path: SpectrumPath) -> Spectrum | None:
         """Find the spectrum by a path in memory or in the cache."""
@@ -230,7 +243,7 @@ class _Source:
         if found is None:
             request = self.request
             found = compute_spectrum(
-                request.matrices,
+                request.data,
                 path,
                 device=self.device,
                 scale=request.scale,
@@ -279,6 +292,7 @@ def _fit_parts(source: _Source, name: str, estimator: Estimator, cutting: SubMat
     parts = replace(
         request,
         matrices=cutting.cut(request.matrices, options),
+        load=None if request.load is None else lambda: cutting.cut(request.data, options),
         # The parts may overlap: hashing them would cost many times what hashing the matrices does.
         content=None if source.cache is None else f"{source.content} {name} {settings}",
     )

@@ -45,6 +45,10 @@ class MergedCheckpoint(Checkpoint):
             return self.read(name)[start:stop]
         return self.base.read_rows(name, start, stop)
 
+    def fingerprint(self, name: str) -> str | None:
+        """Return the base's identity of an untouched tensor; a sum has none."""
+        return None if name in self.updated or name in self.replaced else self.base.fingerprint(name)
+
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return the base's factors of an untouched tensor; a sum has none."""
         if name in self.updated or name in self.replaced:

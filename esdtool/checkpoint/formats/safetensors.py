@@ -85,6 +85,11 @@ class SafetensorsFile(WeightFile):
             for name, entry in self._entries.items()
         }
 
+    def stretch(self, name: str) -> StoredFile:
+        """Return the bytes of one tensor."""
+        entry = self._entries[name]
+        return self._file.part(self._begin + entry.start, entry.stop - entry.start)
+
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """Read one tensor, or some rows of it. Several threads may read at a time."""
         entry = self._entries[name]

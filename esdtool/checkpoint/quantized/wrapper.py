@@ -73,6 +73,14 @@ class DequantizedCheckpoint(Checkpoint):
         with one_line_errors(self.location, tensor=name):
             return self.weights[name].read_rows(self.inner, start, stop)
 
+    def stored_bytes(self, name: str) -> int:
+        """Return the bytes of a tensor as it is stored; of a weight those of its codes, the largest part."""
+        return self.inner.stored_bytes(self.weights[name].codes if name in self.weights else name)
+
+    def fingerprint(self, name: str) -> str | None:
+        """Return the identity of a stored tensor, or of all files for what is computed from several."""
+        return super().fingerprint(name) if name in self.weights else self.inner.fingerprint(name)
+
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return the factors of a stored tensor; a de-quantised weight has none."""
         return None if name in self.weights else self.inner.factors(name)

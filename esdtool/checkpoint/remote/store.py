@@ -77,6 +77,12 @@ class RemoteStore(ABC):
             self._opened[entry.key] = entry
 
     @property
+    def opened_bytes(self) -> int:
+        """Bytes of all objects that were opened."""
+        with self._lock:
+            return sum(entry.size for entry in self._opened.values())
+
+    @property
     def fingerprint(self) -> str | None:
         """Text that identifies all that was opened; None if some of it has no identity."""
         with self._lock:

@@ -39,6 +39,8 @@ def settings_in_words(settings: Settings) -> list[SettingInWords]:
     found.append(_setting("spectrum", settings.spectrum + (", float32 allowed" if settings.fast else "")))
     split = "split" if settings.split_fused else "not split"
     found.append(SettingInWords(term="fused projections", values=(split,), is_usual=settings.split_fused))
+    if settings.sample_layers is not None:
+        found.append(_setting("sample of layers", f"{settings.sample_layers}, evenly by depth"))
     for term, patterns in (("include", settings.include), ("exclude", settings.exclude)):
         if patterns:
             found.append(SettingInWords(term=term, values=patterns, is_code=True))

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from esdtool.analysis.document import Analysis, ModuleResult
 from esdtool.analysis.verdict import Verdict, alpha_words, closing_words, distance_words, verdict
+from esdtool.checkpoint.remote.path import RemotePath
 from esdtool.report.tables.analysis import (
     ROLE_COLUMNS,
     Column,
@@ -134,6 +135,12 @@ def print_plan(plan: Plan) -> None:
         f"Estimated: {duration(seconds)} on {plan.device} with {plan.jobs} at a time, "
         f"{format_size(plan.peak_bytes)} for the matrices in flight."
     )
+    folder, fetched = plan.checkpoint.folder, plan.bytes_to_fetch
+    if fetched is not None and isinstance(folder, RemotePath):
+        console.print(
+            f"To fetch: {fetched:,} bytes ({format_size(fetched)}) of {format_size(folder.store.opened_bytes)}, "
+            "but for spectra that are in the cache."
+        )
     hint = faster_choice(plan, seconds)
     if hint is not None:
         console.print(styled(hint[0].upper() + hint[1:] + "."))

@@ -93,6 +93,10 @@ class GGUFFile(WeightFile):
             tensor = tensor if rows is None else tensor[start:stop]
         return self._scaled(name, tensor, slice(start, stop))
 
+    def stored_bytes(self, name: str) -> int:
+        """Return the bytes of the quantised blocks."""
+        return self._records[name].nbytes
+
     def _scaled(self, name: str, tensor: torch.Tensor, rows: slice) -> torch.Tensor:
         """Apply the second scale that llama.cpp keeps beside NVFP4 and ternary weights: one, or one for each expert."""
         scale_name = f"{name.removesuffix('.weight')}.scale"

@@ -1,0 +1,97 @@
+"""A module's weights for scoring: read, or, where they are known to be those of an earlier analysis, only promised.
+
+A remote store tells by etags which bytes it has. For these the cache of spectra keeps a note of what the matrices are,
+so that a second analysis finds its spectra without fetching a byte. Should a spectrum be missing, the promise is kept:
+the weights are fetched then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from esdtool._version import __version__
+from esdtool.analysis.difference import difference
+from esdtool.analysis.observation import Observation
+from esdtool.analysis.plan import Plan
+from esdtool.modules import WeightModule
+from esdtool.modules.reading import read_matrices
+from esdtool.spectra.cache import MatrixFacts, content_hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleWeights:
+    """A module's matrices, and what is known of them."""
+
+    matrices: Sequence[torch.Tensor]
+    """[rows, columns] each; on the meta device, without data, where `load` is given."""
+    roundoff: float | None
+    """Relative rounding error of the stored weights where it is not that of their dtype."""
+    content: str
+    """Hash of the matrices."""
+    key: str | None = None
+    """Identifies the matrices by their source; None where nothing does."""
+    known: MatrixFacts | None = None
+    """Facts that an earlier analysis has kept of the matrices."""
+    load: Callable[[], Sequence[torch.Tensor]] | None = None
+    """Reads the matrices, should they be needed after all."""
+
+
+def module_weights(plan: Plan, module: WeightModule) -> ModuleWeights:
+    """Read a module's weights, or promise them where an earlier analysis has read the same bytes.
+
+    Raises:
+        CheckpointError: if they cannot be read.
+    """
+    key = None if plan.cache is None else _key(plan, module)
+    known = None if plan.cache is None or key is None else plan.cache.recall(key)
+    if known is not None:
+        empty = torch.empty(known.shape, dtype=getattr(torch, known.dtype), device="meta")
+        return ModuleWeights(
+            matrices=[empty] * known.count,
+            roundoff=known.roundoff,
+            content=known.content,
+            known=known,
+            load=lambda: _read(plan, module)[0],
+        )
+    matrices, roundoff = _read(plan, module)
+    return ModuleWeights(matrices=matrices, roundoff=roundoff, content=content_hash(matrices), key=key)
+
+
+def remember_weights(plan: Plan, read: ModuleWeights, noticed: Observation) -> None:
+    """Keep what is known of a module's matrices by now, if their source has an identity."""
+    if plan.cache is None or read.key is None:
+        return
+    first = read.matrices[0]
+    facts = MatrixFacts(
+        content=read.content,
+        shape=(first.shape[0], first.shape[1]),
+        count=len(read.matrices),
+        dtype=str(first.dtype).removeprefix("torch."),
+        roundoff=read.roundoff,
+        elements=noticed.elements,
+    )
+    plan.cache.remember(read.key, facts)
+
+
+def _read(plan: Plan, module: WeightModule) -> tuple[list[torch.Tensor], float | None]:
+    if plan.base is None:
+        return read_matrices(plan.checkpoint, module), module.roundoff
+    return difference(plan.checkpoint, module, plan.base.checkpoint, plan.base.pairing.base[module.name])
+
+
+def _key(plan: Plan, module: WeightModule) -> str | None:
+    """Return what identifies the matrices without reading them; None where nothing does."""
+    sides = [(plan.checkpoint, module)]
+    if plan.base is not None:
+        sides.append((plan.base.checkpoint, plan.base.pairing.base[module.name]))
+    parts: list[object] = [__version__]
+    for checkpoint, side in sides:
+        fingerprint = checkpoint.fingerprint(side.parameter)
+        if fingerprint is None:
+            return None
+        parts.append((fingerprint, side.view, side.kind, side.rank, side.shape, side.roundoff))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
