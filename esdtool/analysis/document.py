@@ -25,7 +25,8 @@ from esdtool.errors import CheckpointError
 from esdtool.modules.identification import IdentifiedBy
 from esdtool.modules.skipped import SkipKind
 from esdtool.spectra.measure import Number, all_quantities
-from esdtool.spectra.options import Solver
+from esdtool.spectra.options import Solver, TrapsName
+from esdtool.spectra.trap_records import Traps
 from esdtool.support.csv_text import csv_text
 from esdtool.support.json_text import JsonTextError, model_json, parse_json
 from esdtool.support.words import dimensions
@@ -71,6 +72,10 @@ class Settings(Record):
     farms_rows: int | None = Field(default=None, description="Rows of a FARMS window.")
     farms_ratio: float | None = Field(default=None, description="Columns over rows of a FARMS window.")
     farms_windows: int | None = Field(default=None, description="FARMS windows per dimension.")
+    traps: TrapsName = Field(
+        default="law", description="How correlation traps were counted: 'law', or 'shuffle' for a draw as well."
+    )
+    seed: int | None = Field(default=None, description="Seed of the draws; null where nothing was drawn.")
     split_fused: bool = Field(default=True, description="Whether fused projections were split into modules.")
     split: tuple[str, ...] = Field(
         default=(), description="How the user said that tensors are split, each as 'REGEX=LAYOUT'."
@@ -179,6 +184,14 @@ class _Module(Record):
         "elsewhere, 0 to 1; it compares across shapes. Null for a low-rank update and without eigenvalues.",
     )
     num_trace_log: int | None = Field(default=None, description="Tail size by SETOL's trace-log condition.")
+
+    num_traps: int | None = Field(
+        default=None, description="Correlation traps, by the law: spikes that survive a shuffle of the elements."
+    )
+    num_traps_drawn: int | None = Field(
+        default=None, description="Spikes that survived one shuffle; only with the option traps = 'shuffle'."
+    )
+    traps: Traps | None = Field(default=None, description="What makes the correlation traps; null where there is none.")
 
     status: str = Field(default="ok", description="'ok', or what is wrong, in words.")
     warning: str | None = Field(default=None, description="'over-trained' or 'under-trained' (estimator ks only).")
@@ -356,7 +369,7 @@ class Analysis(Record):
         rows = []
         for module in self.modules:
             row: dict[str, Any] = module.model_dump(
-                exclude={"alphas", "alpha_ci", "fits", "comparisons", "shape", "parameter_shape", "trained"}
+                exclude={"alphas", "alpha_ci", "fits", "comparisons", "traps", "shape", "parameter_shape", "trained"}
             )
             row["alpha_ci.low"], row["alpha_ci.high"] = module.alpha_ci or (None, None)
             row["shape"] = dimensions(module.shape)

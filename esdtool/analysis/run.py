@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -27,6 +28,7 @@ from esdtool.modules.splitting import SplitRequest
 from esdtool.spectra.options import LOW_RANK_MIN_EIGS, ScoreOptions
 from esdtool.spectra.scoring import ALL_ZERO, MatrixScore, ScoreRequest, score_batch
 from esdtool.spectra.tail import Vector
+from esdtool.spectra.traps import drawn_traps, known_traps
 
 OnProgress = Callable[[WeightModule, float], None]
 """Called in the main thread after each module with the module and its cost."""
@@ -57,6 +59,8 @@ def analyze(
     download: bool | None = None,
     filter_zeros: bool = ScoreOptions.filter_zeros,
     fix_finger_bound: str = ScoreOptions.fix_finger_bound,
+    traps: str = ScoreOptions.traps,
+    seed: int = ScoreOptions.seed,
     farms_rows: int = ScoreOptions.farms_rows,
     farms_ratio: float = ScoreOptions.farms_ratio,
     farms_windows: int = ScoreOptions.farms_windows,
@@ -90,6 +94,8 @@ def analyze(
             `esdtool.checkpoint.open_checkpoint`.
         filter_zeros: leave eigenvalues of at most 1e-5 out of the fits, as the public code of AlphaDecay can.
         fix_finger_bound: `linear`, or `legacy` for the public code's window.
+        traps: `law`, or `shuffle` to also count correlation traps in a shuffled copy (`esdtool.spectra.traps`).
+        seed: of the shuffles.
         farms_rows: rows of a FARMS window.
         farms_ratio: columns over rows of a FARMS window.
         farms_windows: FARMS windows per dimension.
@@ -115,6 +121,8 @@ def analyze(
         fast=fast,
         filter_zeros=filter_zeros,
         fix_finger_bound=fix_finger_bound,  # type: ignore[arg-type]
+        traps=traps,  # type: ignore[arg-type]
+        seed=seed,
         farms_rows=farms_rows,
         farms_ratio=farms_ratio,
         farms_windows=farms_windows,
@@ -190,6 +198,8 @@ def _analysis(plan: Plan, results: Sequence[Scored]) -> Analysis:
             farms_rows=options.farms_rows if uses_farms else None,
             farms_ratio=options.farms_ratio if uses_farms else None,
             farms_windows=options.farms_windows if uses_farms else None,
+            traps=options.traps,
+            seed=options.seed if options.traps == "shuffle" else None,
             split_fused=plan.choice.split_fused,
             split=tuple(request.words for request in plan.choice.split),
             include=plan.choice.include,
@@ -247,8 +257,20 @@ def _score(plan: Plan, batch: Sequence[WeightModule], weights: Sequence[ModuleWe
             remember_weights(plan, read, noticed)
         else:
             noticed = observed_before(read.known, score.spectrum)
-        results.append((module_result(module, score, request.options), _eigenvalues(score), noticed))
+        result = module_result(module, score, request.options)
+        if result.ok:
+            result = result.model_copy(update=_traps(plan, module, request))
+        results.append((result, _eigenvalues(score), noticed))
     return results
+
+
+def _traps(plan: Plan, module: WeightModule, request: ScoreRequest) -> dict[str, Any]:
+    """Return the keys of a module's correlation traps."""
+    found = known_traps(lambda: request.data, scale=request.scale, cache=plan.cache, content=request.content)
+    drawn = None
+    if request.options.traps == "shuffle":
+        drawn = drawn_traps(request.data, seed=request.options.seed, name=module.name, device=plan.device)
+    return {"num_traps": found.count, "num_traps_drawn": drawn, "traps": found if found.count else None}
 
 
 def _eigenvalues(score: MatrixScore) -> Vector | None:

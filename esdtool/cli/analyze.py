@@ -28,7 +28,7 @@ from esdtool.cli.options import (
     TopOption,
     finite,
 )
-from esdtool.spectra.options import FixFingerBound, ScoreOptions, SpectrumName
+from esdtool.spectra.options import FixFingerBound, ScoreOptions, SpectrumName, TrapsName
 
 FailOn = Literal["warning", "error"]
 SortKey = Literal["order", "name", "role", "layer", "alpha", "ks", "stable-rank", "lambda-max"]
@@ -146,6 +146,14 @@ def analyze(
         FixFingerBound,
         typer.Option(help="Lower bound of 'fix-finger'. 'legacy' reproduces numbers published with the original code."),
     ] = ScoreOptions.fix_finger_bound,
+    traps: Annotated[
+        TrapsName,
+        typer.Option(
+            help="How to count correlation traps, the spikes that survive a shuffle of the elements: by 'law', or by a "
+            "'shuffle' as well."
+        ),
+    ] = ScoreOptions.traps,
+    seed: Annotated[int, typer.Option(help="Seed of the shuffles.", min=0)] = ScoreOptions.seed,
     farms_rows: Annotated[int, typer.Option(help="Rows of a 'farms' window.")] = ScoreOptions.farms_rows,
     farms_ratio: Annotated[
         float, typer.Option(help="Columns divided by rows of a 'farms' window.", callback=finite)
@@ -171,6 +179,8 @@ def analyze(
         fast=fast,
         filter_zeros=filter_zeros,
         fix_finger_bound=fix_finger_bound,
+        traps=traps,
+        seed=seed,
         farms_rows=farms_rows,
         farms_ratio=farms_ratio,
         farms_windows=farms_windows,

@@ -174,6 +174,27 @@ class SpectrumCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write_text(path, hashlib.sha256(f"{key}\n{text}".encode()).hexdigest() + "\n" + text)
 
+    def load_note(self, key: str) -> str | None:
+        """Return the text that was kept for a key; None if there is none, or it is damaged, which removes it."""
+        path = self._path(key, _FACTS_SUFFIX)
+        try:
+            checksum, _, text = path.read_text(encoding="utf-8").partition("\n")
+        except (OSError, UnicodeDecodeError):
+            return None
+        with suppress(OSError):
+            if checksum != _note_checksum(key, text):
+                path.unlink()
+                return None
+            os.utime(path)
+        return text
+
+    def save_note(self, key: str, text: str) -> None:
+        """Keep a short text beside the spectra; a disk that is full or read-only is no error."""
+        path = self._path(key, _FACTS_SUFFIX)
+        with suppress(OSError, OutputError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(path, f"{_note_checksum(key, text)}\n{text}")
+
     def info(self) -> CacheInfo:
         """Count the entries and their bytes."""
         sizes = [size for _, _, size in self._entries(_SUFFIX)]
@@ -238,6 +259,22 @@ def entry_key(content: str, path: SpectrumPath, device: str, *settings: object) 
         settings: what else the eigenvalues depend on.
     """
     return hashlib.sha256(repr((_COMPUTATION, content, path, device, settings)).encode()).hexdigest()
+
+
+def note_key(what: str, version: int, content: str, *settings: object) -> str:
+    """Make the key of a text.
+
+    Args:
+        what: what the text says of the matrices.
+        version: of the code that computes it.
+        content: `content_hash` of the matrices.
+        settings: what else it depends on.
+    """
+    return hashlib.sha256(repr((what, version, content, settings)).encode()).hexdigest()
+
+
+def _note_checksum(key: str, text: str) -> str:
+    return hashlib.sha256(f"{key}\0{text}".encode()).hexdigest()
 
 
 def _checksum(facts: str, eigenvalues: npt.NDArray[np.float64]) -> str:

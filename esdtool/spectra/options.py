@@ -16,6 +16,8 @@ of numpy or scipy, see `esdtool.spectra.lapack`."""
 SpectrumName = Literal["auto", "gram", "svd", "slq"]
 SPECTRA: tuple[str, ...] = get_args(SpectrumName)
 FixFingerBound = Literal["linear", "legacy"]
+TrapsName = Literal["law", "shuffle"]
+TRAPS: tuple[str, ...] = get_args(TrapsName)
 
 FITS = ESTIMATOR_NAMES
 """Names of the estimators of alpha, the default first."""
@@ -65,6 +67,11 @@ class ScoreOptions:
     farms_windows: int = 10
     """FARMS windows per dimension."""
 
+    traps: TrapsName = "law"
+    """`law`: count correlation traps by the law alone; `shuffle`: also draw them (`esdtool.spectra.traps`)."""
+    seed: int = 0
+    """Seed of the draws."""
+
     def __post_init__(self) -> None:
         """Refuse what no module could be scored with.
 
@@ -82,6 +89,10 @@ class ScoreOptions:
             raise UsageError(f"unknown spectrum {self.spectrum!r}; choose from {', '.join(SPECTRA)}")
         if self.fix_finger_bound not in ("linear", "legacy"):
             raise UsageError(f"unknown fix-finger bound {self.fix_finger_bound!r}; choose from linear, legacy")
+        if self.traps not in TRAPS:
+            raise UsageError(f"unknown traps {self.traps!r}; choose from {', '.join(TRAPS)}")
+        if not 0 <= self.seed < 2**31:
+            raise UsageError(f"seed must be in [0, 2^31), not {self.seed}")
         if not 0 < self.k_fraction <= 1:
             raise UsageError(f"k-fraction must be in (0, 1], not {self.k_fraction}")
         if self.min_eigs < 2:
