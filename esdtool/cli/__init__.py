@@ -17,6 +17,7 @@ from esdtool.cli.plot import plot
 from esdtool.cli.schema import schema
 from esdtool.cli.sweep import sweep
 from esdtool.cli.train import train
+from esdtool.cli.watch import watch
 
 app = typer.Typer(
     name="esdtool",
@@ -50,6 +51,7 @@ app.command(cls=HelpCommand)(train)
 app.command(cls=HelpCommand)(sweep)
 app.command("eval", cls=HelpCommand)(evaluate)
 app.command(cls=HelpCommand)(compare)
+app.command(cls=HelpCommand)(watch)
 app.command(cls=HelpCommand)(plot)
 app.command(cls=HelpCommand)(schema)
 app.add_typer(cache_app, name="cache")

@@ -16,7 +16,7 @@ _SCRIPTS = ("report.js", "table.js", "figure.js")
 _JSON_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
-def page(title: str, body: Content, data: Any) -> str:
+def page(title: str, body: Content, data: Any, *, refresh: int | None = None) -> str:
     """Return a whole document.
 
     Args:
@@ -24,6 +24,7 @@ def page(title: str, body: Content, data: Any) -> str:
         body: what stands in <main>.
         data: JSON-serialisable; the script finds it in the element #data. Without NaN and infinities.
             Pictures are admitted as `data:` addresses only: in the page itself.
+        refresh: seconds after which a browser reads the file again; None: never.
     """
     style, script = _style(), _script()
     # The policy admits the two parts below by their hashes: markup that slips in through a name can run nothing.
@@ -38,6 +39,7 @@ def page(title: str, body: Content, data: Any) -> str:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("meta", name="referrer", content="no-referrer"),
+        *([] if refresh is None else [tag("meta", http_equiv="refresh", content=str(refresh))]),
         tag("title", title),
         tag("style", style),
     ]

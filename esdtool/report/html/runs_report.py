@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esdtool._version import __version__
 from esdtool.report.html.markup import DASH, Html, joined, name_tag, tag
 from esdtool.report.html.page import facts, noscript, page, section
+from esdtool.report.html.pictures import pictures_of
 from esdtool.report.html.table import Cell, HtmlColumn, Row, number, table
 from esdtool.report.tables.runs import PAIRED_HEADINGS, paired_rows
 
@@ -137,20 +135,8 @@ def _text(value: object) -> str:
 
 def _curves(runs: Sequence[Run]) -> list[Html]:
     """Show the figures of `esdtool plot` as vector pictures, a section for each kind."""
-    from esdtool.report.figures.collect import draw_figures
-    from esdtool.report.figures.kind import FigureTarget, Material
+    from esdtool.report.figures.kind import Material
 
-    pictures: dict[str, list[Html]] = {}
-    headings: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for figure in draw_figures(Material(runs=tuple(runs)), FigureTarget(folder=Path(folder), suffix="svg")):
-            heading = headings.setdefault(figure.name, figure.kind.heading or figure.kind.summary)
-            picture = _picture(figure.path.read_bytes(), f"{heading}: {figure.path.stem}")
-            pictures.setdefault(figure.name, []).append(picture)
-    order = sorted(pictures, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
-    return [section(headings[name], pictures[name], anchor=f"curves-{name}") for name in order]
-
-
-def _picture(content: bytes, words: str) -> Html:
-    address = f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
-    return tag("img", src=address, alt=words, class_="curves")
+    found = pictures_of(Material(runs=tuple(runs)))
+    order = sorted(found, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+    return [section(found[name][0], found[name][1], anchor=f"curves-{name}") for name in order]

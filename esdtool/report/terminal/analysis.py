@@ -164,7 +164,7 @@ def print_trajectory(trajectory: Trajectory, *, sparklines: bool = False, consol
         table.add_row(styled(step.checkpoint), *(format_number(alpha, ".3f") for alpha in alphas))
     console.print(table)
     if sparklines:
-        console.print(_trends(trajectory, console))
+        console.print(trends(trajectory, console))
     for analysis in trajectory.analyses:
         console.print(styled(f"{analysis.source.checkpoint}: {closing_words(analysis)}"))
 
@@ -222,7 +222,8 @@ def _roles(analysis: Analysis) -> Table:
     return table
 
 
-def _trends(trajectory: Trajectory, console: Console) -> Table:
+def trends(trajectory: Trajectory, console: Console) -> Table:
+    """Return the course of each role's mean alpha, on a scale of its own."""
     table = new_table("alpha over the steps, each role on its own scale")
     table.add_column("role", overflow="fold")
     for heading in ("first", "", "last", "change"):
