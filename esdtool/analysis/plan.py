@@ -87,6 +87,12 @@ class Plan:
     def batches(self, modules: Sequence[WeightModule]) -> list[Batch]:
         """Return the jobs, the most expensive first."""
         ordered = sorted(modules, key=cost, reverse=True)
+        if isinstance(self.checkpoint.folder, RemotePath) and self.device.type == "cpu":
+            # Bytes come over a network once, whatever number of modules they are for.
+            parts: dict[tuple[str, tuple[int, int]], list[WeightModule]] = {}
+            for module in ordered:
+                parts.setdefault((module.parameter, module.rows), []).append(module)
+            return [tuple(batch) for batch in parts.values()]
         return batches_of(ordered, together=self.device.type != "cpu", limits=self.limits)
 
     @property
@@ -124,11 +130,11 @@ class Plan:
         """Predicted bytes of the modules' weights in a remote store; None for a checkpoint on this machine."""
         if not isinstance(self.checkpoint.folder, RemotePath):
             return None
-        total = 0
-        for module in self.selection.modules:
-            rows = module.rows[1] - module.rows[0]
-            total += self.checkpoint.stored_bytes(module.parameter) * rows // max(module.stored_shape[0], 1)
-        return total
+        parts = {(module.parameter, module.rows): module.stored_shape[0] for module in self.selection.modules}
+        return sum(
+            self.checkpoint.stored_bytes(parameter) * (stop - start) // max(length, 1)
+            for (parameter, (start, stop)), length in parts.items()
+        )
 
     @property
     def peak_bytes(self) -> int:

@@ -20,7 +20,7 @@ from esdtool.analysis.observation import Observation, observe, observed_before
 from esdtool.analysis.plan import Plan, Readable, make_plan
 from esdtool.analysis.ranks import AnalysisRanks
 from esdtool.analysis.summary import summarize
-from esdtool.analysis.weights import ModuleWeights, module_weights, remember_weights
+from esdtool.analysis.weights import ModuleWeights, remember_weights, weights_of_batch
 from esdtool.modules import WeightModule
 from esdtool.modules.base import cost
 from esdtool.modules.choice import ModuleChoice
@@ -225,7 +225,7 @@ def _results(plan: Plan, modules: Sequence[WeightModule]) -> Iterator[tuple[Weig
 
     def read(batch: Batch) -> list[ModuleWeights]:
         with lack_of_memory_named(batch, limits, location=location):
-            return [module_weights(plan, module) for module in batch]
+            return weights_of_batch(plan, batch)
 
     def compute(batch: Batch, weights: list[ModuleWeights]) -> list[Scored]:
         with lack_of_memory_named(batch, limits, location=location):

@@ -18,7 +18,7 @@ from esdtool.analysis.difference import difference
 from esdtool.analysis.observation import Observation
 from esdtool.analysis.plan import Plan
 from esdtool.modules import WeightModule
-from esdtool.modules.reading import read_matrices
+from esdtool.modules.reading import Rows, read_matrices
 from esdtool.spectra.cache import MatrixFacts, content_hash
 
 
@@ -40,12 +40,19 @@ class ModuleWeights:
     """Reads the matrices, should they be needed after all."""
 
 
-def module_weights(plan: Plan, module: WeightModule) -> ModuleWeights:
-    """Read a module's weights, or promise them where an earlier analysis has read the same bytes.
+def weights_of_batch(plan: Plan, batch: Sequence[WeightModule]) -> list[ModuleWeights]:
+    """Read the weights of several modules, or promise them where an earlier analysis has read the same bytes.
+
+    What several modules are parts of is read once.
 
     Raises:
         CheckpointError: if they cannot be read.
     """
+    shared: Rows = {}
+    return [_weights(plan, module, shared) for module in batch]
+
+
+def _weights(plan: Plan, module: WeightModule, shared: Rows) -> ModuleWeights:
     key = None if plan.cache is None else _key(plan, module)
     known = None if plan.cache is None or key is None else plan.cache.recall(key)
     if known is not None:
@@ -55,9 +62,9 @@ def module_weights(plan: Plan, module: WeightModule) -> ModuleWeights:
             roundoff=known.roundoff,
             content=known.content,
             known=known,
-            load=lambda: _read(plan, module)[0],
+            load=lambda: _read(plan, module, {})[0],
         )
-    matrices, roundoff = _read(plan, module)
+    matrices, roundoff = _read(plan, module, shared)
     return ModuleWeights(matrices=matrices, roundoff=roundoff, content=content_hash(matrices), key=key)
 
 
@@ -77,9 +84,9 @@ def remember_weights(plan: Plan, read: ModuleWeights, noticed: Observation) -> N
     plan.cache.remember(read.key, facts)
 
 
-def _read(plan: Plan, module: WeightModule) -> tuple[list[torch.Tensor], float | None]:
+def _read(plan: Plan, module: WeightModule, shared: Rows) -> tuple[list[torch.Tensor], float | None]:
     if plan.base is None:
-        return read_matrices(plan.checkpoint, module), module.roundoff
+        return read_matrices(plan.checkpoint, module, shared=shared), module.roundoff
     return difference(plan.checkpoint, module, plan.base.checkpoint, plan.base.pairing.base[module.name])
 
 

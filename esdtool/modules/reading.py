@@ -9,12 +9,20 @@ import torch
 from esdtool.checkpoint import Checkpoint
 from esdtool.modules import WeightModule
 
+Rows = dict[tuple[str, tuple[int, int]], torch.Tensor]
+"""Tensors that were read, by parameter and positions: parts of one fused tensor share them."""
 
-def read_matrices(checkpoint: Checkpoint, module: WeightModule) -> list[torch.Tensor]:
+
+def read_matrices(checkpoint: Checkpoint, module: WeightModule, *, shared: Rows | None = None) -> list[torch.Tensor]:
     """Return the matrices whose eigenvalues are the module's ESD.
 
     For a module of known low rank r (a LoRA update) that is one small matrix with the same r singular values: the
     others are zero by construction and say nothing.
+
+    Args:
+        checkpoint: where the module is from.
+        module: the module.
+        shared: what was read for other modules; what is read is added.
 
     Returns:
         Tensors [rows, columns] of one shape in the storage dtype.
@@ -32,7 +40,12 @@ def read_matrices(checkpoint: Checkpoint, module: WeightModule) -> list[torch.Te
                 if right.ndim > 2
                 else [product_core(left, right)]
             )
-    return module.matrices_of_rows(read_rows(checkpoint, module))
+    if shared is None:
+        return module.matrices_of_rows(read_rows(checkpoint, module))
+    key = (module.parameter, module.rows)
+    if key not in shared:
+        shared[key] = read_rows(checkpoint, module)
+    return module.matrices_of_rows(shared[key])
 
 
 def read_rows(checkpoint: Checkpoint, module: WeightModule) -> torch.Tensor:

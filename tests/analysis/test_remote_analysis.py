@@ -223,6 +223,23 @@ def test_other_commands_read_the_same_names(store, tmp_path):
     assert FETCHED.bytes - before < headers
 
 
+def test_parts_of_one_tensor_are_fetched_once(tmp_path):
+    """Interleaved heads need the whole tensor for each of query, key and value."""
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    weight = torch.randn(3 * 128, 128, generator=torch.Generator().manual_seed(0))
+    name = "gpt_neox.layers.0.attention.query_key_value.weight"
+    save_file({name: weight}, tmp_path / "model.safetensors")
+    memory.put(str(tmp_path / "model.safetensors"), "/neox/model.safetensors")
+    config = b'{"model_type": "gpt_neox", "num_attention_heads": 4, "hidden_size": 128}'
+    memory.pipe("/neox/config.json", config)
+    (tmp_path / "config.json").write_bytes(config)
+    before = FETCHED.bytes
+    found = esdtool.analyze("memory://neox", jobs=2, cache=False)
+    assert FETCHED.bytes - before < 1.02 * weight.nbytes
+    assert len(found.modules) == 3
+    assert found.modules == esdtool.analyze(tmp_path).modules
+
+
 def test_quantised_weights_are_known_again(tmp_path):
     """Weights that are computed from codes and scales are known by all files together."""
     fsspec = pytest.importorskip("fsspec")

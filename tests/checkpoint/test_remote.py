@@ -160,6 +160,28 @@ def test_distributed_checkpoint_is_what_torch_reads_from_the_store(memory, tmp_p
     }
 
 
+def test_hdf5_and_sets_of_gguf_files_in_an_object_store(memory, tmp_path):
+    from tests.checkpoint.samples import keras_h5
+
+    one = keras_h5(tmp_path)
+    (tmp_path / "set").mkdir()
+    write = writer_to(tmp_path / "set")
+    array = torch.arange(64.0).reshape(8, 8)
+    for number in (1, 2):
+        write(
+            {f"blk.{number}.ffn_up.weight": (number * array).numpy()},
+            name=f"m-{number:05d}-of-00002.gguf",
+        )
+    for path in (one, tmp_path / "set"):
+        local = open_checkpoint(path)
+        url = f"memory://up/{path.name}"
+        memory.put(str(path) + ("/" if path.is_dir() else ""), f"/up/{path.name}", recursive=path.is_dir())
+        remote = open_checkpoint(url)
+        assert remote.tensors == local.tensors
+        for name in local.tensors:
+            assert remote.read(name).equal(local.read(name))
+
+
 def test_container_that_is_read_whole_is_refused(memory):
     memory.pipe("/b/model.onnx", b"x" * 100)
     assert message("memory://b/model.onnx") == (

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
+
+from tests.checkpoint.remote_server import Fault
+from tests.conftest import llama_tensors
 
 SWALLOWS = """
 import os, signal, time
@@ -44,6 +51,31 @@ def test_an_import_cannot_swallow_it(body: str, tmp_path: Path) -> None:
     found = run(body, tmp_path)
     assert (found.returncode, found.stdout) == (130, "")
     assert found.stderr.strip() == "esdtool: interrupted"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_silent_server_does_not_hold_it_up(web_server, tmp_path: Path) -> None:
+    save_file(llama_tensors(1), web_server.folder / "model.safetensors")
+    location = f"{web_server.url}/model.safetensors"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "esdtool", "analyze", location, "--quiet"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # Its header has come; of the tensors nothing ever does.
+    while sum(method == "GET" for method, *_ in web_server.requests) < 2 and process.poll() is None:
+        time.sleep(0.01)
+    web_server.always = Fault(delay=30)
+    while sum(method == "GET" for method, *_ in web_server.requests) < 4 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    out, err = process.communicate(timeout=20)
+    assert time.monotonic() - start < 5
+    assert (process.returncode, out, err.strip()) == (130, "", "esdtool: interrupted")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
