@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -91,12 +91,12 @@ def watch(
     analyses = list(watcher.known().values())
     waiting = False
     if analyses:
-        show(analyses)
+        show(analyses, analyses[-1])
     while True:
         has_ended = once or _has_finished(source)
         for analysis in watcher.look(patient=not has_ended):
             analyses = list(watcher.known().values())
-            show(analyses)
+            show(analyses, analysis)
             if fail_on is not None:
                 fail_on_findings([analysis], fail_on)
         if has_ended:
@@ -133,15 +133,14 @@ class _Watcher:
         """Return what was analysed so far, in the order of training."""
         return self.journal.read()
 
-    def look(self, *, patient: bool) -> list[Analysis]:
-        """Analyse the whole checkpoints that are new.
+    def look(self, *, patient: bool) -> Iterator[Analysis]:
+        """Analyse the whole checkpoints that are new, one after the other.
 
         Args:
             patient: leave what was written to a moment ago for the next time.
         """
         from esdtool.comparison.landed import landings
 
-        found = []
         for landing in landings(self.source):
             if landing.signature in self.refused or not landing.has_all_shards:
                 continue
@@ -154,8 +153,8 @@ class _Watcher:
                 analysis = self._analysis(landing)
                 if analysis is not None:
                     self.journal.add(landing.path, landing.signature, analysis)
-                    found.append(analysis)
-        return found
+            if analysis is not None:
+                yield analysis
 
     def _analysis(self, landing: Landing) -> Analysis | None:
         """Analyse one checkpoint; None if it is gone, or not whole after all."""
@@ -185,20 +184,20 @@ def _has_finished(source: str) -> bool:
 
 def _shown(
     source: str, html_path: str | None, *, every: float, quiet: bool, stays: bool
-) -> Callable[[list[Analysis]], None]:
-    """Return a function that draws the analyses so far."""
+) -> Callable[[list[Analysis], Analysis], None]:
+    """Return a function that draws the analyses so far, of which one is new."""
     from esdtool.cli.output import note
     from esdtool.comparison.trajectory import make_trajectory
     from esdtool.report.terminal.watch import news, print_watch
 
-    def show(analyses: list[Analysis]) -> None:
+    def show(analyses: list[Analysis], new: Analysis) -> None:
         if html_path is not None:
             _write_page(html_path, analyses, refresh=max(1, round(every)) if stays else None, quiet=True)
         if sys.stdout.isatty() and not quiet:
             print_watch(make_trajectory(analyses), clear=stays)
             note(f"watching {source}; Ctrl-C ends", quiet=not stays)
         else:
-            note(news(analyses[-1]), quiet=quiet)
+            note(news(new), quiet=quiet)
 
     return show
 

@@ -83,6 +83,7 @@ def test_each_checkpoint_is_analysed_once_and_points_stay(
     assert points(run) == ["checkpoint-20", "checkpoint-100", "checkpoint-300"]
     out, err = capsys.readouterr()
     assert "3 checkpoints" in out
+    assert "checkpoint-300: mean alpha" in err
     assert f"wrote {page}" in err
     text = page.read_text()
     for step in (20, 100, 300):
