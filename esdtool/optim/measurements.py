@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -27,10 +27,9 @@ _Key = tuple[int, tuple[str, ...], Measure]
 class _Batch:
     """Hold scores that were asked for together."""
 
-    keys: list[_Key]
-    parameters: list[nn.Parameter]
-    """What the keys are of: kept, so that their `id`s stay theirs."""
-    versions: list[int]
+    parameters: Mapping[_Key, nn.Parameter]
+    """What is scored: kept, so that `id`s stay unique."""
+    versions: Mapping[_Key, int]
     """How often each parameter had been changed in place when it was measured."""
     full: bool = False
     """Whether all numbers of the spectra are kept."""
@@ -46,11 +45,14 @@ class _Batch:
         if self.found is None:
             assert self.pending is not None
             self.found, self.pending = self.pending.settle(), None
-        return dict(zip(self.keys, self.found, strict=True))
+        return dict(zip(self.parameters, self.found, strict=True))
 
-    def is_current(self, key: _Key) -> bool:
-        index = self.keys.index(key)
-        return self.versions[index] == self.parameters[index]._version
+    def serves(self, follower: int, keys: Iterable[_Key], *, full: bool) -> bool:
+        """Tell whether some of these scores are here, of the weights as they are now, and new to the follower."""
+        mine = [key for key in keys if key in self.parameters]
+        is_alive = (self.found is not None or self.pending is not None) and (self.full or not full)
+        is_current = all(self.parameters[key]._version == self.versions[key] for key in mine)
+        return is_alive and bool(mine) and follower not in self.served and is_current
 
 
 class Reading:
@@ -123,8 +125,8 @@ class Measurements:
             for parameter, modules in held.items()
         }
         keys = list(wanted)
-        batches = [batch for batch in self._batches if self._serves(batch, follower, keys, full=measure.full)]
-        known = {key for batch in batches for key in batch.keys}
+        batches = [batch for batch in self._batches if batch.serves(follower, keys, full=measure.full)]
+        known = {key for batch in batches for key in batch.parameters}
         missing = [key for key in keys if key not in known]
         if missing:
             batches.append(self._measure({key: wanted[key] for key in missing}, held, measure, beside=beside))
@@ -136,24 +138,13 @@ class Measurements:
             reading.settle()
         return reading
 
-    def _serves(self, batch: _Batch, follower: int, keys: list[_Key], *, full: bool) -> bool:
-        """Tell whether a batch holds some of the scores, of the weights as they are now."""
-        mine = [key for key in keys if key in batch.keys]
-        is_alive = batch.found is not None or batch.pending is not None
-        is_alive = is_alive and (batch.full or not full)
-        return is_alive and bool(mine) and follower not in batch.served and all(map(batch.is_current, mine))
-
     def _measure(self, wanted: Mapping[_Key, nn.Parameter], held: Held, measure: Measure, *, beside: bool) -> _Batch:
         parameters = list(wanted.values())
         modules = [held[parameter] for parameter in parameters]
         operands = [measure.operands(parameter) for parameter in parameters]
         measure = replace(measure, full=measure.full or measure.score_alone in self._full)
-        batch = _Batch(
-            keys=list(wanted),
-            parameters=parameters,
-            versions=[parameter._version for parameter in parameters],
-            full=measure.full,
-        )
+        versions = {key: each._version for key, each in wanted.items()}
+        batch = _Batch(parameters=wanted, versions=versions, full=measure.full)
         compute = partial(PendingScores if beside else live_scores, modules, operands, measure)
         result = compute(ranks=self.ranks, jobs=self._jobs)
         if isinstance(result, PendingScores):
