@@ -39,7 +39,7 @@ def train(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    """Train a language model with AlphaDecay or another weight-decay policy.
+    """Train a language model with AlphaDecay or another policy of weight decay and learning rates.
 
     On several GPUs or processes: torchrun --nproc-per-node N -m esdtool train CONFIG.
     """
@@ -92,17 +92,22 @@ def _show_plan(config: TrainConfig, resume: str | None, remarks: list[str]) -> N
     if isinstance(config.data, HubData):
         note("dataset and tokenizer are not fetched: their vocabulary is not checked")
     found = rehearse(config, resume=resume, world_size=world_size)
-    for remark in remarks:
+    for remark in [*remarks, *([found.base_explanation] if found.base_explanation else [])]:
         note(remark)
     plan, train_tokens = found.estimate, found.train_tokens
-    policy = config.weight_decay.policy
+    policy, rates = config.weight_decay.policy, config.learning_rate.policy
     rows = [
         ("parameters", f"{plan.parameters:,} ({plan.block_parameters:,} in the blocks)"),
         ("steps", f"{config.schedule.steps:,}"),
         ("tokens", f"{plan.total_tokens:,} ({plan.tokens_per_step:,} a step)"),
         ("passes over the text", "unknown" if not train_tokens else f"{plan.total_tokens / train_tokens:.3g}"),
         ("micro-batches", f"{plan.micro_batches_per_step} a step and rank, {world_size} rank(s)"),
-        ("weight decay", f"{policy}, base {config.base_decay:g}, {found.num_modules} modules"),
+        (
+            "weight decay",
+            f"{policy}{', cautious' if config.weight_decay.cautious else ''}, base {found.base_decay:g}, "
+            f"{found.num_modules} modules",
+        ),
+        *([] if rates == "uniform" else [("learning rate", f"{rates}, times that of the schedule")]),
         ("weights", format_size(plan.weight_bytes)),
         ("gradients", format_size(plan.gradient_bytes)),
         ("optimizer state", format_size(plan.optimizer_bytes)),

@@ -18,6 +18,9 @@ from esdtool.train.config.train_config import is_immaterial
 from esdtool.train.run.log import CONFIG, DECAY, METRICS, read_lines
 
 BASE: Final = "weight_decay.base"
+RATES: Final = "learning_rate.policy"
+_COMPARED: Final = ("weight_decay.", "learning_rate.")
+"""Sections of the policies that are compared with uniform values."""
 _TEXT_KEYS: Final = ("data.", "tokenizer.", "batch.sequence_length", "eval.tokens")
 
 
@@ -157,7 +160,8 @@ def compare_runs(runs: Sequence[Run], *, against: str | None = None) -> Comparis
     Args:
         runs: at least one.
         against: label of the setting that all others are compared with, seed by seed. Default: of each its counterpart
-            with uniform decay, the same in all but [weight_decay] and, if there is such, with the same base.
+            with uniform decay and learning rate, the same in all but [weight_decay] and [learning_rate] and, if there
+            is such, with the same base.
 
     Raises:
         UsageError: if `against` is no label of these runs.
@@ -223,9 +227,22 @@ def described(policy: str, setting: Mapping[str, Any]) -> str:
     'alphadecay, base 0.1, control mean'
     """
     parts = [
-        f"{key.rpartition('.')[2]} {_text(value)}" for key, value in setting.items() if value not in (None, "none")
+        f"{_short(key)} {_text(value)}"
+        for key, value in setting.items()
+        # Where nothing is done to the learning rate, nothing is said of it.
+        if value not in (None, "none") and (key, value) != (RATES, "uniform")
     ]
     return ", ".join([policy, *parts])
+
+
+def _short(key: str) -> str:
+    """Return what a setting is called beside the policy of [weight_decay].
+
+    >>> _short("weight_decay.control"), _short("learning_rate.control"), _short("learning_rate.policy")
+    ('control', 'lr control', 'lr')
+    """
+    section, _, name = key.rpartition(".")
+    return ("lr" if key == RATES else f"lr {name}") if section == "learning_rate" else name
 
 
 def _text(value: object) -> str:
@@ -235,14 +252,18 @@ def _text(value: object) -> str:
 
 
 def _uniform(row: SettingRow, settings: Sequence[SettingRow]) -> SettingRow | None:
-    """Uniform decay that is otherwise the same: with the same base if there is such, or else the best one."""
-    if row.policy == "uniform":
-        return None
+    """Find uniform decay and learning rate, otherwise the same: with the same base if there is such, else the best."""
+
+    def is_uniform(other: SettingRow) -> bool:
+        # Where no two runs differ in it, all have the same learning rates.
+        return other.policy == "uniform" and other.setting.get(RATES, "uniform") == "uniform"
 
     def elsewhere(other: SettingRow) -> dict[str, Any]:
-        return {key: value for key, value in other.setting.items() if not key.startswith("weight_decay.")}
+        return {key: value for key, value in other.setting.items() if not key.startswith(_COMPARED)}
 
-    same = [other for other in settings if other.policy == "uniform" and elsewhere(other) == elsewhere(row)]
+    if is_uniform(row):
+        return None
+    same = [other for other in settings if is_uniform(other) and elsewhere(other) == elsewhere(row)]
     of_base = [other for other in same if other.setting.get(BASE) == row.setting.get(BASE) and row.policy != "none"]
     return next(iter(of_base or same), None)
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from esdtool.assignment.assign_options import AssignOptions
+from esdtool.assignment.learning_rate_maps import LLR_RATIOS
 from esdtool.assignment.options import AssignName, Control, Granularity, LiveScoreName
 from esdtool.assignment.rule import DecayRule
 from esdtool.errors import UsageError
@@ -306,7 +307,8 @@ class LayerwiseLR(SpectralSchedule):
 def _rule(assign: AssignName, low: float | None, high: float | None, **options: Any) -> DecayRule:
     """Make the rule, with the published ratios of LLR for `linear`."""
     if assign == "linear":
-        low, high = 1.0 if low is None else low, 5.0 if high is None else high
+        low = LLR_RATIOS[0] if low is None else low
+        high = LLR_RATIOS[1] if high is None else high
     return DecayRule(assign=assign, min_ratio=low, max_ratio=high, **options)
 
 

@@ -131,12 +131,13 @@ def _choose(
 ) -> tuple[dict[str, tuple[WeightModule, ...]], tuple[str, ...], dict[str, str], Scope[WeightModule]]:
     """Choose the modules by parameter name, the ends, the reason for the others, and what names alone decided."""
     checkpoint = live.checkpoint
+    kinds = functools.partial(kinds_of, checkpoint)
     # With `include` also what is not scored otherwise, such as embeddings.
     selection = select_modules(
         checkpoint.tensors.values(),
         config=checkpoint.config,
         include=include,
-        kinds=functools.partial(kinds_of, checkpoint),
+        kinds=kinds,
         prefix="",
     )
     patterns = Patterns.checked(
@@ -173,9 +174,13 @@ def _choose(
         raise NothingToAnalyzeError(
             f"the model has no weight matrix that {by} could assign" + (f" ({reasons})" if reasons else "")
         )
+    # With `include`, whatever does not match is left out for that reason, the ends too.
+    others = (
+        select_modules(checkpoint.tensors.values(), config=checkpoint.config, kinds=kinds) if include else selection
+    )
     ends = [
         tensor.name
-        for tensor in selection.skipped
+        for tensor in others.skipped
         if tensor.kind in (SkipKind.TOKEN_EMBEDDING, SkipKind.OUTPUT_HEAD)
         and len(tensor.shape) == 2
         and not any(pattern.search(tensor.name) for pattern in patterns.exclude)

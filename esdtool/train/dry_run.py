@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from esdtool.train.base_decay import base_decay, explanation
 from esdtool.train.config.loading import check_batch
 from esdtool.train.config.presets import PRESETS
 from esdtool.train.config.sections import HubData
@@ -13,7 +14,7 @@ from esdtool.train.data.open import open_data
 from esdtool.train.distributed import check_device
 from esdtool.train.estimate import Estimate, estimate
 from esdtool.train.model import unallocated_model
-from esdtool.train.optimizers import build_optimizers, scored_modules
+from esdtool.train.optimizers import build_optimizers, rate_modules, scored_modules
 from esdtool.train.run import directory as run_directory
 from esdtool.train.run.checkpoints import check_same_run
 from esdtool.train.run.log import check_loggers
@@ -27,6 +28,10 @@ class Rehearsal:
     estimate: Estimate
     num_modules: int
     """Modules with a decay of their own."""
+    base_decay: float
+    """Base decay of [weight_decay], given, by default, or predicted."""
+    base_explanation: str | None
+    """How the base decay comes about; None where it is given."""
     train_tokens: int | None
     """Tokens in one pass over the training text; None for a dataset of the Hub, which is not fetched."""
 
@@ -61,8 +66,11 @@ def rehearse(config: TrainConfig, *, resume: str | None = None, world_size: int 
     modules = scored_modules(model, config)
     optimizers = build_optimizers(model, config, modules)
     config.weight_decay.rehearse(make_target(config, model, optimizers, modules))
+    config.learning_rate.rehearse(make_target(config, model, optimizers, rate_modules(model, config)))
     return Rehearsal(
         estimate=estimate(config, vocab_size=vocab_size, world_size=world_size),
         num_modules=len(modules),
+        base_decay=base_decay(config, model),
+        base_explanation=explanation(config, model),
         train_tokens=train_tokens,
     )

@@ -68,7 +68,8 @@ def estimate(config: TrainConfig, *, vocab_size: int, world_size: int = 1) -> Es
         micro_batches_per_step=config.batch.global_size // (config.batch.micro_size * world_size),
         weight_bytes=weight_bytes,
         gradient_bytes=weight_bytes,
-        optimizer_bytes=-(-_moments(config, model) * item // shards),
+        # Cautious decay keeps a copy of the weights while the optimizer steps.
+        optimizer_bytes=-(-_moments(config, model) * item // shards) + weight_bytes * config.weight_decay.cautious,
         activation_bytes=_activation_bytes(config, architecture),
     )
 

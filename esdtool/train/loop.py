@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from esdtool.errors import CheckpointError, EsdtoolError
+from esdtool.train.base_decay import explanation
+from esdtool.train.cautious import CautiousDecay
 from esdtool.train.config.loading import check_batch
 from esdtool.train.config.train_config import TrainConfig
 from esdtool.train.data.batches import count_targets
@@ -20,11 +22,12 @@ from esdtool.train.data.open import open_data
 from esdtool.train.data.packing import MicroBatch
 from esdtool.train.distributed import RankZeroError, Spread, TrainingRanks, open_ranks
 from esdtool.train.evaluate import Evaluation, evaluate, summed_loss, to_bfloat16
+from esdtool.train.learning_rate import RateRecord
 from esdtool.train.model import build_model
 from esdtool.train.norms import clip_gradients, total_norm
-from esdtool.train.optimizers import build_optimizers, decay_scope, set_learning_rate, trained_modules
+from esdtool.train.optimizers import build_optimizers, decay_scope, rate_modules, set_learning_rate, trained_modules
 from esdtool.train.parameter_groups import mean_decay, trainable
-from esdtool.train.policy import DecayRecord
+from esdtool.train.policy import DecayRecord, HasSchedule
 from esdtool.train.run import directory as run_directory
 from esdtool.train.run.checkpoints import (
     check_same_run,
@@ -141,15 +144,25 @@ class _Run:
         if scope.remark is not None and config.weight_decay.differs_by_module:
             remarks.append(f"warning: {scope.remark}" if scope.is_surprising else scope.remark)
         modules = trained_modules(model, scope)
+        rated = ranks.together(lambda: rate_modules(model, config))
         self.spread = Spread(model, config, ranks)
         self.optimizers = build_optimizers(self.spread.model, config, modules)
         if saved is not None:
             view.phase(f"loading {saved.path}")
             load_weights(saved, model)
         self.view.phase("computing the first spectra")
+        if (words := explanation(config, self.spread.model)) is not None:
+            remarks.append(words)
+        resuming = saved is not None
         self.policy = config.weight_decay.start(
-            make_target(config, self.spread.model, self.optimizers, modules, resuming=saved is not None)
+            make_target(config, self.spread.model, self.optimizers, modules, resuming=resuming)
         )
+        self.rates = config.learning_rate.start(
+            make_target(config, self.spread.model, self.optimizers, rated, resuming=resuming),
+            self.policy.schedule if isinstance(self.policy, HasSchedule) else None,
+        )
+        if config.weight_decay.cautious:
+            CautiousDecay(self.optimizers)  # after the learning rates, of whose product it makes use
         self.step = 0
         """Updates done."""
         self.window = {"loss": 0.0, "targets": 0.0, "steps": 0.0}
@@ -159,7 +172,7 @@ class _Run:
         if saved is not None:
             self._restore(saved)
 
-        by_name = {module.name: module for module in modules}
+        by_name = {module.name: module for module in [*rated, *modules]}
         view.begin(by_name)
         self.log: RunLog | None = None
         self.newest = saved.path if saved else None
@@ -183,14 +196,19 @@ class _Run:
             self.view.note(remark)
         if saved is not None:
             self.view.note(f"going on from {saved.path}")
-        elif (record := self.policy.initial()) is not None:
-            self._log_decay(0, record)
+        else:
+            if (record := self.policy.initial()) is not None:
+                self._log_decay(0, record)
+            if self.rates is not None and (rates := self.rates.initial()) is not None:
+                self._log_rates(0, rates)
         view.phase("compiling the model" if config.run.compile else "taking the first step")
 
     def _restore(self, saved: SavedRun) -> None:
         state = load_trainer(saved, self.spread.model, self.optimizers)
         try:
             self.policy.load_state_dict(state["policy"])
+            if self.rates is not None:
+                self.rates.load_state_dict(state["learning_rate"])
             self.data.train.load_state_dict(state["data"])
             self.window = {key: float(state["window"][key]) for key in self.window}
             self.evaluation_due = bool(state.get("evaluation_due", False))
@@ -261,6 +279,7 @@ class _Run:
             self._diverged(loss / max(targets, 1.0), norm)
         used = clip_gradients(gradients, norm, config.optimizer.max_grad_norm)
         record = self.policy.step(used)
+        rates = None if self.rates is None else self.rates.step()
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -270,6 +289,8 @@ class _Run:
         self.window["steps"] += 1
         if record is not None:
             self._log_decay(self.step, record)
+        if rates is not None:
+            self._log_rates(self.step, rates)
         stop = signal.SIGINT if interrupts else signal.SIGTERM if terms else None
         return stop, norm, config.optimizer.lr * factor
 
@@ -354,6 +375,8 @@ class _Run:
         )
 
     def _log_metrics(self, line: dict[str, Any]) -> None:
+        if self.rates is not None:
+            line = {**line, "lr_ratio_mean": self.rates.mean_ratio()}
         if self.log is not None:
             self.log.metrics(line)
             self.view.metrics(line)
@@ -362,15 +385,27 @@ class _Run:
         if self.log is not None:
             self.log.decay(step, record)
             self.view.decay(step, record)
-            if record.remark != self._remark and record.remark is not None:
-                self.view.note(record.remark)
-            self._remark = record.remark
+            self._tell(record.remark)
+
+    def _log_rates(self, step: int, record: RateRecord) -> None:
+        if self.log is not None:
+            self.log.rates(step, record)
+            self.view.rates(step, record)
+            if self.config.weight_decay.policy != "alphadecay":  # which says the same of the same modules
+                self._tell(record.remark)
+
+    def _tell(self, remark: str | None) -> None:
+        """Pass on what a record has to say, unless the last one said it already."""
+        if remark != self._remark and remark is not None:
+            self.view.note(remark)
+        self._remark = remark
 
     def _save(self, *, final: bool) -> None:
         """A checkpoint of now, and `RUN/final` at the end. All ranks take part."""
         # What is timed after a resume must not count the steps timed here.
         trainer = {
             "policy": self.policy.state_dict(),
+            **({} if self.rates is None else {"learning_rate": self.rates.state_dict()}),
             "data": self.data.train.state_dict(self.step),
             "window": {**self.window, "steps": 0.0},
             "evaluation_due": self.evaluation_due,

@@ -19,6 +19,7 @@ from esdtool.modules import WeightModule, select_modules
 from esdtool.modules.blocks import find_blocks
 from esdtool.modules.model_code import kinds_of
 from esdtool.names import module_name
+from esdtool.train.base_decay import base_decay
 from esdtool.train.config.sections import MuonSettings
 from esdtool.train.config.train_config import TrainConfig
 from esdtool.train.parameter_groups import Group, trainable
@@ -48,15 +49,30 @@ def decay_scope(model: nn.Module, config: TrainConfig) -> Scope[WeightModule]:
     Raises:
         ConfigError: if an expression is none or matches no module's name.
     """
+    return _scope(model, config.weight_decay.include, config.weight_decay.exclude, section="weight_decay")
+
+
+def rate_modules(model: nn.Module, config: TrainConfig) -> tuple[WeightModule, ...]:
+    """Choose the modules that may get a learning rate of their own, in the way of `decay_scope`.
+
+    Raises:
+        ConfigError: if an expression is none or matches no module's name.
+    """
+    settings = config.learning_rate
+    include, exclude = getattr(settings, "include", ()), getattr(settings, "exclude", ())
+    return trained_modules(model, _scope(model, include, exclude, section="learning_rate"))
+
+
+def _scope(model: nn.Module, include: Sequence[str], exclude: Sequence[str], *, section: str) -> Scope[WeightModule]:
+    """Choose modules by the expressions of a section."""
     checkpoint = from_model(model)
-    settings = config.weight_decay
     tensors = list(checkpoint.tensors.values())
     matrices = [tensor.name for tensor in tensors if len(tensor.shape) >= 2]
     patterns = Patterns.checked(
-        settings.include,
-        settings.exclude,
+        include,
+        exclude,
         map(module_name, matrices),
-        prefix="weight_decay.",
+        prefix=f"{section}.",
         what="module",
         error=ConfigError,
     )
@@ -103,7 +119,7 @@ def build_optimizers(
     settings = config.optimizer
     parameters = trainable(model)
     own = {module.parameter for module in modules}
-    base = config.base_decay
+    base = base_decay(config, model)
     rest_decay = 0.0 if config.weight_decay.unlisted == "no-decay" else base
     blocks = find_blocks((name, tuple(parameter.shape)) for name, parameter in model.named_parameters())
     to_muon = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from esdtool.assignment.options import OptimizerName, Unlisted
 from esdtool.train.config.section import NotNegative, Section, Strings
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from esdtool.modules import WeightModule
+    from esdtool.optim.schedule import SpectralSchedule
 
 
 class PolicySettings(Section, ABC):
@@ -27,9 +28,13 @@ class PolicySettings(Section, ABC):
 
     policy: str
     """What sets the decay of each parameter."""
-    base: NotNegative | None = None
+    base: NotNegative | Literal["power-lines"] | None = None
     """Base decay, which the policies' decays are multiples of. Default: 0.1 for adamw and muon, 1e-5 for adam, whose L2
-    decay is on another scale."""
+    decay is on another scale. `power-lines` (adamw only): predicted from batch, learning rate, tokens and parameters
+    by the law of arXiv 2505.13738, for models of 111 million to 3.3 billion parameters."""
+    cautious: bool = False
+    """Decay a weight only where the update does not push it away from zero (arXiv 2510.12402); with any policy,
+    for adamw and muon. Takes the memory of one more copy of the weights while the optimizer steps."""
     include: Strings = ()
     """Regular expressions on module names: only these modules have a decay of their own; each must match something."""
     exclude: Strings = ()
@@ -69,6 +74,13 @@ class PolicySettings(Section, ABC):
         Raises:
             ValueError: naming the keys.
         """
+        if self.cautious and optimizer_name == "adam":
+            raise ValueError(
+                "weight_decay.cautious needs a decay apart from the gradient, "
+                'as optimizer.name "adamw" and "muon" have it, not "adam"'
+            )
+        if self.base == "power-lines" and optimizer_name != "adamw":
+            raise ValueError(f'weight_decay.base "power-lines" is a law of AdamW, not of "{optimizer_name}"')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +129,13 @@ class Policy(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state, and set the groups' decays again."""
+
+
+@runtime_checkable
+class HasSchedule(Protocol):
+    """Mark a policy that follows spectra, which serve other policies too."""
+
+    schedule: SpectralSchedule
 
 
 @dataclass(frozen=True, kw_only=True)

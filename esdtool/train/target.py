@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from esdtool.modules import WeightModule
+from esdtool.train.base_decay import base_decay
 from esdtool.train.config.train_config import TrainConfig
 from esdtool.train.policy import Target
 
@@ -25,7 +26,7 @@ def make_target(
         model=model,
         optimizers=optimizers,
         modules=modules,
-        base_decay=config.base_decay,
+        base_decay=base_decay(config, model),
         optimizer_name=config.optimizer.name,
         steps=config.schedule.steps,
         seed=config.run.seed,

@@ -18,7 +18,7 @@ class PolicyRow:
 
     label: str
     cells: tuple[SettingRow | None, ...]
-    """The setting at each of the table's base decays; that without decay stands in each column."""
+    """The setting at each of the table's base decays; that without decay or with a predicted one is in each column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def policy_table(settings: Sequence[SettingRow]) -> PolicyTable:
     bases = sorted({base for row in settings if (base := _base(row)) is not None})
     found: dict[str, tuple[str, dict[float | None, SettingRow]]] = {}
     for row in settings:
-        rest = {key: value for key, value in row.setting.items() if key != BASE}
+        rest = {key: value for key, value in row.setting.items() if key != BASE or isinstance(value, str)}
         key = json.dumps([row.policy, rest], sort_keys=True)
         found.setdefault(key, (described(row.policy, rest), {}))[1].setdefault(_base(row), row)
     columns: Sequence[float | None] = bases or [None]
@@ -143,4 +143,6 @@ def settings_csv(table: ComparisonTable) -> str:
 
 
 def _base(row: SettingRow) -> float | None:
-    return None if row.policy == "none" else row.setting.get(BASE)
+    """Return the column of a setting: None without decay, and where the base is predicted for each run."""
+    base = row.setting.get(BASE)
+    return None if row.policy == "none" or isinstance(base, str) else base

@@ -28,6 +28,8 @@ def first_complaint(error: ValidationError, layers: Layers, where: str) -> str:
     # Behind the section's name pydantic has the choice that it made.
     choice = raw[1] if choices is not None and len(raw) > 1 else None
     location = raw if choice is None else (raw[0], *raw[2:])
+    # Behind a key that takes values of several types pydantic has the type that it tried.
+    location = (*location[:2], *(part for part in location[2:] if part.isdecimal()))
     if details["type"] == "value_error":
         # Raised by a section's own check, which names its keys.
         return f"{where}: {details['ctx']['error']}"

@@ -26,6 +26,8 @@ from esdtool.train.config.sections import (
     TokenizerSettings,
     WsdSchedule,
 )
+from esdtool.train.learning_rates import DEFAULT as UNIFORM
+from esdtool.train.learning_rates import LearningRatePolicySettings, load_learning_rates
 from esdtool.train.policies import DEFAULT, WeightDecaySettings, load_policies
 from esdtool.train.policy import kind_of_decay
 
@@ -57,6 +59,10 @@ class TrainConfig(Section):
     """[optimizer] The update rule."""
     schedule: ScheduleSettings
     """[schedule] The learning rate over the steps."""
+    learning_rate: LearningRatePolicySettings = Field(
+        default_factory=lambda: load_learning_rates()[UNIFORM].model_validate({})
+    )
+    """[learning_rate] Multiples of the learning rate of [schedule], module by module."""
     weight_decay: WeightDecaySettings = Field(default_factory=lambda: load_policies()[DEFAULT].model_validate({}))
     """[weight_decay] Which decay every parameter gets, and when it changes."""
     precision: PrecisionSettings = PrecisionSettings()
@@ -74,9 +80,11 @@ class TrainConfig(Section):
         return self
 
     @property
-    def base_decay(self) -> float:
-        """weight_decay.base, or the optimizer's default."""
+    def base_decay(self) -> float | None:
+        """weight_decay.base, or the optimizer's default; None where it is predicted for the model."""
         given = self.weight_decay.base
+        if given == "power-lines":
+            return None
         return self.weight_decay.published_bases[kind_of_decay(self.optimizer.name)] if given is None else given
 
     @property

@@ -21,6 +21,12 @@ class AdaDecaySettings(PolicySettings):
 
     differs_by_module: ClassVar[bool] = True
 
+    def check(self, optimizer_name: str) -> None:
+        """Refuse a rule that decays by itself, beside the optimizer, together with `cautious`."""
+        super().check(optimizer_name)
+        if self.cautious and self.adadecay_rule == "parameter":
+            raise ValueError('weight_decay.cautious does not reach the decays of adadecay_rule = "parameter"')
+
     def start(self, target: Target) -> Policy:
         """Start the policy on a model and its optimizers."""
         return ParameterAdaDecay(target) if self.adadecay_rule == "parameter" else ModuleAdaDecay(self, target)

@@ -13,13 +13,12 @@ from esdtool.assignment.options import Control, GradientScoreName, LiveScoreName
 from esdtool.assignment.rule import PUBLISHED_RATIOS
 from esdtool.errors import ConfigError
 from esdtool.names import module_name
-from esdtool.spectra.estimators import DEFAULT_ESTIMATOR
-from esdtool.spectra.options import ScoreOptions, TrainingFitName
 from esdtool.train.config.section import Count, NotNegative
+from esdtool.train.config.spectral import SpectralKeys
 from esdtool.train.policy import DecayRecord, ModuleDecay, PolicySettings, Target, kind_of_decay
 
 
-class AlphaDecaySettings(PolicySettings):
+class AlphaDecaySettings(PolicySettings, SpectralKeys):
     """A decay for each module, from the spectra of the current weights (He et al. 2025)."""
 
     policy: Literal["alphadecay"] = "alphadecay"
@@ -33,8 +32,6 @@ class AlphaDecaySettings(PolicySettings):
     """Assign from the initial weights too; false: base until the first refresh."""
     compute: Literal["all-ranks", "first-rank"] = "all-ranks"
     """Spread the spectra over the ranks (each module on one of them), or leave them to rank 0."""
-    fit: TrainingFitName = DEFAULT_ESTIMATOR
-    """Estimator of alpha."""
     score: LiveScoreName = AssignOptions.score
     """The number that the decays follow. Some are definitions of the public code of AlphaDecay, and names that begin
     with `gradient` take the gradient before the update."""
@@ -52,21 +49,6 @@ class AlphaDecaySettings(PolicySettings):
     """What would show that the gain is not the method's. `mean`: each module gets the
     parameter-weighted mean of the method's decays; `shuffled`: the same decays, dealt to the modules at random (by
     run.seed, the same way at each refresh); `reversed`: the same decays in the opposite order."""
-    filter_zeros: bool = ScoreOptions.filter_zeros
-    """Leave eigenvalues of at most 1e-5 out of the fits, as the public code of AlphaDecay can."""
-    fast: bool = ScoreOptions.fast
-    """Allow float32 spectra where their error bound admits it."""
-    k_fraction: Annotated[float, Field(gt=0, le=1)] = ScoreOptions.k_fraction
-    """hill: fraction of the eigenvalues in the tail."""
-    min_eigs: Annotated[int, Field(ge=2)] = ScoreOptions.min_eigs
-    """Modules with fewer eigenvalues are not scored."""
-    farms_rows: Annotated[int, Field(ge=2)] = ScoreOptions.farms_rows
-    """farms: rows of a window."""
-    farms_ratio: Annotated[float, Field(ge=1)] = ScoreOptions.farms_ratio
-    """farms: columns over rows of a window."""
-    farms_windows: Count = ScoreOptions.farms_windows
-    """farms: windows per dimension."""
-
     differs_by_module: ClassVar[bool] = True
 
     @model_validator(mode="after")
@@ -85,6 +67,7 @@ class AlphaDecaySettings(PolicySettings):
 
     def check(self, optimizer_name: str) -> None:
         """Refuse ratios in the wrong order, one of which may be the default of the optimizer."""
+        super().check(optimizer_name)
         low, high = self.ratio_range(kind_of_decay(optimizer_name))
         if low > high:
             raise ValueError(
@@ -96,19 +79,6 @@ class AlphaDecaySettings(PolicySettings):
         """(min_ratio, max_ratio), the published maximum where none is given."""
         maximum = PUBLISHED_RATIOS[optimizer][1] if self.max_ratio is None else self.max_ratio
         return self.min_ratio, maximum
-
-    def score_options(self) -> ScoreOptions:
-        """The settings that the numbers of a module depend on, as an analysis takes them."""
-        return ScoreOptions(
-            fit=(self.fit,),
-            k_fraction=self.k_fraction,
-            min_eigs=self.min_eigs,
-            fast=self.fast,
-            filter_zeros=self.filter_zeros,
-            farms_rows=self.farms_rows,
-            farms_ratio=self.farms_ratio,
-            farms_windows=self.farms_windows,
-        )
 
     def start(self, target: Target) -> ScheduledAlphaDecay:
         """Start the policy on a model and its optimizers."""
@@ -137,7 +107,7 @@ class ScheduledAlphaDecay:
         is_linear = settings.assign == "linear"
         low, high = settings.ratio_range(target.optimizer)
         began = time.perf_counter()
-        self._schedule = AlphaDecay(
+        self.schedule = AlphaDecay(
             target.model,
             list(target.optimizers),
             weight_decay=target.base_decay,
@@ -167,11 +137,11 @@ class ScheduledAlphaDecay:
         """Set the decays of the next update."""
         del grad_norm
         began = time.perf_counter()
-        self._schedule.step()
+        self.schedule.step()
         seconds = time.perf_counter() - began
-        if self._delay and self._schedule.update_step % self._interval == 0:
+        if self._delay and self.schedule.update_step % self._interval == 0:
             self._snapshot_seconds = seconds
-        measured = self._schedule.update_step - self._delay
+        measured = self.schedule.update_step - self._delay
         if measured <= 0 or measured % self._interval:
             return None
         return self._record(seconds + self._snapshot_seconds)
@@ -182,15 +152,15 @@ class ScheduledAlphaDecay:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a checkpoint keeps."""
-        self._schedule.settle()
-        return self._schedule.state_dict()
+        self.schedule.settle()
+        return self.schedule.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state from a checkpoint."""
-        self._schedule.load_state_dict(state)
+        self.schedule.load_state_dict(state)
 
     def _record(self, seconds: float) -> DecayRecord:
-        schedule = self._schedule
+        schedule = self.schedule
         alphas, scores, notes = schedule.last_alphas, schedule.last_scores, schedule.last_notes
         remark = None
         # Without scores at the start, all modules have the base decay because the configuration wants it.

@@ -49,6 +49,9 @@ from esdtool.train.run.manifest import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+_OF_THE_STATE: Final = (("optimizer", "name"), ("weight_decay", "policy"), ("learning_rate", "policy"))
+"""Keys on which the saved states depend."""
+
 _WHOLE: Final = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -175,12 +178,13 @@ def check_same_run(saved: SavedRun, config: TrainConfig) -> list[str]:
     changes = []
     for section, values in now.items():
         for key, value in values.items():
-            # Earlier versions of esdtool had fewer keys.
-            before = saved.config.get(section, {}).get(key, value)
+            # Earlier versions of esdtool had fewer keys, and one learning rate.
+            missing = "uniform" if (section, key) == ("learning_rate", "policy") else value
+            before = saved.config.get(section, {}).get(key, missing)
             if before == value or (section, key) in (("run", "dir"), ("checkpoint", "keep")):
                 continue
             text = f"{section}.{key} ({before} then, {value} now)"
-            if (section, key) in (("optimizer", "name"), ("weight_decay", "policy")):
+            if (section, key) in _OF_THE_STATE:
                 raise ConfigError(
                     f"cannot resume: {text} differs from {saved.path}; restore it, or begin a new run with model.from"
                 )

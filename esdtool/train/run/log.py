@@ -1,4 +1,4 @@
-"""Write the logs of a run: metrics.jsonl, decay.jsonl, TensorBoard, Weights & Biases."""
+"""Write the logs of a run: metrics.jsonl, decay.jsonl, learning_rate.jsonl, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from esdtool.errors import ConfigError, MissingExtraError
 from esdtool.modules import WeightModule
 from esdtool.support.files import atomic_write, atomic_write_text, naming_the_file
 from esdtool.train.config.train_config import TrainConfig
+from esdtool.train.learning_rate import RateRecord
 from esdtool.train.policy import DecayRecord
 
 METRICS: Final = "metrics.jsonl"
 DECAY: Final = "decay.jsonl"
+RATES: Final = "learning_rate.jsonl"
 CONFIG: Final = "config.toml"
 WANDB_ID: Final = "wandb_id"
 
@@ -108,10 +110,12 @@ class RunLog:
         self._modules = modules
         truncate_log(run / METRICS, start_step, evaluation_due=evaluation_due)
         truncate_log(run / DECAY, start_step)
+        truncate_log(run / RATES, start_step)
         # The external loggers first: what is not installed should not leave open files.
         self._wandb = _open_wandb(run, config, resumed=resumed) if config.logging.wandb else None
         self._board = _open_tensorboard(run, start_step) if config.logging.tensorboard else None
         self._metrics, self._decay = _open(run / METRICS), _open(run / DECAY)
+        self._rates = None if config.learning_rate.policy == "uniform" else _open(run / RATES)
 
     def metrics(self, line: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl, and to the others.
@@ -134,17 +138,41 @@ class RunLog:
             step: the update, counted from 1, that is the first with these decays; 0: those of the start.
             record: the refresh.
         """
-        modules: dict[str, dict[str, Any]] = {}
-        for name, decay in record.modules.items():
-            modules[name] = {"alpha": decay.alpha, "weight_decay": decay.weight_decay}
-            if name in self._modules:
-                modules[name] |= {"role": self._modules[name].role, "layer": self._modules[name].layer}
-            if decay.score is not None:
-                modules[name]["score"] = decay.score
+        modules = {
+            name: self._entry(name, decay.alpha, decay.score, weight_decay=decay.weight_decay)
+            for name, decay in record.modules.items()
+        }
         line = {"step": step, "weights_step": record.weights_step, "seconds": record.seconds, "modules": modules}
         _append(self._decay, self._run / DECAY, line)
         means = by_role(record, self._modules).items()
         self._external({f"{what}/{role}": mean for what, roles in means for role, mean in roles.items()}, step)
+
+    def rates(self, step: int, record: RateRecord) -> None:
+        """Append a refresh to learning_rate.jsonl.
+
+        Args:
+            step: the update, counted from 1, that is the first on the way to these ratios; 0: those of the start.
+            record: the refresh.
+        """
+        assert self._rates is not None
+        modules = {
+            name: self._entry(name, rate.alpha, rate.score, ratio=rate.ratio) for name, rate in record.modules.items()
+        }
+        line = {"step": step, "weights_step": record.weights_step, "seconds": record.seconds, "modules": modules}
+        _append(self._rates, self._run / RATES, line)
+        ratios: dict[str, list[float]] = defaultdict(list)
+        for name, rate in record.modules.items():
+            ratios[self._modules[name].role if name in self._modules else name].append(rate.ratio)
+        self._external({f"lr_ratio/{role}": sum(found) / len(found) for role, found in ratios.items()}, step)
+
+    def _entry(self, name: str, alpha: float | None, score: float | None, **value: float) -> dict[str, Any]:
+        """Return the entry of one module in a line."""
+        entry: dict[str, Any] = {"alpha": alpha, **value}
+        if name in self._modules:
+            entry |= {"role": self._modules[name].role, "layer": self._modules[name].layer}
+        if score is not None:
+            entry["score"] = score
+        return entry
 
     def _external(self, numbers: Mapping[str, float], step: int) -> None:
         if self._board is not None:
@@ -155,9 +183,10 @@ class RunLog:
 
     def close(self) -> None:
         """Close everything."""
-        for stream, name in ((self._metrics, METRICS), (self._decay, DECAY)):
-            with naming_the_file(self._run / name):  # what a full disk did not take is tried once more
-                stream.close()
+        for stream, name in ((self._metrics, METRICS), (self._decay, DECAY), (self._rates, RATES)):
+            if stream is not None:
+                with naming_the_file(self._run / name):  # what a full disk did not take is tried once more
+                    stream.close()
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:
@@ -188,7 +217,7 @@ def _append(stream: TextIO, path: Path, line: Mapping[str, Any]) -> None:
 
 def sync_logs(run: Path) -> None:
     """Bring the logs to the disk: a checkpoint must not be ahead of them."""
-    for name in (METRICS, DECAY):
+    for name in (METRICS, DECAY, RATES):
         path = run / name
         if path.exists():
             with naming_the_file(path), path.open("rb") as stream:

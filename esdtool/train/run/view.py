@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from esdtool.modules import WeightModule
 from esdtool.support.terminal import new_console, remark
 from esdtool.support.words import visible
+from esdtool.train.learning_rate import RateRecord
 from esdtool.train.policy import DecayRecord
 from esdtool.train.run.log import by_role
 
@@ -83,6 +84,14 @@ class PlainView:
             text += f" from alphas {min(alphas):.3f} to {max(alphas):.3f} in {record.seconds:.2f} s"
         self._show(text)
 
+    def rates(self, step: int, record: RateRecord) -> None:
+        """A line of learning_rate.jsonl."""
+        if not record.modules:
+            return
+        ratios = [rate.ratio for rate in record.modules.values()]
+        span = f"{min(ratios):.4g} to {max(ratios):.4g}"
+        self._show(f"step {step}/{self._total_steps}  learning rates {span} times the schedule's")
+
     def close(self) -> None:
         """Hear that the run is over."""
         self._stop_waiting()
@@ -116,6 +125,7 @@ class LiveView(PlainView):
         self._train: Mapping[str, Any] | None = None
         self._validation: Mapping[str, Any] | None = None
         self._record: tuple[int, DecayRecord] | None = None
+        self._rates: tuple[int, RateRecord] | None = None
         self._preparing = Progress(SpinnerColumn(), TextColumn("{task.description}", markup=False))
         self._phase = self._preparing.add_task("starting", total=None)
         self._steps = Progress(
@@ -155,6 +165,11 @@ class LiveView(PlainView):
         if record.modules:
             self._record = step, record
 
+    def rates(self, step: int, record: RateRecord) -> None:
+        """A line of learning_rate.jsonl."""
+        if record.modules:
+            self._rates = step, record
+
     def close(self) -> None:
         """Leave the last table on the screen."""
         super().close()
@@ -182,6 +197,9 @@ class LiveView(PlainView):
             table.add_row(
                 "validation", f"loss {line['loss']:.4f}  perplexity {line['perplexity']:.2f}  (step {line['step']:,})"
             )
+        if self._rates is not None:
+            since, ratios = self._rates[0], [rate.ratio for rate in self._rates[1].modules.values()]
+            table.add_row("lr ratio", f"{min(ratios):.4g} to {max(ratios):.4g}  (since step {since:,})")
         if self._record is not None:
             step, record = self._record
             means = by_role(record, self._modules)

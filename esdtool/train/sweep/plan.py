@@ -20,6 +20,7 @@ from esdtool.train.config.train_config import TrainConfig
 _Setting = dict[tuple[str, str], Any]
 """Values by (section, key)."""
 _POLICY: Final = ("weight_decay", "policy")
+_RATES: Final = ("learning_rate", "policy")
 _OWN: Final = frozenset({("run", "dir"), ("run", "seed")})
 """Keys that the sweep sets itself."""
 
@@ -188,12 +189,18 @@ def _holds_tuple(annotation: Any) -> bool:
 
 def _name(given: str | None, chosen: Mapping[tuple[str, str], Any], varied: Sequence[tuple[str, str]]) -> str:
     """`policy-key-value-...`, of what varies inside the [[grid]]; safe as a folder's name."""
-    policy = str(chosen.get(_POLICY, "run"))
+    policy = str(chosen.get(_POLICY, chosen.get(_RATES, "run")))
     parts = [given or policy]
     if given and _POLICY in varied:
         parts.append(policy)
-    parts += [f"{key[1]}-{_text(chosen[key])}" for key in varied if key != _POLICY]
+    named = () if _POLICY in chosen or given else (_RATES,)
+    parts += [f"{_short(key)}-{_text(chosen[key])}" for key in varied if key != _POLICY and key not in named]
     return re.sub(r"[^\w.+-]+", "_", "-".join(parts)).lstrip(".") or "run"
+
+
+def _short(key: tuple[str, str]) -> str:
+    section, name = key
+    return ("lr" if key == _RATES else f"lr-{name}") if section == _RATES[0] else name
 
 
 def _text(value: Any) -> str:

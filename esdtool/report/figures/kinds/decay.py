@@ -22,7 +22,9 @@ def _draw(material: Material, target: FigureTarget) -> Iterator[Path | None]:
         # A uniform decay is no picture.
         if line is not None and len({module["weight_decay"] for module in line["modules"].values()}) > 1:
             title = f"Weight decay by layer and role, from step {line['step']}"
-            found.append((str(run.path), decays_of_line(line), run.settings["weight_decay.base"] or 0.0, title))
+            base = run.settings["weight_decay.base"]
+            known = base if isinstance(base, float) else 0.0  # a predicted base stands in the run's own remarks
+            found.append((str(run.path), decays_of_line(line), known, title))
     endings = distinct_endings([short_name(source).removesuffix(".json") for source, *_ in found])
     for ending, (source, decays, base, title) in zip(endings, found, strict=True):
         path = target.path(f"decay{ending}")
