@@ -211,3 +211,28 @@ def test_unfinished_runs_take_no_part_in_the_means(fake_run: Callable[..., Path]
     assert (row.seeds, row.final_mean) == ((0, 1), pytest.approx(21))
     assert any("at step 8 of 12: it takes no part in the means" in note for note in table.notes)
     assert len(table.runs) == 3
+
+
+def test_learning_rates_are_compared_with_uniform_ones(fake_run: Callable[..., Path]) -> None:
+    """A setting's counterpart is uniform in decay and learning rate; what differs is named, a predicted base too."""
+    decays = ({"policy": "uniform"}, {"policy": "alphadecay"})
+    runs = [
+        fake_run(
+            f"{decay['policy']}-{rates}-{seed}",
+            [30, 20 + seed],
+            run={"seed": seed},
+            weight_decay=decay,
+            learning_rate={"policy": rates},
+        )
+        for decay in decays
+        for rates in ("uniform", "llr")
+        for seed in range(2)
+    ]
+    table = compare_runs([load_run(path) for path in runs])
+    against = {row.label: None if row.paired is None else row.paired.against for row in table.settings}
+    assert against.pop("uniform") is None
+    assert set(against.values()) == {"uniform"}
+    assert set(against) == {"alphadecay", "uniform, lr llr", "alphadecay, lr llr"}
+    predicted = fake_run("predicted", [30, 19], weight_decay={"policy": "uniform", "base": "power-lines"})
+    arranged = policy_table(compare_runs([load_run(path) for path in [*runs, predicted]]).settings)
+    assert "uniform, base power-lines" in {row.label for row in arranged.rows}

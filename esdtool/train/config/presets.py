@@ -29,7 +29,8 @@ class Preset:
     """Standard deviation of the normal distribution that matrices start from."""
 
 
-# Sizes of the paper: AlphaDecay (arXiv 2506.14562), the LLaMA family of GaLore (arXiv 2403.03507).
+# Sizes of the paper: AlphaDecay (arXiv 2506.14562), the LLaMA family of GaLore (arXiv 2403.03507). The authors' LLR
+# (arXiv 2605.22297) has the same but for the smallest, which is llama-60m-wide.
 # The small ones keep head width 32 or 64 and hidden >= 128, so that every module has at least 128 eigenvalues;
 # the number in the name counts the transformer blocks and not the embeddings, which depend on the tokenizer.
 PRESETS: Final = MappingProxyType(
@@ -40,6 +41,9 @@ PRESETS: Final = MappingProxyType(
         "llama-11m": Preset(hidden_size=384, intermediate_size=1024, num_attention_heads=6, num_hidden_layers=6),
         "llama-60m": Preset(
             hidden_size=512, intermediate_size=1376, num_attention_heads=8, num_hidden_layers=8, vocab_size=32000
+        ),
+        "llama-60m-wide": Preset(
+            hidden_size=768, intermediate_size=1512, num_attention_heads=12, num_hidden_layers=6, vocab_size=32000
         ),
         "llama-130m": Preset(
             hidden_size=768, intermediate_size=2048, num_attention_heads=12, num_hidden_layers=12, vocab_size=32000

@@ -297,7 +297,7 @@ NEEDED = {"file": ["weight_decay.path=x"], "files": ["data.files=x"], "huggingfa
 
 
 def test_every_section_with_a_choice_has_keys_of_its_own() -> None:
-    assert set(section_choices()) == {"data", "optimizer", "schedule", "weight_decay"}
+    assert set(section_choices()) == {"data", "optimizer", "schedule", "learning_rate", "weight_decay"}
     assert len(FOREIGN) > 80
     assert {section for section, _, _ in FOREIGN} == set(section_choices())
 

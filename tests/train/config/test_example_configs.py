@@ -101,3 +101,38 @@ def test_the_quickstart_shows_every_key_with_its_default() -> None:
             assert str(written).replace("_", "") in comments[f"{name}.{key}"].replace(",", "").replace(
                 "1e-3", "0.001"
             ).replace("1e-8", "1e-08").replace("[0.9 0.999]", "[0.9, 0.999]"), f"{name}.{key}"
+
+
+LLR = {"60m": (3_200, 1e-3), "130m": (5_200, 1e-3), "350m": (13_600, 1e-3), "1b": (40_000, 5e-4)}
+RATES = sorted((FOLDER / "learning-rates").glob("*.toml"))
+
+
+@pytest.mark.parametrize("size", LLR)
+def test_the_settings_of_layer_wise_learning_rates(size: str) -> None:
+    """Steps, batch and optimizer of the authors' YAML files; ratios of their commands; rates of their table."""
+    config = load_config(FOLDER / "llr" / f"llama-{size}-llr.toml")
+    steps, lr = LLR[size]
+    assert (config.schedule.steps, config.schedule.warmup_steps, config.schedule.min_lr_ratio) == (
+        steps,
+        steps // 10,
+        0.1,
+    )
+    assert (config.optimizer.lr, config.optimizer.betas, config.optimizer.max_grad_norm) == (lr, (0.9, 0.95), 1.0)
+    assert (config.tokens_per_step, config.batch.sequence_length) == (524_288, 1024)
+    rates = config.learning_rate
+    assert (rates.policy, rates.interval, rates.glide, rates.fraction) == ("llr", 100, 50, 0.2)
+    assert (rates.min_ratio, rates.max_ratio, rates.ends) == (1.0, 5.0, True)
+    assert (config.weight_decay.policy, config.weight_decay.base) == ("uniform", 0.1)
+    unallocated_model(config, vocab_size=32000)
+    for ranks in (1, 2, 4, 8):
+        check_batch(config, ranks)
+
+
+def test_every_policy_of_learning_rates_is_there() -> None:
+    assert {path.stem for path in RATES} == {"llr", "tempbalance", "uniform"}
+    assert {path.stem for path in (FOLDER / "llr").glob("*.toml")} == {f"llama-{size}-llr" for size in LLR}
+    base = load_config(FOLDER / "llama-60m-adamw.toml")
+    for path in RATES:
+        config = load_config([FOLDER / "llama-60m-adamw.toml", path])
+        assert config.learning_rate.policy == path.stem
+        assert config.model_copy(update={"learning_rate": base.learning_rate, "run": base.run}) == base

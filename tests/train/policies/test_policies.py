@@ -233,3 +233,27 @@ def test_gradient_norm_scores_begin_with_the_base(config_of: Config, logs: Calla
     assert min(module["weight_decay"] for module in last) == pytest.approx(0.067)
     assert max(module["weight_decay"] for module in last) == pytest.approx(0.5)
     assert all(module["score"] > 0 and module["alpha"] is None for module in last)
+
+
+def test_llr(config_of: Config) -> None:
+    """Looks at the start and at update 3, the last in half of the run; lines of two updates; the ends at the top."""
+    config = config_of(
+        weight_decay={"policy": "uniform", "base": 0.5},
+        learning_rate={"policy": "llr", "interval": 3, "glide": 2, "fraction": 0.5},
+    )
+    line: dict[str, Any] = {}
+
+    def decide(update: int, groups: dict[str, Any], parameters: dict[str, Any]) -> None:
+        if update in (0, 2):
+            alphas = {name: hill(value) for name, value in parameters.items() if is_module(name)}
+            low, high = min(alphas.values()), max(alphas.values())
+            target = {name: float(np.interp(alpha, [low, high], [1.0, 5.0])) for name, alpha in alphas.items()}
+            target |= {"model.embed_tokens.weight": 5.0, "lm_head.weight": 5.0}
+            line.update(start=line.get("target", dict.fromkeys(target, 1.0)), target=target, since=update)
+        done = min(1.0, (update - line["since"] + 1) / 2)
+        for name, group in groups.items():
+            group["weight_decay"] = 0.5
+            start, target = (line[what].get(name, 1.0) for what in ("start", "target"))
+            group["lr"] *= start + done * (target - start)
+
+    check(config, by_hand(config, decide))

@@ -132,3 +132,27 @@ def test_a_configuration_of_one_run_is_recognised(write_config: Write, tmp_path:
         plan_sweep(write_config("base"))
     with pytest.raises(ConfigError, match=r"none\.toml: cannot read"):
         plan_sweep(tmp_path / "none.toml")
+
+
+def test_learning_rate_policies_are_an_axis(sweep_file: Callable[[str], Path]) -> None:
+    """Alone they name the runs, beside the decays' policies they stand behind; keys are of those that have them."""
+    path = sweep_file(
+        """
+        [[grid]]
+        weight_decay.policy = ["uniform", "alphadecay"]
+        learning_rate.policy = ["uniform", "llr"]
+        learning_rate.control = ["none", "mean"]
+        [[grid]]
+        learning_rate.policy = ["tempbalance"]
+        weight_decay.cautious = [false, true]
+        weight_decay.base = ["power-lines", 0.1]
+        """
+    )
+    names = {run.name: run.config for run in plan_sweep(path).runs}
+    assert list(names) == [
+        f"{decay}-{rates}"
+        for decay in ("uniform", "alphadecay")
+        for rates in ("lr-uniform", "lr-llr-lr-control-none", "lr-llr-lr-control-mean")
+    ] + [f"tempbalance-cautious-{flag}-base-{base}" for flag in (False, True) for base in ("power-lines", "0.1")]
+    assert names["uniform-lr-llr-lr-control-mean"].learning_rate.control == "mean"
+    assert names["tempbalance-cautious-True-base-power-lines"].weight_decay.base == "power-lines"
