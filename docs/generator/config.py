@@ -20,9 +20,9 @@ replace those of earlier ones, and `--set section.key=value` comes last.
 editors. An unknown key, a wrong type or an impossible combination is refused in one line that names the key and where
 it came from.
 
-Which keys `[data]`, `[optimizer]`, `[schedule]`, `[learning_rate]` and `[weight_decay]` have depends on what they choose. A
-key of another choice is refused; only what an earlier file gave for its own choice is left out, with a note, when a later file or
-`--set` chooses otherwise.
+Which keys `[data]`, `[optimizer]`, `[schedule]`, `[learning_rate]` and `[weight_decay]` have depends on what they
+choose. A key of another choice is refused; only what an earlier file gave for its own choice is left out, with a note,
+when a later file or `--set` chooses otherwise.
 
 Keys without a default are unset, or have one that depends on another key, as their text says.
 """

@@ -109,7 +109,7 @@ RATES = sorted((FOLDER / "learning-rates").glob("*.toml"))
 
 @pytest.mark.parametrize("size", LLR)
 def test_the_settings_of_layer_wise_learning_rates(size: str) -> None:
-    """Steps, batch and optimizer of the authors' YAML files; ratios of their commands; rates of their table."""
+    """Steps, batch and optimizer are the authors' YAML files'; ratios their commands'; rates their table's."""
     config = load_config(FOLDER / "llr" / f"llama-{size}-llr.toml")
     steps, lr = LLR[size]
     assert (config.schedule.steps, config.schedule.warmup_steps, config.schedule.min_lr_ratio) == (
