@@ -5,8 +5,9 @@
 1. Random matrices of several shapes and laws of elements, each as a model of its own: `untrained` has to find it, and
    every other finding is false.
 2. Models of 8 layers with 7 roles whose matrices have a planted tail of large eigenvalues: every finding is false.
-3. Models of 20 spectra with Pareto tails of exponents 2 to 6: `ks-limits` may find nothing.
-4. Checkpoints that are known to be sound: what is found in each.
+3. Merges of two models that changed independently, and LoRA updates of random factors: every finding is false.
+4. Models of 20 spectra with Pareto tails of exponents 2 to 6: `ks-limits` may find nothing.
+5. Checkpoints that are known to be sound: what is found in each.
 
 No time is measured.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any
 
 import machine
 import torch
+from safetensors.torch import save_file
 
 import esdtool
 from esdtool.findings.rules import load_rules
@@ -57,6 +60,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "random": random_matrices(arguments.matrices),
         "planted": planted_models(arguments.models),
+        "updates": random_updates(arguments.models),
         "within limits": within_limits(arguments.models),
         "real": {named(path): real_model(path) for path in arguments.checkpoints},
         "rules": list(load_rules()),
@@ -91,6 +95,34 @@ def planted_models(count: int) -> dict[str, Any]:
         }
         found.update({finding.rule for finding in esdtool.analyze(tensors, jobs=1).findings or ()})
     return {"models": count, "modules": 8 * len(MODULE_SHAPES), "found": dict(found)}
+
+
+def random_updates(count: int) -> dict[str, Any]:
+    """Count models in which updates that have nothing to do with each other, or with any direction, are found."""
+    generator = torch.Generator().manual_seed(3)
+    base = {f"model.layers.{layer}.mlp.up_proj.weight": torch.randn(64, 64, generator=generator) for layer in range(20)}
+    found: Counter[str] = Counter()
+    for _ in range(count):
+        parents = [
+            {name: tensor + 0.01 * torch.randn(tensor.shape, generator=generator) for name, tensor in base.items()}
+            for _ in range(2)
+        ]
+        merged = {name: (parents[0][name] + parents[1][name]) / 2 for name in base}
+        adapter = {
+            f"base_model.model.{name.removesuffix('.weight')}.{part}.weight": torch.randn(shape, generator=generator)
+            for name in base
+            for part, shape in (("lora_A", (8, 64)), ("lora_B", (64, 8)))
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            save_file(adapter, Path(folder) / "adapter_model.safetensors")
+            settings = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["up_proj"]}
+            (Path(folder) / "adapter_config.json").write_text(json.dumps(settings))
+            analyses = (
+                esdtool.analyze(merged, base=base, merged_from=parents, jobs=1),
+                esdtool.analyze(folder, cache=False, jobs=1),
+            )
+        found.update({finding.rule for analysis in analyses for finding in analysis.findings or ()})
+    return {"models": count, "modules": len(base), "found": dict(found)}
 
 
 def within_limits(count: int) -> dict[str, Any]:

@@ -105,6 +105,9 @@ def test_analyze_and_assign(name: str) -> None:
         assert found[tensor].startswith(reason)
     matrices = [tensor for tensor in analysis.skipped if len(tensor.shape) > 1]
     assert all(tensor.reason for tensor in matrices)
+    # Sound models: nothing that a pipeline should stop on.
+    assert analysis.findings is not None
+    assert [finding.rule for finding in analysis.findings if finding.severity != "info"] == []
     if any(module.rank is not None for module in analysis.modules):
         return  # an adapter's factors are its parameters: there is nothing to assign
     assignment = esdtool.assign(analysis)

@@ -12,6 +12,9 @@ from generator.markdown import NOTICE, cell, code, table
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "findings.json"
 
+_OF_UPDATES = ("cancelling-merge", "lora-spike")
+"""Rules about updates, which weights by themselves do not call for."""
+
 INTRODUCTION = """# Findings
 
 `esdtool analyze` says first what is wrong in a model, or worth knowing: in the terminal, in Markdown (`--format
@@ -80,6 +83,9 @@ def attribute_docs_of_members() -> dict[str, str]:
 
 def _rate(rule: str, recorded: dict[str, Any]) -> str:
     random, planted = recorded["random"], recorded["planted"]
+    if rule in _OF_UPDATES:
+        updates = recorded["updates"]
+        return f"{updates['found'].get(rule, 0)} of {updates['models']:,} models of {updates['modules']} random updates"
     if rule == "ks-limits":
         exact = recorded["within limits"]
         return f"{exact['found']} of {exact['models']:,} models of {exact['modules']} Pareto tails within the limits"
@@ -105,6 +111,15 @@ def _calibration(recorded: dict[str, Any]) -> str:
             f"{sum(planted['found'].values())} false",
         ],
     ]
+    updates = recorded["updates"]
+    rows.append(
+        [
+            f"{updates['models']:,} merges of two models that changed {updates['modules']} matrices independently, "
+            "and as many LoRA adapters of random factors",
+            "nothing is to be found",
+            f"{sum(updates['found'].values())} false",
+        ]
+    )
     for name, found in recorded["real"].items():
         words = "; ".join(f"{item['severity']} `{item['rule']}`: {', '.join(item['where'])}" for item in found)
         rows.append([f"`{name}`", cell(words) or "nothing found", ""])

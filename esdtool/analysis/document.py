@@ -53,6 +53,9 @@ class Source(Record):
         default=None, description="Checkpoint whose weights were subtracted: the analysis is of the differences."
     )
     merged_with: str | None = Field(default=None, description="Checkpoint into which an adapter was merged.")
+    merged_from: tuple[str, ...] | None = Field(
+        default=None, description="Checkpoints that were merged into this one, as the user said."
+    )
 
 
 class Settings(Record):

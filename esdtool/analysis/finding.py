@@ -41,7 +41,7 @@ class Evidence(Record):
     @property
     def words(self) -> str:
         """The evidence as a phrase, without the module's name."""
-        text = f"{self.measure} {_number(self.value)}"
+        text = f"{self.measure} = {_number(self.value)}"
         if self.uncertainty is not None:
             text += f" +- {_number(self.uncertainty)}"
         if self.expected is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from esdtool.analysis.task_vectors import TaskVectors
 from esdtool.spectra.cache import MatrixFacts
 from esdtool.spectra.elements import ElementStatistics, element_statistics
 from esdtool.spectra.spectrum import Spectrum
@@ -23,10 +24,17 @@ class Observation:
     where the elements are all zero or not finite."""
     storage_floor: float | None
     """Largest eigenvalue that the rounding of the stored weights alone would give; None without eigenvalues."""
+    tasks: TaskVectors | None = None
+    """What the parents of a merge changed in the module; None where they are not known."""
 
 
 def observe(
-    matrices: Sequence[torch.Tensor], spectrum: Spectrum | None, *, content: str, is_product: bool
+    matrices: Sequence[torch.Tensor],
+    spectrum: Spectrum | None,
+    *,
+    content: str,
+    is_product: bool,
+    tasks: TaskVectors | None = None,
 ) -> Observation:
     """Look at a module's matrices.
 
@@ -35,11 +43,13 @@ def observe(
         spectrum: their eigenvalues, if they were computed.
         content: `content_hash` of the matrices.
         is_product: whether they stand for a low-rank product that is larger than they are.
+        tasks: what the parents of a merge changed in the module.
     """
     return Observation(
         content=content,
         elements=None if is_product else element_statistics(matrices),
         storage_floor=_storage_floor(spectrum),
+        tasks=tasks,
     )
 
 

@@ -63,6 +63,8 @@ class Plan:
     jobs: int
     base: Base | None = None
     """Whose weights are subtracted; None: the weights themselves are analysed."""
+    parents: tuple[Base, ...] = ()
+    """Checkpoints that were merged into this one, each with its counterparts of the modules."""
     merged_with: str | None = None
     """The checkpoint that an adapter is merged into."""
     choice: ModuleChoice = field(default_factory=ModuleChoice)
@@ -113,8 +115,11 @@ class Plan:
         if self.base is not None:
             pairs = self.base.pairing.base
             # The base's weight as it is stored; the difference, and up to three more copies while its error is taken.
+            # Parents are read one at a time, beside the sum of their differences.
+            times = 3 if self.parents else 1
             return {
-                name: read_bytes(other) + _DIFFERENCE_BYTES * math.prod(other.shape) for name, other in pairs.items()
+                name: times * (read_bytes(other) + _DIFFERENCE_BYTES * math.prod(other.shape))
+                for name, other in pairs.items()
             }
         if not isinstance(self.checkpoint, MergedCheckpoint):
             return {}
@@ -148,6 +153,7 @@ def make_plan(
     *,
     choice: ModuleChoice | None = None,
     base: Readable | None = None,
+    merged_from: Sequence[Readable] = (),
     device: str | torch.device = "auto",
     jobs: int | None = None,
     revision: str | None = None,
@@ -162,6 +168,7 @@ def make_plan(
         options: what is computed of each module.
         choice: which modules; default all that are weight matrices.
         base: another checkpoint whose weights are subtracted, or that an adapter is merged into.
+        merged_from: checkpoints that were merged into this one, whose differences from the base are compared.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         jobs: modules worked on at a time; default one per core on the CPU, one on an accelerator.
         revision: branch, tag or commit of a Hub checkpoint.
@@ -171,13 +178,15 @@ def make_plan(
 
     Raises:
         CheckpointError: if the source or the base cannot be read.
-        UsageError: if the device or `jobs` is none, or a pattern matches nothing.
+        UsageError: if the device or `jobs` is none, if parents of a merge lack a base, or a pattern matches nothing.
         NothingToAnalyzeError: if the source holds no weight matrix.
     """
     choice = choice or ModuleChoice()
     chosen = resolve_device(device)
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs must be at least 1, not {jobs}")
+    if merged_from and (base is None or len(merged_from) < 2):
+        raise UsageError("the parents of a merge (merged_from) are two or more, and need the base that they share")
     checkpoint = _open(source, revision, download)
     other = None if base is None else _open(base, None, download)
     merged_with = None
@@ -189,6 +198,9 @@ def make_plan(
     paired = None
     if other is not None:
         paired, selection = _paired(checkpoint, selection, other, choice)
+    if merged_from and paired is None:
+        raise UsageError("the parents of a merge (merged_from) need a merged checkpoint, not an adapter")
+    parents = tuple(_paired(checkpoint, selection, _open(parent, None, download), choice)[0] for parent in merged_from)
     if not selection.modules:
         raise NothingToAnalyzeError(
             f"{checkpoint.location}: no weight matrix to analyse among {len(checkpoint.tensors)} tensors"
@@ -204,6 +216,7 @@ def make_plan(
         device=chosen,
         jobs=min(jobs or available, len(selection.modules)),
         base=paired,
+        parents=parents,
         merged_with=merged_with,
         choice=choice,
         # What is in memory changes and is not met again.

@@ -53,6 +53,7 @@ def analyze(
     split: Sequence[str | SplitRequest] = ModuleChoice.split,
     sample_layers: int | None = ModuleChoice.sample_layers,
     base: Readable | None = None,
+    merged_from: Sequence[Readable] = (),
     device: str | torch.device = "auto",
     jobs: int | None = None,
     revision: str | None = None,
@@ -87,6 +88,8 @@ def analyze(
         sample_layers: analyse only so many layers, evenly by depth, with all their modules.
         base: another checkpoint: the differences from its weights are analysed; for an adapter: the base's weights
             with the adapter merged in.
+        merged_from: two or more checkpoints that were merged into this one, all made from `base`: findings say where
+            their changes cancel.
         device: `auto` (CUDA if there is one, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
         jobs: modules worked on at a time; default one per core on the CPU, one on an accelerator.
         revision: branch, tag or commit of a Hub checkpoint.
@@ -134,6 +137,7 @@ def analyze(
             include=include, exclude=exclude, split_fused=split_fused, split=split, sample_layers=sample_layers
         ),
         base=base,
+        merged_from=merged_from,
         device=device,
         jobs=jobs,
         revision=revision,
@@ -186,6 +190,7 @@ def _analysis(plan: Plan, results: Sequence[Scored]) -> Analysis:
             files=checkpoint.files,
             base=None if plan.base is None else plan.base.checkpoint.location,
             merged_with=plan.merged_with,
+            merged_from=tuple(parent.checkpoint.location for parent in plan.parents) or None,
         ),
         settings=Settings(
             fit=options.fit,
@@ -253,7 +258,13 @@ def _score(plan: Plan, batch: Sequence[WeightModule], weights: Sequence[ModuleWe
         if plan.base is not None and score.status == ALL_ZERO:
             score = replace(score, status=_UNCHANGED)
         if read.known is None:
-            noticed = observe(read.matrices, score.spectrum, content=read.content, is_product=module.rank is not None)
+            noticed = observe(
+                read.matrices,
+                score.spectrum,
+                content=read.content,
+                is_product=module.rank is not None,
+                tasks=read.tasks,
+            )
             remember_weights(plan, read, noticed)
         else:
             noticed = observed_before(read.known, score.spectrum)

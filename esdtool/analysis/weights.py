@@ -16,7 +16,8 @@ import torch
 from esdtool._version import __version__
 from esdtool.analysis.difference import difference
 from esdtool.analysis.observation import Observation
-from esdtool.analysis.plan import Plan
+from esdtool.analysis.plan import Base, Plan
+from esdtool.analysis.task_vectors import TaskVectors, task_vectors
 from esdtool.modules import WeightModule
 from esdtool.modules.reading import Rows, read_matrices
 from esdtool.spectra.cache import MatrixFacts, content_hash
@@ -38,6 +39,8 @@ class ModuleWeights:
     """Facts that an earlier analysis has kept of the matrices."""
     load: Callable[[], Sequence[torch.Tensor]] | None = None
     """Reads the matrices, should they be needed after all."""
+    tasks: TaskVectors | None = None
+    """What the parents of a merge changed in them."""
 
 
 def weights_of_batch(plan: Plan, batch: Sequence[WeightModule]) -> list[ModuleWeights]:
@@ -53,7 +56,8 @@ def weights_of_batch(plan: Plan, batch: Sequence[WeightModule]) -> list[ModuleWe
 
 
 def _weights(plan: Plan, module: WeightModule, shared: Rows) -> ModuleWeights:
-    key = None if plan.cache is None else _key(plan, module)
+    # No note holds what the parents of a merge changed.
+    key = None if plan.cache is None or plan.parents else _key(plan, module)
     known = None if plan.cache is None or key is None else plan.cache.recall(key)
     if known is not None:
         empty = torch.empty(known.shape, dtype=getattr(torch, known.dtype), device="meta")
@@ -65,7 +69,13 @@ def _weights(plan: Plan, module: WeightModule, shared: Rows) -> ModuleWeights:
             load=lambda: _read(plan, module, {})[0],
         )
     matrices, roundoff = _read(plan, module, shared)
-    return ModuleWeights(matrices=matrices, roundoff=roundoff, content=content_hash(matrices), key=key)
+    return ModuleWeights(
+        matrices=matrices,
+        roundoff=roundoff,
+        content=content_hash(matrices),
+        key=key,
+        tasks=None if plan.base is None else _task_vectors(plan, plan.base, module),
+    )
 
 
 def remember_weights(plan: Plan, read: ModuleWeights, noticed: Observation) -> None:
@@ -88,6 +98,15 @@ def _read(plan: Plan, module: WeightModule, shared: Rows) -> tuple[list[torch.Te
     if plan.base is None:
         return read_matrices(plan.checkpoint, module, shared=shared), module.roundoff
     return difference(plan.checkpoint, module, plan.base.checkpoint, plan.base.pairing.base[module.name])
+
+
+def _task_vectors(plan: Plan, base: Base, module: WeightModule) -> TaskVectors | None:
+    parents = [
+        (parent.checkpoint, parent.pairing.base[module.name])
+        for parent in plan.parents
+        if module.name in parent.pairing.base
+    ]
+    return task_vectors(parents, base.checkpoint, base.pairing.base[module.name])
 
 
 def _key(plan: Plan, module: WeightModule) -> str | None:

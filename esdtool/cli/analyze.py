@@ -52,6 +52,14 @@ def analyze(
             metavar="CHECKPOINT",
         ),
     ] = None,
+    merged_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A checkpoint that was merged into this one, made from the same --base. Given for each, findings "
+            "say where their changes cancel.",
+            metavar="CHECKPOINT",
+        ),
+    ] = None,
     fit: FitOption = None,
     k_fraction: KFractionOption = ScoreOptions.k_fraction,
     min_eigs: MinEigsOption = ScoreOptions.min_eigs,
@@ -187,9 +195,11 @@ def analyze(
     )
     stdout_is_data = check_outputs(
         {"--json": json_path, "--csv": csv_path, "--esd": esd_path, "--html": html_path},
-        sources=[*checkpoints, *([] if base is None else [base])],
+        sources=[*checkpoints, *([] if base is None else [base]), *(merged_from or ())],
         folder=plots,
     )
+    if merged_from and (base is None or len(merged_from) < 2 or len(checkpoints) > 1):
+        raise UsageError("--merged-from is for one checkpoint, is given twice or more, and needs --base")
     for option, value in (("--esd", esd_path), ("--html", html_path)):
         if value is not None and len(checkpoints) > 1:
             raise UsageError(f"{option} takes one checkpoint at a time")
@@ -235,6 +245,7 @@ def analyze(
                     options,
                     choice=choice,
                     base=base,
+                    merged_from=merged_from or (),
                     device=device,
                     jobs=jobs,
                     revision=revision,

@@ -39,6 +39,9 @@ class ChannelStatistics:
     """Index of the channel with the largest sum of squares."""
     largest_share: float
     """The share of that channel in the sum of squares of all elements."""
+    dispersion: float
+    """Standard deviation of the channels' sums of squares over what independent elements of the same fourth moment
+    give: near 1 for random weights, with a standard error of 1 / sqrt(2 count)."""
     largest_over_upper: float
     """The sum of squares of that channel over the 95th percentile of the channels that are not zero."""
 
@@ -89,7 +92,7 @@ def element_statistics(matrices: Sequence[torch.Tensor]) -> ElementStatistics | 
     largest = peak_of(matrices)
     if not np.isfinite(largest) or largest == 0:
         return None
-    by_row, by_column, total = np.zeros(rows), np.zeros(columns), 0.0
+    by_row, by_column, total, fourth = np.zeros(rows), np.zeros(columns), 0.0, 0.0
     step = max(1, _BLOCK // columns)
     for matrix in matrices:
         for start in range(0, rows, step):
@@ -97,16 +100,24 @@ def element_statistics(matrices: Sequence[torch.Tensor]) -> ElementStatistics | 
             scaled = matrix[start : start + step].cpu().to(torch.float64) / largest
             squares = scaled.square()
             total += float(scaled.sum())
+            fourth += float(squares.square().sum())
             by_row[start : start + step] += squares.sum(dim=1).numpy()
             by_column += squares.sum(dim=0).numpy()
     traps = None
+    size = rows * columns * len(matrices)
+    # Variance of a squared element over the square of its mean.
+    variation = max(fourth / size / (float(by_row.sum()) / size) ** 2 - 1, 0.0)
     if len(matrices) == 1:
-        size = rows * columns
         spread = math.sqrt(max(float(by_row.sum()) / size - (total / size) ** 2, 0.0))
         # No element is farther from the mean than this; nearly all matrices are done here.
         if 1 + abs(total / size) > size**0.25 * spread:
             traps = _traps(matrices[0], largest)
-    return ElementStatistics(rows=_channels(by_row), columns=_channels(by_column), largest=largest, traps=traps)
+    return ElementStatistics(
+        rows=_channels(by_row, variation * rows / size),
+        columns=_channels(by_column, variation * columns / size),
+        largest=largest,
+        traps=traps,
+    )
 
 
 def _traps(matrix: torch.Tensor, largest: float) -> TrapStatistics | None:
@@ -125,16 +136,25 @@ def _traps(matrix: torch.Tensor, largest: float) -> TrapStatistics | None:
     spread = float(distances[~beyond].square().mean()) ** 0.5
     place = int(distances.argmax())
     theta = float(distances.flatten()[place])
+    eigenvalue = (theta**2 + spread**2 * rows) * (theta**2 + spread**2 * columns) / theta**2 * largest * largest
+    if spread == 0 or not math.isfinite(eigenvalue):
+        return None  # no noise to stand out from, or no number of that size
     return TrapStatistics(
         count=int(beyond.sum()),
         row=place // columns,
         column=place % columns,
-        deviation=theta / spread if spread > 0 else math.inf,
-        eigenvalue=(theta**2 + spread**2 * rows) * (theta**2 + spread**2 * columns) / theta**2 * largest**2,
+        deviation=theta / spread,
+        eigenvalue=eigenvalue,
     )
 
 
-def _channels(energy: Vector) -> ChannelStatistics:
+def _channels(energy: Vector, variance: float) -> ChannelStatistics:
+    """Sum up the channels of one side.
+
+    Args:
+        energy: [count] sum of squares of each.
+        variance: that of the sum of squares over its squared mean, if all elements were independent.
+    """
     zero = energy <= _ZERO * float(np.median(energy[energy > 0]))
     position = int(np.argmax(energy))
     return ChannelStatistics(
@@ -143,5 +163,6 @@ def _channels(energy: Vector) -> ChannelStatistics:
         first_zero=int(np.argmax(zero)) if zero.any() else None,
         largest=position,
         largest_share=float(energy[position] / energy.sum()),
+        dispersion=float(energy.std() / energy.mean() / math.sqrt(variance)) if variance > 0 else 0.0,
         largest_over_upper=float(energy[position] / np.quantile(energy[~zero], 0.95)),
     )

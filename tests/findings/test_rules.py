@@ -87,6 +87,13 @@ def test_names_that_differ_in_numbers_share_a_line() -> None:
     assert grouped(["a.1", "a.1.b"]) == ("a.1", "a.1.b")
     assert grouped([f"x.{2 * i}" for i in range(50)]) == ("x.{0,2,4,6,8,...} (50)",)
     assert grouped([]) == ()
+    layer = [f"model.layers.7.{name}" for name in ("q_proj", "k_proj", "v_proj")]
+    assert grouped([*layer, "model.layers.8.q_proj"]) == (
+        "model.layers.{7-8}.q_proj (2)",
+        "model.layers.7.k_proj",
+        "model.layers.7.v_proj",
+    )
+    assert grouped(layer) == ("model.layers.7.{q_proj,k_proj,v_proj} (3)",)
 
 
 def test_every_rule_says_all_that_a_reader_needs() -> None:

@@ -26,6 +26,11 @@ def test_channels(dtype: torch.dtype, scale: float) -> None:
     upper = np.quantile(squares.sum(axis=1), 0.95)
     assert found.rows.largest_over_upper == pytest.approx(squares[7].sum() / upper, rel=1e-9)
     assert (found.columns.count, found.columns.num_zero, found.columns.first_zero) == (30, 1, 3)
+    kurtosis = (squares**2).mean() / squares.mean() ** 2
+    for side, axis in ((found.rows, 1), (found.columns, 0)):
+        sums = squares.sum(axis=axis)
+        length = squares.shape[axis]
+        assert side.dispersion == pytest.approx(sums.std() / sums.mean() / np.sqrt((kurtosis - 1) / length), rel=1e-9)
     assert found.largest == float(weight.double().abs().max())
 
 

@@ -18,6 +18,9 @@ _RATIO = 10.0
 _OVER_UPPER = 12.0
 """So many times the sum of squares of the channel at the 95th percentile."""
 
+_WHOLE = 0.9
+"""Share from which on hardly anything else is left, and that no sound model at hand comes near."""
+
 _FEWEST = 20
 """Channels of which one can stand out."""
 
@@ -29,8 +32,9 @@ def _find(case: Case) -> Iterator[Found]:
     if not found:
         return
     found.sort(key=lambda pair: -pair[1][1].largest_share)
+    worst = found[0][1][1].largest_share
     yield Found(
-        severity=Severity.WARNING,
+        severity=Severity.WARNING if worst >= _WHOLE else Severity.INFO,
         modules=tuple(dict.fromkeys(suspect.name for suspect, _ in found)),
         evidence=tuple(
             Evidence(
@@ -61,7 +65,8 @@ RULE = Rule(
     title="One channel carries the matrix",
     evidence="One row or column, of at least 20, has at least 15 % of the sum of squares, at least 10 times the "
     "share of equal rows (columns), and at least 12 times the sum of squares of the one at the 95th "
-    "percentile. The share is exact.",
+    "percentile. The share is exact. "
+    "From 90 % on it is a warning: audio and vision models that work have channels of up to 82 %.",
     meaning="A channel of massive activations, or a row that diverged: rounding to 8 bits or fewer per tensor loses "
     "all other rows, and alpha and the ranks of the module describe this one channel.",
     caveat="Large language models grow a few such channels by themselves (attention sinks) and need them; that a row"

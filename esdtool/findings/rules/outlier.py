@@ -34,14 +34,18 @@ _SHOWN = 3
 @dataclass(frozen=True, kw_only=True)
 class _Measure:
     words: str
+    severity: Severity
     log10: Callable[[ModuleResult], float | None]
 
 
 _MEASURES = (
-    _Measure(words="squared Frobenius norm (log10)", log10=lambda module: module.log_norm),
-    _Measure(words="squared spectral norm (log10)", log10=lambda module: module.log_spectral_norm),
+    _Measure(words="squared Frobenius norm (log10)", severity=Severity.WARNING, log10=lambda module: module.log_norm),
+    _Measure(
+        words="squared spectral norm (log10)", severity=Severity.INFO, log10=lambda module: module.log_spectral_norm
+    ),
     _Measure(
         words="stable rank (log10)",
+        severity=Severity.INFO,
         log10=lambda module: None if module.stable_rank is None else log10(module.stable_rank),
     ),
 )
@@ -50,7 +54,7 @@ _MEASURES = (
 @dataclass(frozen=True, kw_only=True)
 class _Outlier:
     module: ModuleResult
-    measure: str
+    measure: _Measure
     value: float
     expected: float
     spread: float
@@ -72,24 +76,32 @@ def _find(case: Case) -> Iterator[Found]:
         in_depth = sorted(modules, key=lambda module: module.layer or 0)
         for measure in _MEASURES:
             outliers += _outliers(in_depth, measure)
-    if outliers:
-        outliers.sort(key=lambda outlier: -abs(outlier.value - outlier.expected))
-        yield Found(
-            severity=Severity.WARNING,
-            modules=tuple(dict.fromkeys(outlier.module.name for outlier in outliers)),
-            evidence=tuple(
-                Evidence(
-                    measure=outlier.measure,
-                    module=outlier.module.name,
-                    value=outlier.value,
-                    expected=outlier.expected,
-                    expected_spread=outlier.spread,
-                    expected_of="layers beside it",
-                )
-                for outlier in outliers[:_SHOWN]
-            ),
-            command=case.command(outliers[0].module.name, "--html report.html"),
-        )
+    grave = {outlier.module.name for outlier in outliers if outlier.measure.severity is Severity.WARNING}
+    for severity, group in (
+        (Severity.WARNING, [outlier for outlier in outliers if outlier.module.name in grave]),
+        (Severity.INFO, [outlier for outlier in outliers if outlier.module.name not in grave]),
+    ):
+        if group:
+            yield _found(case, severity, sorted(group, key=lambda outlier: -abs(outlier.value - outlier.expected)))
+
+
+def _found(case: Case, severity: Severity, outliers: Sequence[_Outlier]) -> Found:
+    return Found(
+        severity=severity,
+        modules=tuple(dict.fromkeys(outlier.module.name for outlier in outliers)),
+        evidence=tuple(
+            Evidence(
+                measure=outlier.measure.words,
+                module=outlier.module.name,
+                value=outlier.value,
+                expected=outlier.expected,
+                expected_spread=outlier.spread,
+                expected_of="layers beside it",
+            )
+            for outlier in outliers[:_SHOWN]
+        ),
+        command=case.command(outliers[0].module.name, "--html report.html"),
+    )
 
 
 def _outliers(modules: Sequence[ModuleResult], measure: _Measure) -> Iterator[_Outlier]:
@@ -104,16 +116,18 @@ def _outliers(modules: Sequence[ModuleResult], measure: _Measure) -> Iterator[_O
     ]
     residuals = [value - middle for value, middle in zip(values, expected, strict=True)]
     spread = _SCALE * median(map(abs, residuals))
-    for (module, value), middle, residual in zip(known, expected, residuals, strict=True):
+    # The first and the last layer differ from all others in sound models, and have neighbours on one side only.
+    for (module, value), middle, residual in list(zip(known, expected, residuals, strict=True))[1:-1]:
         if abs(residual) >= max(_EFFECT, _DEVIATION * spread):
-            yield _Outlier(module=module, measure=measure.words, value=value, expected=middle, spread=spread)
+            yield _Outlier(module=module, measure=measure, value=value, expected=middle, spread=spread)
 
 
 RULE = Rule(
     title="A layer unlike its neighbours",
     evidence="Over the layers of one role and shape (6 at least), the logarithm of the Frobenius norm, the spectral "
     "norm or the stable rank differs from the median of the two layers on either side by 0.7 (a factor of "
-    "5), and by 8 robust standard deviations of such differences in the role. Experts are left out.",
+    "5), and by 8 robust standard deviations of such differences in the role. Experts, and the first and "
+    "the last layer, are left out. The Frobenius norm makes a warning, the others are worth knowing.",
     meaning="The layer was trained, initialised, scaled or converted in another way than the others, or it began to "
     "diverge.",
     caveat="The first and the last layers of good models differ from the rest, sometimes by as much; depth alone is "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from esdtool.analysis.finding import Evidence, Severity
@@ -43,7 +42,7 @@ def _trap(suspect: Suspect) -> tuple[TrapStatistics, float] | None:
     elements = None if suspect.observation is None else suspect.observation.elements
     traps = None if elements is None else elements.traps
     largest = suspect.result.lambda_max
-    if traps is None or not largest or not suspect.is_matrix or not math.isfinite(traps.deviation):
+    if traps is None or not largest or not suspect.is_matrix:
         return None
     share = traps.eigenvalue / largest
     return (traps, share) if share >= _SHARE else None

@@ -17,6 +17,10 @@ _MOST_DEVIATIONS = 3.5
 _BEYOND_THE_EDGE = 4.0
 """Tracy-Widom units beyond the edge within which the largest eigenvalue of a random matrix lies in nearly all draws."""
 
+_DISPERSION = 4.0
+"""Standard errors by which the sums of squares of rows, and of columns, may vary more than those of independent
+elements."""
+
 _FLAT = 1e-3
 """Relative spread of the eigenvalues below which a matrix counts as a multiple of an orthogonal one."""
 
@@ -116,8 +120,17 @@ def _deviation(suspect: Suspect) -> float:
 def _is_random(suspect: Suspect) -> bool:
     eigenvalues = suspect.eigenvalues
     assert eigenvalues is not None
-    near = _deviation(suspect) <= _MOST_DEVIATIONS
+    near = _deviation(suspect) <= _MOST_DEVIATIONS and _has_even_channels(suspect)
     return near and not _is_flat(suspect) and edge_excess(eigenvalues, *suspect.result.shape) <= _BEYOND_THE_EDGE
+
+
+def _has_even_channels(suspect: Suspect) -> bool:
+    """Tell whether rows and columns vary no more than those of independent elements."""
+    elements = None if suspect.observation is None else suspect.observation.elements
+    if elements is None:
+        return True
+    sides = (elements.rows, elements.columns)
+    return all(side.dispersion <= 1 + _DISPERSION / math.sqrt(2 * side.count) for side in sides)
 
 
 def edge_excess(eigenvalues: Vector, rows: int, columns: int) -> float:
@@ -139,11 +152,12 @@ def _is_flat(suspect: Suspect) -> bool:
 
 RULE = Rule(
     title="Modules that look untrained",
-    evidence="The distance from a random spectrum (`null_distance`) is at most 3.5 standard deviations above what a "
-    "random matrix of the shape has, and the largest eigenvalue at most 4 Tracy-Widom units above the "
-    "Marchenko-Pastur edge. At least 16 eigenvalues, no low-rank updates, no differences from a base. An "
-    "error inside numbered layers; only worth knowing outside them (unused poolers and heads); a warning if"
-    " most of the model is so.",
+    evidence="The distance from a random spectrum (`null_distance`) is at most 3.5 standard deviations above "
+    "what a random matrix of the shape has, the largest eigenvalue at most 4 Tracy-Widom units "
+    "above the Marchenko-Pastur edge, and the norms of rows and of columns vary no more than those "
+    "of independent elements (4 standard errors). At least 16 eigenvalues, no low-rank updates, no "
+    "differences from a base. An error inside numbered layers; only worth knowing outside them "
+    "(unused poolers and heads); a warning if most of the model is so.",
     meaning="These weights were never trained, or were initialised again when the checkpoint was loaded and saved: "
     "missing keys, a renamed tensor, a layer that was added.",
     caveat="Weights that training has moved by less than the width of their noise look random too, and the "

@@ -31,5 +31,5 @@ def print_findings(analysis: Analysis, console: Console) -> None:
         grid.add_column(overflow="fold")
         for line in lines(finding):
             grid.add_row(styled(line.label, "dim"), styled(line.text, "bold" if line.is_code else ""))
-        console.print(Padding(grid, (0, 0, 0, 2)), width=min(console.width, _WIDEST))
+        console.print(Padding(grid, (0, 0, 0, 2), expand=False), width=min(console.width, _WIDEST))
     console.print()
