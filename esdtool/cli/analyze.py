@@ -209,6 +209,7 @@ def analyze(
     from esdtool.analysis.ranks import join_ranks
     from esdtool.analysis.run import run
     from esdtool.checkpoint.remote.traffic import FETCHED
+    from esdtool.cli.sources import checkpoint_of
     from esdtool.comparison.trajectory import in_order_of_training, make_trajectory
     from esdtool.findings.diagnosis import diagnose, fail_on_findings
     from esdtool.modules.choice import ModuleChoice
@@ -216,6 +217,8 @@ def analyze(
     from esdtool.support.sizes import format_size, parse_size
     from esdtool.support.threads import available_cores
 
+    checkpoints = [checkpoint_of(checkpoint, quiet=quiet) for checkpoint in checkpoints]
+    base = None if base is None else checkpoint_of(base, quiet=quiet)
     choice = ModuleChoice.of(
         include=include or (),
         exclude=exclude or (),

@@ -96,8 +96,10 @@ def evaluate(
         {"--json": json_path}, sources=[checkpoint] if config is None else [checkpoint, str(config)]
     )
 
+    from esdtool.cli.sources import checkpoint_of
     from esdtool.train.evaluate import EvalRequest, evaluate_checkpoint
 
+    checkpoint = checkpoint_of(checkpoint, quiet=quiet)
     if config is not None:
         from esdtool.train.config.loading import load_run_config
 

@@ -89,3 +89,24 @@ def runs_in(source: str) -> list[str]:
     if not path.is_dir() or (path / "config.json").is_file():
         return []
     return [str(folder) for pattern in ("*", "*/*") for folder in sorted(path.glob(pattern)) if is_run(folder)]
+
+
+def checkpoint_of(source: str, *, quiet: bool) -> str:
+    """Return the checkpoint that a source stands for: of a run directory the final one, or else the newest whole one.
+
+    Args:
+        source: as the user gave it; what is no run directory is returned as it is.
+        quiet: whether the choice is not mentioned.
+    """
+    if not is_run(Path(source)):
+        return source
+    from esdtool.cli.output import note
+    from esdtool.comparison.landed import landings
+
+    final = Path(source) / "final"
+    whole = [landing.path for landing in landings(source) if landing.has_all_shards]
+    if not final.is_dir() and not whole:
+        return source
+    chosen = str(final) if final.is_dir() else whole[-1]
+    note(f"{source} is a training run: taking its checkpoint {chosen}", quiet=quiet)
+    return chosen

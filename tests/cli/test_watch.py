@@ -234,3 +234,20 @@ def test_patterns_and_files_are_found_in_the_order_of_training(make_llama: Any, 
     expected = ["ckpt_4.safetensors", "ckpt_30.safetensors"]
     assert [Path(found.path).name for found in landings(str(tmp_path))] == expected
     assert [Path(found.path).name for found in landings(str(tmp_path / "ckpt_*"))] == expected
+
+
+def test_a_run_folder_stands_for_its_last_checkpoint(
+    save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    for seed, step in enumerate((10, 9)):
+        save(run / "checkpoints" / f"step_{step:06d}", seed=seed)
+    for name in ("config.toml", "metrics.jsonl"):
+        (run / name).touch()
+    for name in ("checkpoints/step_000010", "final"):
+        expected = run / name
+        if not expected.exists():
+            save(expected, seed=2)
+        app(["analyze", str(run), "--json", str(tmp_path / "a.json")], standalone_mode=False)
+        assert f"is a training run: taking its checkpoint {expected}" in capsys.readouterr().err
+        assert json.loads((tmp_path / "a.json").read_text())["source"]["checkpoint"] == str(expected)

@@ -55,7 +55,7 @@ def _lead(trajectory: Trajectory) -> Html:
 
 def _findings(analysis: Analysis) -> list[Html]:
     found = findings_of(analysis)
-    title = tag("p", f"{findings_title(found)} In {PurePath(analysis.source.checkpoint).name}.")
+    title = tag("p", f"{findings_title(found)} in {PurePath(analysis.source.checkpoint).name}.")
     return [title, *([tag("ul", [tag("li", _line(each)) for each in found])] if found else [])]
 
 
