@@ -14,7 +14,8 @@ from esdtool.support.lazy import exporter
 if TYPE_CHECKING:
     from esdtool.analysis.document import Analysis
     from esdtool.assignment.assign import assign
-    from esdtool.assignment.document import Assignment, load_assignment
+    from esdtool.assignment.document import Assignment
+    from esdtool.assignment.reading import load_assignment
     from esdtool.errors import EsdtoolError
     from esdtool.findings.whole import analyze
     from esdtool.names import canonical_name
@@ -39,7 +40,7 @@ _HOME = {
     "esd": "spectra.spectrum",
     "hill": "spectra.estimators.hill",
     "ks_fit": "spectra.estimators.ks",
-    "load_assignment": "assignment.document",
+    "load_assignment": "assignment.reading",
     "param_groups": "optim",
 }
 

@@ -7,6 +7,7 @@ import inspect
 from pydantic import BaseModel
 
 from esdtool.analysis.document import Analysis
+from esdtool.assignment.allocation import Allocation
 from esdtool.assignment.document import Assignment
 from esdtool.comparison.checkpoints import CheckpointComparison
 from esdtool.comparison.trajectory import Trajectory
@@ -42,6 +43,12 @@ FORMATS: dict[str, tuple[str, type[BaseModel], str]] = {
         Assignment,
         "Written by `esdtool assign --out PATH`; read by `esdtool.load_assignment` and by "
         "[any trainer](../trainers/json-only.md), without esdtool too.",
+    ),
+    "assignment": (
+        "Several quantities: version 2",
+        Allocation,
+        "Written by `esdtool assign --for QUANTITY --out PATH` for any quantity but weight decay alone; see "
+        "[module-wise quantities](../quantities.md). A reader of version 1 refuses it by its `version`.",
     ),
 }
 

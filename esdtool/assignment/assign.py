@@ -119,8 +119,8 @@ def assign_in_scope(analysis: Analysis, options: AssignOptions) -> ScopedAssignm
             "without --sample-layers"
         )
     fit = _fit_in(analysis, options.fit)
-    scope = _scope(analysis, options)
-    modules, left_out = scope.assigned, _left_out(analysis, scope)
+    scope = scope_of(analysis, options.include, options.exclude)
+    modules, left_out = scope.assigned, reasons_left_out(analysis, scope)
     alphas = [_alpha(module, fit, analysis) for module in modules]
     scores = [_score_of(module, options.score, alpha) for module, alpha in zip(modules, alphas, strict=True)]
     if all(value is None for value, _ in scores):
@@ -150,11 +150,11 @@ def assign_in_scope(analysis: Analysis, options: AssignOptions) -> ScopedAssignm
                 status=status,
             )
             for module, ratio, alpha, (value, status) in zip(modules, ratios, alphas, scores, strict=True)
-            for parameter, shape in _parameters(module)
+            for parameter, shape in parameters_of(module)
         ],
         base,
     )
-    found = dict(zip(_canonical(list(parameters)), parameters.values(), strict=True))
+    found = dict(zip(canonical_names(list(parameters)), parameters.values(), strict=True))
     low, high = rule.ratios_range if rule.assign == "linear" else (None, None)
     assignment = Assignment(
         created_by=f"esdtool {__version__}",
@@ -223,17 +223,22 @@ def _nothing(
     return f"{analysis.source.checkpoint}: {what}, so there is nothing to assign{detail}"
 
 
-def _scope(analysis: Analysis, options: AssignOptions) -> Scope[ModuleResult]:
+def scope_of(analysis: Analysis, include: Sequence[str], exclude: Sequence[str]) -> Scope[ModuleResult]:
+    """Decide which modules of an analysis take part.
+
+    Raises:
+        UsageError: if an expression is none or matches nothing.
+    """
     patterns = Patterns.checked(
-        options.include,
-        options.exclude,
+        include,
+        exclude,
         (name for module in analysis.modules for name in names_of(module)),
         others=(canonical_name(tensor.name) for tensor in analysis.skipped),
     )
     return choose(analysis.modules, patterns)
 
 
-def _left_out(analysis: Analysis, scope: Scope[ModuleResult]) -> dict[str, str]:
+def reasons_left_out(analysis: Analysis, scope: Scope[ModuleResult]) -> dict[str, str]:
     """Return the reason why each parameter with a weight matrix is not assigned, by canonical name."""
     unsplit = {
         canonical_name(tensor.name): tensor.reason
@@ -243,7 +248,7 @@ def _left_out(analysis: Analysis, scope: Scope[ModuleResult]) -> dict[str, str]:
     return unsplit | {canonical_name(left.module.parameter): left.reason for left in scope.left_out}
 
 
-def _parameters(module: ModuleResult) -> list[tuple[str, tuple[int, ...]]]:
+def parameters_of(module: ModuleResult) -> list[tuple[str, tuple[int, ...]]]:
     """Name and shape of the parameters that decay a module: its own, or those that its weight is computed from.
 
     Of a normalised weight g v / |v| the decay of g shrinks the weight just as its own decay would, and that of v keeps
@@ -254,7 +259,7 @@ def _parameters(module: ModuleResult) -> list[tuple[str, tuple[int, ...]]]:
     return [(parameter.name, parameter.shape) for parameter in module.trained]
 
 
-def _canonical(parameters: Sequence[str]) -> list[str]:
+def canonical_names(parameters: Sequence[str]) -> list[str]:
     """Take the segments of wrappers out of the names, unless that would make two of them equal."""
     names = [canonical_name(parameter) for parameter in parameters]
     return names if len(set(names)) == len(names) else list(parameters)

@@ -17,12 +17,12 @@ import re
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from esdtool.errors import AssignmentError
 from esdtool.support.csv_text import csv_text
 from esdtool.support.files import atomic_write_text
-from esdtool.support.json_text import JsonTextError, escaped, parse_json
+from esdtool.support.json_text import escaped
 from esdtool.support.words import dimensions
 
 FORMAT: Final = "esdtool.weight_decay"
@@ -32,13 +32,13 @@ _RULE = re.compile(r"\s*ndim\s*(<=|>=|==|<|>)\s*(\d+)\s*")
 _ONE_PER_LINE = ("parameters", "members", "left_out")
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     """Base of all parts: immutable, strict about types; unknown keys are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, strict=True)
 
 
-class Origin(_Part):
+class Origin(Part):
     """The checkpoint that the decays were derived from."""
 
     checkpoint: str = Field(description="Path or Hub id; 'memory' for a live model.")
@@ -46,7 +46,7 @@ class Origin(_Part):
     model_type: str | None = Field(default=None, description="model_type of config.json, e.g. 'llama'.")
 
 
-class Method(_Part):
+class Method(Part):
     """The settings by which scores became decays."""
 
     name: str = Field(description="'alphadecay' or 'uniform'.")
@@ -62,7 +62,7 @@ class Method(_Part):
     )
 
 
-class DefaultRule(_Part):
+class DefaultRule(Part):
     """A decay for unlisted parameters of certain dimensions."""
 
     match: str = Field(description="Condition on the number of dimensions: 'ndim<2', also <=, ==, >=, >.")
@@ -84,7 +84,7 @@ class DefaultRule(_Part):
         return outcomes[operator]
 
 
-class Default(_Part):
+class Default(Part):
     """The decay of parameters that are not listed: norms, biases, embeddings, heads."""
 
     unlisted: Literal["keep", "no-decay", "base"] | None = Field(
@@ -103,7 +103,7 @@ class Default(_Part):
         return next((rule.weight_decay for rule in self.rules if rule.matches(ndim)), self.weight_decay)
 
 
-class Entry(_Part):
+class Entry(Part):
     """One parameter's decay and where it comes from. Only `weight_decay` is required."""
 
     weight_decay: float = Field(ge=0, description="The decay to use.")
@@ -116,7 +116,7 @@ class Entry(_Part):
     note: str | None = Field(default=None, description="A remark, e.g. why the module has the base decay.")
 
 
-class Members(_Part):
+class Members(Part):
     """A module whose decay contributes to the value of a fused parameter."""
 
     aggregate: str = Field(description="How the members' values became one, e.g. 'parameter-weighted mean'.")
@@ -128,7 +128,7 @@ class Members(_Part):
         return cls.model_validate({"aggregate": aggregate, "from": members})
 
 
-class Assignment(_Part):
+class Assignment(Part):
     """A weight decay for each listed parameter."""
 
     format: Literal["esdtool.weight_decay"] = FORMAT
@@ -175,17 +175,7 @@ class Assignment(_Part):
             for key in ("score", "note"):
                 if entry[key] is None:
                     del entry[key]
-        parts = []
-        for key, value in document.items():
-            if key in _ONE_PER_LINE and not value:
-                if key == "parameters":
-                    parts.append(' "parameters": {}')
-            elif key in _ONE_PER_LINE:
-                lines = ",\n".join(f"  {_compact(name)}: {_compact(item)}" for name, item in value.items())
-                parts.append(f" {_compact(key)}: {{\n{lines}\n }}")
-            else:
-                parts.append(f" {_compact(key)}: {_compact(value)}")
-        return "{\n" + ",\n".join(parts) + "\n}\n"
+        return document_json(document, one_per_line=_ONE_PER_LINE)
 
     def save(self, path: str | Path) -> None:
         """Write wd.json, wholly or not at all.
@@ -243,66 +233,26 @@ class Assignment(_Part):
         return default.model_copy(update={"weight_decay": decay, "rules": rules})
 
 
-def load_assignment(path: str | Path) -> Assignment:
-    """Read wd.json.
-
-    Raises:
-        AssignmentError: if the file is missing, no JSON, of another format or version, names a parameter twice, or
-            holds a value that is negative, not finite or of the wrong type; the message names the entry.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise AssignmentError(f"{path}: cannot read the assignment: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise AssignmentError(f"{path}: cannot read the assignment: not UTF-8 text") from error
-    return parse_assignment(text, where=str(path))
-
-
-def parse_assignment(text: str, *, where: str = "assignment") -> Assignment:
-    """Read an assignment from the text of a wd.json.
+def document_json(document: dict[str, Any], *, one_per_line: tuple[str, ...]) -> str:
+    """Write a document as JSON with one entry a line.
 
     Args:
-        text: what the file holds.
-        where: what opens the messages of errors, such as the file's path.
-
-    Raises:
-        AssignmentError: if the text is no JSON, of another format or version, names a parameter twice, or holds a value
-            that is negative, not finite or of the wrong type.
+        document: of plain values.
+        one_per_line: keys of dictionaries whose entries stand on a line each; empty ones are left out, besides
+            `parameters`.
     """
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in items:
-            if key in found:
-                raise AssignmentError(f"{where}: {key!r} appears twice")
-            found[key] = value
-        return found
-
-    try:
-        document = parse_json(text, object_pairs_hook=pairs)
-    except JsonTextError as error:
-        raise AssignmentError(f"{where}: not valid JSON: {error}") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise AssignmentError(f'{where}: not a weight-decay assignment (no "format": "{FORMAT}")')
-    if document.get("version") != VERSION or isinstance(document["version"], bool):
-        raise AssignmentError(
-            f"{where}: version {document.get('version')!r} is not supported: this esdtool reads version {VERSION}"
-        )
-    try:
-        return Assignment.model_validate_json(text)
-    except ValidationError as error:
-        raise AssignmentError(f"{where}: {_first_problem(error)}") from error
+    parts = []
+    for key, value in document.items():
+        if key in one_per_line and not value:
+            if key == "parameters":
+                parts.append(' "parameters": {}')
+        elif key in one_per_line:
+            lines = ",\n".join(f"  {_compact(name)}: {_compact(item)}" for name, item in value.items())
+            parts.append(f" {_compact(key)}: {{\n{lines}\n }}")
+        else:
+            parts.append(f" {_compact(key)}: {_compact(value)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def _compact(value: object) -> str:
     return escaped(json.dumps(value, ensure_ascii=False, allow_nan=False))
-
-
-def _first_problem(error: ValidationError) -> str:
-    """Return the first of pydantic's findings with the path to the entry."""
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    where = f"{path[1]}: {'.'.join(path[2:])}" if path[:1] == ["parameters"] and len(path) > 1 else ".".join(path)
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{where.removesuffix(': ') or 'document'}: {message[:1].lower()}{message[1:]}"

@@ -30,7 +30,20 @@ Granularity = Literal["module", "layer", "role"]
 Control = Literal["none", "mean", "shuffled", "reversed"]
 Names = Literal["file", "live"]
 Unlisted = Literal["keep", "no-decay", "base"]
-AssignmentFormat = Literal["json", "csv", "torch-groups"]
+AssignmentFormat = Literal[
+    "json",
+    "csv",
+    "torch-groups",
+    "torchtitan",
+    "nemo",
+    "axolotl",
+    "fairseq2",
+    "llama-quantize",
+    "peft",
+    "spectrum-yaml",
+    "spectrum-json",
+]
+"""Forms of an assignment; `esdtool.assignment.formats` has a file for each."""
 
 LARGEST_SCORE: Final = 1e100
 """Largest magnitude of a score: the formulas square differences of scores."""

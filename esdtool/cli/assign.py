@@ -1,9 +1,11 @@
-"""`esdtool assign`: alphas to a weight-decay assignment that any trainer reads."""
+"""`esdtool assign`: spectra to weight decays and other module-wise values, in forms that trainers read."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,9 +19,10 @@ from esdtool.assignment.options import (
     ScoreName,
     Unlisted,
 )
+from esdtool.assignment.quantities import QUANTITY_NAMES, WEIGHT_DECAY
 from esdtool.assignment.rule import DecayRule
 from esdtool.cli.options import DeviceOption, JobsOption, QuietOption, finite
-from esdtool.spectra.options import FITS
+from esdtool.spectra.options import FITS, ScoreOptions
 
 if TYPE_CHECKING:
     from esdtool.analysis.document import Analysis
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 
 def assign(
+    ctx: typer.Context,
     source: Annotated[
         str | None,
         typer.Argument(
@@ -93,6 +97,61 @@ def assign(
         Names,
         typer.Option(help="Parameter names: those of the file, or of the transformers model that loads it."),
     ] = "file",
+    quantities: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--for",
+            help=f"What to assign: {', '.join(QUANTITY_NAMES)}; repeatable. Default: weight-decay.",
+            metavar="QUANTITY",
+            show_default=False,
+            autocompletion=lambda: list(QUANTITY_NAMES),
+        ),
+    ] = None,
+    rate_map: Annotated[
+        str | None,
+        typer.Option(
+            "--map",
+            help="Function from scores to learning rates: llr, tempbalance, model-balancing, ... Default: llr.",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            help="Mean sparsity (default 0.7), share of LoRA targets (0.2) or of layers to train (0.5).",
+            show_default=False,
+            callback=finite,
+        ),
+    ] = None,
+    mean_budget: Annotated[
+        float | None,
+        typer.Option(
+            "--budget", help="Mean bits (default 3.5) or mean LoRA rank (8).", show_default=False, callback=finite
+        ),
+    ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(
+            help="For experiments: mean, shuffled or reversed use of the method's own numbers.",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = None,
+    assigned: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Any other setting of a quantity, as sparsity.eps=0.2; repeatable.",
+            metavar="QUANTITY.NAME=VALUE",
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="The schedule's learning rate, for formats with absolute rates.", show_default=False, callback=finite
+        ),
+    ] = None,
     file_format: Annotated[AssignmentFormat, typer.Option("--format", help="Format of --out.")] = "json",
     check: Annotated[
         Path | None,
@@ -105,7 +164,10 @@ def assign(
     device: DeviceOption = "auto",
     jobs: JobsOption = None,
 ) -> None:
-    """Turn alphas into a weight decay for each module: the heavier the tail, the weaker the decay."""
+    """Turn alphas into a weight decay for each module: the heavier the tail, the weaker the decay.
+
+    With --for, into learning rates, sparsities, bits, LoRA ranks and targets, or a choice of layers to train.
+    """
     from esdtool.cli.output import note, write_text
     from esdtool.cli.targets import check_outputs
     from esdtool.errors import UsageError
@@ -137,9 +199,51 @@ def assign(
         unlisted=unlisted,
     )
 
+    if (quantities is not None and set(quantities) != {WEIGHT_DECAY}) or assigned or _given(ctx, *_OF_OTHERS):
+        from esdtool.cli.quantities import settings_of
+
+        chosen = list(dict.fromkeys(quantities or [WEIGHT_DECAY]))
+        shared = {
+            name: value
+            for option, (name, value) in {
+                "rate_map": ("map", rate_map),
+                "target": ("target", target),
+                "mean_budget": ("budget", mean_budget),
+                "control": ("control", control),
+                "fit": ("fit", fit),
+                "score": ("score", score),
+                "normalize": ("normalize", normalize),
+                "min_ratio": ("min_ratio", min_ratio),
+                "max_ratio": ("max_ratio", max_ratio),
+                "weight_decay": ("weight_decay", weight_decay),
+                "optimizer": ("optimizer", optimizer),
+                "assign_by": ("assign", assign_by),
+                "granularity": ("granularity", granularity),
+                "unlisted": ("unlisted", unlisted),
+            }.items()
+            if _given(ctx, option)
+        }
+        values = settings_of(chosen, shared, assigned or [])
+        if names == "live":
+            raise UsageError("--names live is for weight decays alone: the other quantities keep the file's names")
+        _allocate(
+            source,
+            chosen,
+            values,
+            decays=options,
+            out=out,
+            file_format=file_format,
+            learning_rate=learning_rate,
+            device=device,
+            jobs=jobs,
+            quiet=quiet,
+            stdout_is_data=stdout_is_data,
+        )
+        return
+
     from esdtool.assignment.assign import assign_in_scope
 
-    analysis = _analysis(source, fit=fit, device=device, jobs=jobs, quiet=quiet)
+    analysis = _analysis(source, fits=() if fit is None else (fit,), device=device, jobs=jobs, quiet=quiet)
     found = assign_in_scope(analysis, options)
     assignment, scope = found.assignment, found.scope
     if scope.remark is not None:
@@ -147,7 +251,7 @@ def assign(
     if names == "live":
         assignment = _with_live_names(assignment, analysis)
     if out is not None:
-        write_text(out, _rendered(assignment, file_format), quiet=quiet)
+        write_text(out, _rendered(assignment, file_format, learning_rate), quiet=quiet)
     if not quiet and not stdout_is_data:
         from esdtool.report.terminal.decays import print_assignment
 
@@ -156,7 +260,56 @@ def assign(
         note("nothing was written: name a file with --out wd.json", quiet=quiet)
 
 
-def _analysis(source: str | None, *, fit: str | None, device: str, jobs: int | None, quiet: bool) -> Analysis:
+_OF_OTHERS = ("rate_map", "target", "mean_budget", "control")
+"""Options that only quantities besides weight decay have."""
+
+
+def _given(ctx: typer.Context, *options: str) -> bool:
+    """Tell whether the user gave one of the options."""
+    return any(
+        (source := ctx.get_parameter_source(option)) is not None and source.name == "COMMANDLINE" for option in options
+    )
+
+
+def _allocate(
+    source: str | None,
+    quantities: list[str],
+    values: dict[str, dict[str, Any]],
+    *,
+    decays: AssignOptions,
+    out: str | None,
+    file_format: AssignmentFormat,
+    learning_rate: float | None,
+    device: str,
+    jobs: int | None,
+    quiet: bool,
+    stdout_is_data: bool,
+) -> None:
+    """Assign several quantities, or one that is not weight decay."""
+    from esdtool.assignment.allocate import AllocateOptions, allocate
+    from esdtool.assignment.writer import WriteOptions, write_as
+    from esdtool.cli.output import note, write_text
+
+    options = AllocateOptions.of(quantities, values, decays=decays, include=decays.include, exclude=decays.exclude)
+    own = (decays.fit or ScoreOptions.fit[0],) if WEIGHT_DECAY in quantities else ()
+    fits = tuple(dict.fromkeys((*own, *options.needs.fits)))
+    analysis = _analysis(source, fits=fits, device=device, jobs=jobs, quiet=quiet)
+    found = allocate(analysis, options)
+    if found.scope.remark is not None:
+        remark = found.scope.remark.replace("no decay", "no value")
+        note(f"warning: {remark}" if found.scope.is_surprising else remark, quiet=quiet)
+    if out is not None:
+        how = WriteOptions(command=f"esdtool {shlex.join(sys.argv[1:])}", learning_rate=learning_rate)
+        write_text(out, write_as(file_format, found.allocation, how), quiet=quiet)
+    if not quiet and not stdout_is_data:
+        from esdtool.report.terminal.values import print_allocation
+
+        print_allocation(found.allocation)
+    if out is None:
+        note("nothing was written: name a file with --out assignment.json", quiet=quiet)
+
+
+def _analysis(source: str | None, *, fits: tuple[str, ...], device: str, jobs: int | None, quiet: bool) -> Analysis:
     """Return the analysis of a checkpoint, the one in a file, or the latest one of the user."""
     from esdtool.analysis.document import Analysis
     from esdtool.cli.output import note, progress_bar
@@ -172,9 +325,8 @@ def _analysis(source: str | None, *, fit: str | None, device: str, jobs: int | N
 
     from esdtool.analysis.plan import make_plan
     from esdtool.analysis.run import run
-    from esdtool.spectra.options import ScoreOptions
 
-    plan = make_plan(source, ScoreOptions(fit=ScoreOptions.fit if fit is None else (fit,)), device=device, jobs=jobs)
+    plan = make_plan(source, ScoreOptions(fit=fits or ScoreOptions.fit), device=device, jobs=jobs)
     for remark in plan.checkpoint.notes:
         note(remark, quiet=quiet)
     with progress_bar(plan.cost, quiet=quiet) as advance:
@@ -193,18 +345,23 @@ def _with_live_names(assignment: Assignment, analysis: Analysis) -> Assignment:
     return with_live_names(assignment, meta_model(config, location=source.checkpoint))
 
 
-def _rendered(assignment: Assignment, file_format: AssignmentFormat) -> str:
+def _rendered(assignment: Assignment, file_format: AssignmentFormat, learning_rate: float | None) -> str:
     if file_format == "csv":
         return assignment.to_csv()
     if file_format == "torch-groups":
         return assignment.to_torch_groups()
-    return assignment.to_json()
+    if file_format == "json":
+        return assignment.to_json()
+    from esdtool.assignment.writer import WriteOptions, write_as
+
+    how = WriteOptions(command=f"esdtool {shlex.join(sys.argv[1:])}", learning_rate=learning_rate)
+    return write_as(file_format, assignment, how)
 
 
 def _check(path: Path, model: str, *, quiet: bool) -> None:
     """Compare a file with a checkpoint, list the problems, and raise an error if there are any."""
     from esdtool.assignment.check import check as check_assignment
-    from esdtool.assignment.document import load_assignment
+    from esdtool.assignment.reading import load_assignment
     from esdtool.checkpoint import open_checkpoint
     from esdtool.errors import AssignmentError
 

@@ -17,6 +17,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "Decays": (
         *("weight_decay", "optimizer", "min_ratio", "max_ratio", "assign_by", "score", "granularity", "normalize"),
     ),
+    "Quantities": ("quantities", "rate_map", "target", "mean_budget", "control", "assigned", "learning_rate"),
     "Text": (
         "data",
         "config",

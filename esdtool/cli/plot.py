@@ -114,7 +114,7 @@ class _Found:
 def _sort_out(sources: list[str]) -> _Found:
     """Recognise each source and read it; checkpoints are only named."""
     from esdtool.analysis.document import Analysis
-    from esdtool.assignment.document import load_assignment
+    from esdtool.assignment.reading import load_assignment
     from esdtool.cli.sources import SourceKind, kind_of
     from esdtool.comparison.monitor_log import trajectory_of_log
     from esdtool.comparison.runs import load_run

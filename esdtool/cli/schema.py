@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-SchemaName = Literal["analysis", "trajectory", "comparison", "wd", "train"]
+SchemaName = Literal["analysis", "trajectory", "comparison", "wd", "assignment", "train"]
 
 
 def schema(
@@ -15,7 +15,8 @@ def schema(
         SchemaName,
         typer.Argument(
             help="analysis (`analyze --json`), trajectory (`analyze --json` with several checkpoints), comparison "
-            "(`compare --json`), wd (`assign --out`), or train (a training configuration)."
+            "(`compare --json`), wd (`assign --out`), "
+            "assignment (`assign --for` of other quantities), or train (a training configuration)."
         ),
     ],
 ) -> None:

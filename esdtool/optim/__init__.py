@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from esdtool.assignment.document import Assignment, load_assignment
+from esdtool.assignment.document import Assignment
+from esdtool.assignment.reading import load_assignment
 from esdtool.names import canonical_name
 from esdtool.optim.alpha_decay import AlphaDecay
 from esdtool.optim.layerwise_lr import LayerwiseLR

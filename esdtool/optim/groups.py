@@ -154,6 +154,39 @@ def set_decays(optimizer: Optimizer, decay_of: Callable[[nn.Parameter], float | 
         group["weight_decay"] = float(decay)
 
 
+def set_ratios(optimizer: Optimizer, ratio_of: Callable[[nn.Parameter], float | None]) -> None:
+    """Multiply each group's learning rate by a ratio, once: the group keeps it as "lr_ratio".
+
+    Args:
+        optimizer: changed in place; its groups must have been `split`.
+        ratio_of: a parameter's ratio; None is 1.
+
+    Raises:
+        AssignmentError: if a scheduler already counts on other rates, a group would need two ratios, or the ratio of
+            a group was 0 before.
+    """
+    for group in optimizer.param_groups:
+        ratios = {ratio_of(parameter) for parameter in group["params"]}
+        if len(ratios) > 1:
+            raise AssignmentError(
+                f"the parameters of one group of {_kind(optimizer)} need different learning rates: the groups have "
+                "been changed since the ratios were first applied"
+            )
+        (ratio,) = ratios or {None}
+        new, old = 1.0 if ratio is None else float(ratio), group.get("lr_ratio", 1.0)
+        if new == old:
+            continue
+        if _has_scheduler(optimizer):
+            raise AssignmentError(
+                f"a learning-rate scheduler is attached to {_kind(optimizer)} and counts on its rates; apply the "
+                "ratios before the scheduler is built"
+            )
+        if old == 0:
+            raise AssignmentError(f"a group of {_kind(optimizer)} has the ratio 0, from which its rate is not known")
+        group["lr"] = group["lr"] / old * new
+        group["lr_ratio"] = new
+
+
 def is_l2(optimizer: Optimizer) -> bool:
     """Return whether an optimizer of the Adam family adds the decay to the gradient (L2) instead of to the step.
 

@@ -91,8 +91,14 @@ class Resolution:
     """Entries of one tied parameter that contradict each other; in words. Such a parameter is not in `decays`."""
 
 
-def resolve(model: LiveModel, assignment: Assignment, *, strict: bool) -> Resolution:
+def resolve(model: LiveModel, assignment: Assignment, *, strict: bool, values: str = "decays") -> Resolution:
     """Find each entry's parameter.
+
+    Args:
+        model: the live model.
+        assignment: names, shapes and values.
+        strict: refuse what cannot be resolved.
+        values: the kind of the values, for the messages.
 
     Raises:
         AssignmentError: if an entry's shape is not its parameter's; if `strict`, also if an entry names no parameter
@@ -123,12 +129,12 @@ def resolve(model: LiveModel, assignment: Assignment, *, strict: bool) -> Resolu
     decays: dict[nn.Parameter, float] = {}
     conflicts: list[str] = []
     for parameter, names in found.items():
-        values = {name: assignment.parameters[name].weight_decay for name in names}
-        if len(set(values.values())) == 1:
-            decays[parameter] = values[names[0]]
+        given = {name: assignment.parameters[name].weight_decay for name in names}
+        if len(set(given.values())) == 1:
+            decays[parameter] = given[names[0]]
             continue
-        listed = ", ".join(f"{name}: {value:g}" for name, value in values.items())
-        conflict = f"one tied parameter has several decays ({listed})"
+        listed = ", ".join(f"{name}: {value:g}" for name, value in given.items())
+        conflict = f"one tied parameter has several {values} ({listed})"
         if strict:
             raise AssignmentError(f"{conflict}; give all its names the same value, or list only one")
         conflicts.append(conflict)

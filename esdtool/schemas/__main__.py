@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from esdtool.analysis.document import Analysis
+from esdtool.assignment.allocation import Allocation
 from esdtool.assignment.document import Assignment
 from esdtool.comparison.checkpoints import CheckpointComparison
 from esdtool.comparison.trajectory import Trajectory
@@ -20,6 +21,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "trajectory": Trajectory.model_json_schema(mode="serialization"),
         "comparison": CheckpointComparison.model_json_schema(mode="serialization"),
         "wd": Assignment.json_schema(),
+        "assignment": Allocation.model_json_schema(by_alias=True, mode="validation"),
         "train": json_schema(),
     }
 

@@ -14,7 +14,8 @@ import jsonschema
 import pytest
 
 from esdtool.assignment.check import check
-from esdtool.assignment.document import Assignment, Default, DefaultRule, Entry, load_assignment
+from esdtool.assignment.document import Assignment, Default, DefaultRule, Entry
+from esdtool.assignment.reading import load_assignment
 from esdtool.checkpoint.base import TensorInfo
 from esdtool.errors import AssignmentError, OutputError
 
@@ -116,7 +117,7 @@ BAD_VALUES: list[tuple[tuple[str, ...], object, str]] = [
     (("default", "rules"), [{"match": "name=q", "weight_decay": 0}], "unknown rule 'name=q'"),
     (("default", "unlisted"), "sometimes", "default.unlisted: input should be 'keep', 'no-decay' or 'base'"),
     (("optimizer",), "sgd", "optimizer: input should be 'decoupled' or 'l2'"),
-    (("version",), 2, "version 2 is not supported: this esdtool reads version 1"),
+    (("version",), 3, "version 3 is not supported: this esdtool reads version 1 and 2"),
     (("version",), "1", "version '1' is not supported"),
     (("version",), True, "version True is not supported"),
     (("format",), "esdtool.analysis", 'not a weight-decay assignment (no "format": "esdtool.weight_decay")'),

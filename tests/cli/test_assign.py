@@ -225,7 +225,7 @@ def test_check(esdtool_cli, checkpoint: Path, tmp_path: Path) -> None:
 
 def test_bad_input_is_one_line(esdtool_cli, analysis: Path, checkpoint: Path, tmp_path: Path) -> None:
     wrong_version = tmp_path / "version.json"
-    wrong_version.write_text(json.dumps({"format": "esdtool.weight_decay", "version": 2}))
+    wrong_version.write_text(json.dumps({"format": "esdtool.weight_decay", "version": 3}))
     negative = tmp_path / "negative.json"
     entry = {"weight_decay": -1.0, "shape": [64, 64]}
     document = {
@@ -265,7 +265,7 @@ def test_bad_input_is_one_line(esdtool_cli, analysis: Path, checkpoint: Path, tm
         (["--check", wd, "--model", checkpoint, "--out", tmp_path / "o.json"], 2, "--check"),
         ([analysis, "--check", wd, "--model", checkpoint], 2, "--check"),
         (["--check", tmp_path / "gone.json", "--model", checkpoint], 1, "gone.json"),
-        (["--check", wrong_version, "--model", checkpoint], 1, "version 2 is not supported"),
+        (["--check", wrong_version, "--model", checkpoint], 1, "version 3 is not supported"),
         (["--check", negative, "--model", checkpoint], 1, Q_PROJ_0),
     ]
     for arguments, code, words in cases:

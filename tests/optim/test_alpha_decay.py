@@ -14,7 +14,7 @@ from torch import nn
 
 from esdtool.analysis.run import analyze
 from esdtool.assignment.assign import assign
-from esdtool.assignment.document import parse_assignment
+from esdtool.assignment.reading import parse_assignment
 from esdtool.errors import AssignmentError, NothingToAnalyzeError, UsageError
 from esdtool.optim import AlphaDecay, live_scores
 from esdtool.spectra.options import ScoreOptions

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import esdtool
-from esdtool.assignment.document import Assignment, Entry, load_assignment
+from esdtool.assignment.document import Assignment, Entry
+from esdtool.assignment.reading import load_assignment
 from esdtool.errors import AssignmentError, UsageError
 from esdtool.optim.live_names import live_names, meta_model, with_live_names
 

@@ -39,7 +39,7 @@ class FixedAssignment:
             AssignmentError: if it is invalid or does not fit the model.
             ConfigError: if it was made for the other kind of decay.
         """
-        from esdtool.assignment.document import load_assignment
+        from esdtool.assignment.reading import load_assignment
 
         self._target = target
         self._assignment = load_assignment(Path(settings.path))
