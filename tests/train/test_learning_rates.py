@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from esdtool.errors import ConfigError
+from esdtool.errors import AssignmentError, ConfigError
 from esdtool.optim import live_scores
 from esdtool.train.base_decay import base_decay, explanation
 from esdtool.train.cautious import CautiousDecay
@@ -148,8 +148,30 @@ def test_a_predicted_base(settings: Config, make_config: Config) -> None:
     assert not Path(small.run_dir).exists()
 
 
+def test_rates_of_a_file(make_config: Config, tmp_path: Path) -> None:
+    """The ratios of `assign --for learning-rate` multiply the schedule for the whole run; other files are refused."""
+    path = tmp_path / "rates.json"
+    names = {"model.layers.0.self_attn.q_proj.weight": 3.0, "lm_head.weight": 5.0}
+    document = {
+        "format": "esdtool.weight_decay",
+        "version": 2,
+        "quantities": {"learning-rate": {"key": "lr_ratio", "method": "llr"}},
+        "parameters": {name: {"lr_ratio": ratio} for name, ratio in names.items()},
+    }
+    path.write_text(json.dumps(document))
+    sections = {"learning_rate": {"policy": "file", "path": str(path)}, "weight_decay": {"policy": "uniform"}}
+    found = train(make_config("file", schedule={"steps": 3, "warmup_steps": 0}, **sections), quiet=True).run
+    (line,) = _lines(found)
+    assert {f"{name}.weight": module["ratio"] for name, module in line["modules"].items()} == names
+    rehearse(make_config("again", **sections))
+    document["parameters"] = {"lm_head.weight": {"train": True}}
+    path.write_text(json.dumps(document))
+    with pytest.raises(AssignmentError, match="holds no learning rates; make it with"):
+        rehearse(make_config("other", **sections))
+
+
 REJECTED: list[tuple[dict[str, Any], str]] = [
-    ({"learning_rate": {"policy": "best"}}, "\"best\", but should be 'uniform', 'llr' or 'tempbalance'"),
+    ({"learning_rate": {"policy": "best"}}, "\"best\", but should be 'uniform', 'llr', 'tempbalance' or 'file'"),
     ({"learning_rate": {"interval": 5}}, 'belongs to learning_rate.policy = "llr" or "tempbalance"'),
     ({"learning_rate": {"policy": "llr", "delay": 100}}, "delay 100 is not less than learning_rate.interval 100"),
     ({"learning_rate": {"policy": "llr", "max_ratio": 0.5}}, "min_ratio 1.0 is more than learning_rate.max_ratio 0.5"),

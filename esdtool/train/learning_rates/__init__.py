@@ -17,7 +17,7 @@ from esdtool.train.config.one_of import OneOf
 from esdtool.train.learning_rate import LearningRateSettings
 
 DEFAULT: Final = "uniform"
-_FIRST: Final = (DEFAULT, "llr", "tempbalance")
+_FIRST: Final = (DEFAULT, "llr", "tempbalance", "file")
 """The order in messages and in the reference; further policies follow by name."""
 
 

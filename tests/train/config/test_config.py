@@ -293,7 +293,7 @@ FOREIGN = [
     for choice in choices.models
     for key in sorted({key for other in choices.models for key in choices.keys_of(other)} - choices.keys_of(choice))
 ]
-NEEDED = {"file": ["weight_decay.path=x"], "files": ["data.files=x"], "huggingface": ["data.dataset=x"]}
+NEEDED = {"file": ["{section}.path=x"], "files": ["data.files=x"], "huggingface": ["data.dataset=x"]}
 
 
 def test_every_section_with_a_choice_has_keys_of_its_own() -> None:
@@ -307,7 +307,10 @@ def test_a_key_of_another_choice_is_refused_and_says_whose_it_is(
     minimal: Path, section: str, choice: str, key: str
 ) -> None:
     choices = section_choices()[section]
-    chosen = [f"{section}.{choices.selector}={choice}", *NEEDED.get(choice, [])]
+    chosen = [
+        f"{section}.{choices.selector}={choice}",
+        *(each.format(section=section) for each in NEEDED.get(choice, [])),
+    ]
     load_config(minimal, chosen)
     message = complaint(minimal, *chosen, f"{section}.{key}=1")
     assert message.startswith(f"--set {section}.{key}=1: {section}.{key} belongs to {section}.{choices.selector} = ")
