@@ -170,6 +170,7 @@ def assign_in_scope(analysis: Analysis, options: AssignOptions) -> ScopedAssignm
             max_ratio=high,
             granularity=rule.granularity,
             normalize=rule.normalize,
+            control=rule.control,
         ),
         default=Default.of(options.unlisted, base),
         parameters={name: entry for name, (entry, _) in found.items()},

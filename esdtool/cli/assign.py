@@ -191,6 +191,7 @@ def assign(
             optimizer=optimizer,
             granularity=granularity,
             normalize=normalize,
+            control=control or DecayRule.control,  # type: ignore[arg-type] # checked by DecayRule itself
         ),
         score=score,
         fit=fit,
@@ -260,7 +261,7 @@ def assign(
         note("nothing was written: name a file with --out wd.json", quiet=quiet)
 
 
-_OF_OTHERS = ("rate_map", "target", "mean_budget", "control")
+_OF_OTHERS = ("rate_map", "target", "mean_budget")
 """Options that only quantities besides weight decay have."""
 
 

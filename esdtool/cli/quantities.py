@@ -9,7 +9,18 @@ from esdtool.assignment.quantities import WEIGHT_DECAY
 from esdtool.errors import UsageError
 
 OF_WEIGHT_DECAY = frozenset(
-    {"weight_decay", "optimizer", "assign", "min_ratio", "max_ratio", "score", "fit", "granularity", "normalize"}
+    {
+        "weight_decay",
+        "control",
+        "optimizer",
+        "assign",
+        "min_ratio",
+        "max_ratio",
+        "score",
+        "fit",
+        "granularity",
+        "normalize",
+    }
 ) | {"unlisted"}
 """The options that weight decay has."""
 

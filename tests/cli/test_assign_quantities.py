@@ -60,6 +60,17 @@ def test_shared_options_hold_for_all_and_set_counts_more(assign: Callable[..., A
     assert (min(rates), max(rates)) == (0.5, 2.0)
 
 
+def test_a_control_holds_for_weight_decay_too(assign: Callable[..., Any]) -> None:
+    plain, shuffled = assign(), assign("--control", "shuffled")
+    assert (plain["method"]["control"], shuffled["method"]["control"]) == ("none", "shuffled")
+    decays = [[entry["weight_decay"] for entry in found["parameters"].values()] for found in (plain, shuffled)]
+    assert decays[0] != decays[1]
+    assert sorted(decays[0]) == sorted(decays[1])
+    both = assign("--for", "weight-decay", "--for", "learning-rate", "--control", "shuffled")
+    names = shuffled["parameters"]
+    assert [both["parameters"][name]["weight_decay"] for name in names] == decays[1]
+
+
 def test_tempbalance(assign: Callable[..., Any]) -> None:
     entries = assign("--for", "learning-rate", "--map", "tempbalance")["parameters"]
     rates = [entry["lr_ratio"] for entry in entries.values()]
@@ -84,6 +95,7 @@ def test_formats(assign: Callable[..., Any]) -> None:
         (["--for", "learning-rate", "--map", "nonsense"], "learning-rate.map"),
         (["--for", "sparsity", "--map", "llr"], "--map is no setting of sparsity"),
         (["--for", "sparsity", "--optimizer", "adam"], "--optimizer is no setting of sparsity"),
+        (["--control", "nonsense"], "unknown control 'nonsense'"),
         (["--map", "llr"], "--map is no setting of weight-decay"),
         (["--for", "sparsity", "--set", "eps=0.2"], "QUANTITY.NAME=VALUE"),
         (["--for", "sparsity", "--set", "bits.budget=3"], "'bits' was not asked for; add --for bits"),
