@@ -1,6 +1,7 @@
 """Carrying out a plan's work: modules on several threads, reading ahead, within a limit of memory.
 
-One more thread than there are compute slots: while all slots compute, it reads the module that comes next.
+One more thread than there are compute slots: while all slots compute, it reads the module that comes next. Of a remote
+checkpoint two come next.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ _BATCH_BYTES = 256 * 2**20
 """Most memory of a batch."""
 
 
+_FETCHED_TOGETHER = 2**25
+"""Bytes of modules that are fetched from a remote store at a time. Of large modules that are two: more would share the
+link, and the first one would come later, and nothing be computed meanwhile."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """The limits on the work done at a time."""
@@ -43,8 +49,15 @@ class Limits:
     """Bytes that the modules in flight may take together; None: no limit. One that needs more is done alone."""
     read_ahead: bool = True
     """Whether a further module may be read meanwhile; not where reading is a collective."""
+    is_remote: bool = False
+    """Whether modules are fetched over a network, which two may wait for."""
     beside: Mapping[str, int] = field(default_factory=dict)
     """Bytes that a module takes besides its own, by name: its base's weight, and the difference or sum of both."""
+
+    @property
+    def ahead(self) -> int:
+        """Modules that are read while others are computed."""
+        return 0 if not self.read_ahead else 2 if self.is_remote else 1
 
     def need(self, batch: Batch) -> int:
         """Return the predicted memory of a batch in flight."""
@@ -94,14 +107,16 @@ def carry_out(
     """
     gate = MemoryGate(limits.memory)
     slots = threading.BoundedSemaphore(limits.jobs)
+    link = MemoryGate(_FETCHED_TOGETHER if limits.is_remote else None)
 
     def work(batch: Batch) -> Result:
         with gate.hold(limits.need(batch)):
-            weights = read(batch)
+            with link.hold(min(_bytes_ahead(batch, limits), _FETCHED_TOGETHER // 2)):
+                weights = read(batch)
             with slots:
                 return compute(batch, weights)
 
-    with single_blas_workers(limits.jobs + limits.read_ahead) as pool:
+    with single_blas_workers(limits.jobs + limits.ahead) as pool:
         futures = {pool.submit(work, batch): batch for batch in batches}
         for future in as_completed(futures):
             yield futures.pop(future), future.result()
@@ -163,7 +178,7 @@ def _go_together(one: WeightModule, other: WeightModule) -> bool:
 def peak_bytes(batches: Sequence[Batch], limits: Limits) -> int:
     """Return the predicted peak memory of the batches in flight."""
     needs = sorted(map(limits.need, batches), reverse=True)
-    ahead = max((_bytes_ahead(batch, limits) for batch in batches), default=0) if limits.read_ahead else 0
+    ahead = sum(sorted((_bytes_ahead(batch, limits) for batch in batches), reverse=True)[: limits.ahead])
     together = sum(needs[: limits.jobs]) + (ahead if len(needs) > limits.jobs else 0)
     return together if limits.memory is None else min(together, max(limits.memory, needs[0]))
 

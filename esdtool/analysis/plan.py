@@ -101,7 +101,11 @@ class Plan:
     def limits(self) -> Limits:
         """How much is done at a time."""
         return Limits(
-            jobs=self.jobs, memory=self.memory, read_ahead=not self.collective_reads, beside=self._bytes_beside
+            jobs=self.jobs,
+            memory=self.memory,
+            read_ahead=not self.collective_reads,
+            is_remote=isinstance(self.checkpoint.folder, RemotePath),
+            beside=self._bytes_beside,
         )
 
     @property

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from esdtool._version import __version__
+from esdtool.analysis.difference import difference
 from esdtool.analysis.document import Analysis, ModuleResult, Settings, SkippedResult, Source
 from esdtool.analysis.execution import Batch, carry_out, lack_of_memory_named
 from esdtool.analysis.module_result import module_result
@@ -20,10 +21,11 @@ from esdtool.analysis.observation import Observation, observe, observed_before
 from esdtool.analysis.plan import Plan, Readable, make_plan
 from esdtool.analysis.ranks import AnalysisRanks
 from esdtool.analysis.summary import summarize
-from esdtool.analysis.weights import ModuleWeights, remember_weights, weights_of_batch
+from esdtool.analysis.weights import Matrices, ModuleWeights, remember_weights, weights_of_batch
 from esdtool.modules import WeightModule
 from esdtool.modules.base import cost
 from esdtool.modules.choice import ModuleChoice
+from esdtool.modules.reading import Rows, read_matrices
 from esdtool.modules.splitting import SplitRequest
 from esdtool.spectra.options import LOW_RANK_MIN_EIGS, ScoreOptions
 from esdtool.spectra.scoring import ALL_ZERO, MatrixScore, ScoreRequest, score_batch
@@ -230,7 +232,7 @@ def _results(plan: Plan, modules: Sequence[WeightModule]) -> Iterator[tuple[Weig
 
     def read(batch: Batch) -> list[ModuleWeights]:
         with lack_of_memory_named(batch, limits, location=location):
-            return weights_of_batch(plan, batch)
+            return weights_of_batch(plan, batch, _read)
 
     def compute(batch: Batch, weights: list[ModuleWeights]) -> list[Scored]:
         with lack_of_memory_named(batch, limits, location=location):
@@ -238,6 +240,14 @@ def _results(plan: Plan, modules: Sequence[WeightModule]) -> Iterator[tuple[Weig
 
     for batch, results in carry_out(plan.batches(modules), read, compute, limits=limits):
         yield from zip(batch, results, strict=True)
+
+
+def _read(plan: Plan, module: WeightModule, shared: Rows | None) -> Matrices:
+    if plan.base is None and shared is None:
+        return read_matrices(plan.checkpoint, module), module.roundoff
+    if plan.base is None:
+        return read_matrices(plan.checkpoint, module, shared=shared), module.roundoff
+    return difference(plan.checkpoint, module, plan.base.checkpoint, plan.base.pairing.base[module.name])
 
 
 def _score(plan: Plan, batch: Sequence[WeightModule], weights: Sequence[ModuleWeights]) -> list[Scored]:

@@ -7,6 +7,7 @@ the weights are fetched then.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,17 @@ from dataclasses import dataclass
 import torch
 
 from esdtool._version import __version__
-from esdtool.analysis.difference import difference
 from esdtool.analysis.observation import Observation
 from esdtool.analysis.plan import Base, Plan
 from esdtool.analysis.task_vectors import TaskVectors, task_vectors
 from esdtool.modules import WeightModule
-from esdtool.modules.reading import Rows, read_matrices
+from esdtool.modules.reading import Rows
 from esdtool.spectra.cache import MatrixFacts, content_hash
+
+Matrices = tuple[list[torch.Tensor], float | None]
+"""A module's matrices, and the relative rounding error of its stored weights where it is not that of their dtype."""
+
+Reader = Callable[[Plan, WeightModule, Rows | None], Matrices]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +48,26 @@ class ModuleWeights:
     """What the parents of a merge changed in them."""
 
 
-def weights_of_batch(plan: Plan, batch: Sequence[WeightModule]) -> list[ModuleWeights]:
+def weights_of_batch(plan: Plan, batch: Sequence[WeightModule], read: Reader) -> list[ModuleWeights]:
     """Read the weights of several modules, or promise them where an earlier analysis has read the same bytes.
 
     What several modules are parts of is read once.
 
+    Args:
+        plan: the analysis.
+        batch: its modules.
+        read: reads the matrices of one of them, and tells their rounding error.
+
     Raises:
         CheckpointError: if they cannot be read.
     """
-    shared: Rows = {}
-    return [_weights(plan, module, shared) for module in batch]
+    shared: Rows | None = {} if len(batch) > 1 else None
+    return [_weights(plan, module, functools.partial(read, plan, module), shared) for module in batch]
 
 
-def _weights(plan: Plan, module: WeightModule, shared: Rows) -> ModuleWeights:
+def _weights(
+    plan: Plan, module: WeightModule, read: Callable[[Rows | None], Matrices], shared: Rows | None
+) -> ModuleWeights:
     # No note holds what the parents of a merge changed.
     key = None if plan.cache is None or plan.parents else _key(plan, module)
     known = None if plan.cache is None or key is None else plan.cache.recall(key)
@@ -66,9 +78,9 @@ def _weights(plan: Plan, module: WeightModule, shared: Rows) -> ModuleWeights:
             roundoff=known.roundoff,
             content=known.content,
             known=known,
-            load=lambda: _read(plan, module, {})[0],
+            load=lambda: read(None)[0],
         )
-    matrices, roundoff = _read(plan, module, shared)
+    matrices, roundoff = read(shared)
     return ModuleWeights(
         matrices=matrices,
         roundoff=roundoff,
@@ -92,12 +104,6 @@ def remember_weights(plan: Plan, read: ModuleWeights, noticed: Observation) -> N
         elements=noticed.elements,
     )
     plan.cache.remember(read.key, facts)
-
-
-def _read(plan: Plan, module: WeightModule, shared: Rows) -> tuple[list[torch.Tensor], float | None]:
-    if plan.base is None:
-        return read_matrices(plan.checkpoint, module, shared=shared), module.roundoff
-    return difference(plan.checkpoint, module, plan.base.checkpoint, plan.base.pairing.base[module.name])
 
 
 def _task_vectors(plan: Plan, base: Base, module: WeightModule) -> TaskVectors | None:

@@ -127,8 +127,9 @@ def test_spectra_that_are_gone_are_computed_from_fetched_weights(on_hub, own_cac
     for path in spectra[::2]:
         path.unlink()
     facts = sorted(own_cache.rglob("*.facts"))
-    assert len(facts) == len(first.modules)
-    facts[1].write_text("damaged")
+    assert len(facts) >= len(first.modules)
+    for path in facts[::3]:
+        path.write_text("damaged")
     assert esdtool.analyze(REPO, include=[CHOSEN], download=False).to_json() == first.to_json()
 
 
