@@ -77,6 +77,8 @@ def param_groups(
         AssignmentError: if the file is invalid or does not fit the model: wrong shape, unknown name (`strict`), one
             tied parameter with two values (`strict`), or nothing that matches at all; or if `lr` is missing.
     """
+    if not isinstance(model, nn.Module):
+        raise AssignmentError(f"{type(model).__name__} is no torch module: it is param_groups(model, assignment)")
     live = live_model(model)
     values = _Values.of(assignment, base, model=model, live=live, unlisted=unlisted, strict=strict)
     if values.rates is not None and lr is None:
@@ -140,6 +142,7 @@ def apply(
         AssignmentError: as `param_groups`; or if the optimizer holds none of the model's parameters or has no weight
             decay, a group needs two values and cannot be split, or a scheduler already counts on other rates.
     """
+    groups.check_order(model, optimizer, "apply(optimizer, assignment, model)")
     live = live_model(model)
     values = _Values.of(assignment, base, model=model, live=live, unlisted=unlisted, strict=strict)
     optimizers = groups.as_optimizers(optimizer)

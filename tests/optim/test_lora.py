@@ -78,6 +78,15 @@ def test_base_weights_that_are_trained_beside_adapters_get_their_decays(
     assert set(decays.values()) == {0.0}
 
 
+def test_exchanged_arguments_are_named(tiny: ModuleType, assignment: Assignment) -> None:
+    model: Any = tiny.build(layers=1)
+    optimizer: Any = torch.optim.AdamW(model.parameters())
+    with pytest.raises(AssignmentError, match=r"exchanged: it is apply\(optimizer, assignment, model\)"):
+        esdtool.apply(model, assignment, optimizer)
+    with pytest.raises(AssignmentError, match=r"it is param_groups\(model, assignment\)"):
+        esdtool.param_groups(assignment, model)  # type: ignore[arg-type]
+
+
 def test_a_part_of_the_model_is_told_from_the_whole(tiny: ModuleType, assignment: Assignment) -> None:
     model = tiny.build(layers=1)
     with pytest.raises(AssignmentError, match=r"pass the whole model and not its part \.model"):
