@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +151,7 @@ def main() -> None:
     if arguments.json is not None:
         result = {
             "machine": describe(),
+            "command": f"python benchmarks/quantities.py {shlex.join(sys.argv[1:])}",
             "checkpoint": arguments.checkpoint.name,
             "tokens": arguments.tokens,
             "rows": rows,
