@@ -90,17 +90,17 @@ def test_modules_without_an_alpha_say_what_the_page_quotes(tmp_path: Path) -> No
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers for it
-def test_a_model_with_adapters_is_refused_as_the_page_quotes(bundled: Path) -> None:
+def test_a_model_with_adapters_is_refused_as_the_page_quotes(bundled: Path, caplog: pytest.LogCaptureFixture) -> None:
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(bundled, dtype=torch.float32)
     model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj"]))
     optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
-    with pytest.raises(EsdtoolError, match=quoted("the model has no weight matrix")) as refused:
+    with pytest.raises(EsdtoolError, match=quoted("the base of this model is frozen")):
         esdtool.AlphaDecay(model, optimizer, weight_decay=0.1)
-    assert re.search(quoted("frozen"), str(refused.value))
     assignment = esdtool.assign(esdtool.analyze(bundled))
     for use in (esdtool.param_groups, lambda model, assignment: esdtool.apply(optimizer, assignment, model)):
-        with pytest.raises(EsdtoolError, match=quoted("is not a parameter of the model")):
-            use(model, assignment)
+        caplog.clear()
+        use(model, assignment)
+        assert re.search(quoted("parameters of the assignment are frozen"), caplog.text)
