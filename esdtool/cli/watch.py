@@ -105,6 +105,7 @@ def watch(
             note(f"waiting for the first checkpoint in {source}", quiet=quiet)
             waiting = True
         time.sleep(every)
+    analyses = list(watcher.known().values())  # another watcher may have been faster
     if not analyses:
         raise NothingToAnalyzeError(f"{source}: no whole checkpoint with a number in its name")
     if html_path is not None:

@@ -1,4 +1,8 @@
-"""Define a measure of a spectrum: the form of every file in `esdtool.spectra.measures`."""
+"""Define a measure of a spectrum: the form of every file in `esdtool.spectra.measures`.
+
+The documents have a key for each quantity, and are read where neither torch nor numpy is wanted: a measure imports
+what it computes with when it computes.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from esdtool.spectra import measures
-from esdtool.spectra.tail import TailFit, Vector
 
 if TYPE_CHECKING:
     from esdtool.spectra.slq import SlqEstimate
     from esdtool.spectra.spectrum import Spectrum
+    from esdtool.spectra.tail import TailFit, Vector
 
 Number = float | int | None
 """The value of a quantity; None where it is not known."""
@@ -63,6 +65,8 @@ class MeasuredSpectrum:
     @property
     def above_rounding(self) -> Vector:
         """The eigenvalues [n], with 0 in the place of those that can be nothing but the rounding of the weights."""
+        import numpy as np
+
         eigenvalues = self.spectrum.eigenvalues
         return np.where(eigenvalues > self.spectrum.storage_floor, eigenvalues, 0.0)
 

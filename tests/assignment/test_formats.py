@@ -178,6 +178,7 @@ def test_spectrum_json_lets_axolotl_choose_the_same() -> None:
 
 
 def test_peft() -> None:
+    pytest.importorskip("peft")
     from peft import LoraConfig, get_peft_model
 
     ranks = [8, 8, 3, 5, 0, 8]

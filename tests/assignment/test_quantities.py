@@ -183,6 +183,7 @@ def test_mean_rank_of_a_model(analysis: Analysis) -> None:
 
 
 def test_targets_are_those_of_peft() -> None:
+    pytest.importorskip("peft")
     from peft.helpers import KappaTuneSelector
 
     torch.manual_seed(0)

@@ -196,6 +196,7 @@ def test_results_in_the_checkpoints_folder_may_be_replaced(model: Path) -> None:
         (model / "esds.safetensors").unlink()
 
 
+@pytest.mark.slow
 def test_stdout_by_its_path_is_stdout(model: Path, tmp_path: Path) -> None:
     found = {}
     for path in ("-", "/dev/stdout"):

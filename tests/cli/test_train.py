@@ -82,7 +82,7 @@ def test_dry_run_prints_sizes_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["llama-60m-adamw", "llama-1b-adam"])
+@pytest.mark.parametrize("name", ["llama-60m-adamw", pytest.param("llama-1b-adam", marks=pytest.mark.slow)])
 def test_dry_run_of_the_papers_settings_needs_no_network(esdtool_cli: Cli, name: str) -> None:
     folder = Path(__file__).parents[2] / "examples/configs"
     overlay = folder / "policies/uniform.toml"
@@ -148,7 +148,9 @@ def wait_for(path: Path, process: subprocess.Popen[str], text: str = "") -> None
         (["logging.wandb=true"], "logging.wandb = true needs an optional extra"),
         (["batch.sequence_length=256"], "batch.sequence_length 256 is more than the 128 positions"),
         (["run.device=cuda"], "run.device"),
-        (["weight_decay.include=nothing"], "weight_decay.include 'nothing' matches no module"),
+        pytest.param(
+            ["weight_decay.include=nothing"], "weight_decay.include 'nothing' matches no module", marks=pytest.mark.slow
+        ),
     ],
     ids=["glob", "short", "key", "wandb", "positions", "cuda", "include"],
 )
@@ -188,10 +190,12 @@ def test_eval_measures_any_text(esdtool_cli: Cli, bundled: Path, text: str) -> N
         (["run.device=cuda"], "run.device"),
         (["logging.wandb=true"], "logging.wandb = true needs an optional extra"),
         (["weight_decay.include=nothing"], "weight_decay.include 'nothing' matches no module"),
-        (["weight_decay.exclude=."], "the model has no weight module to assign"),
+        pytest.param(["weight_decay.exclude=."], "the model has no weight module to assign", marks=pytest.mark.slow),
         (["run.distributed=fsdp2"], 'run.distributed = "fsdp2" needs ranks'),
         (["weight_decay.policy=file", "weight_decay.path={other}"], "lm_head"),
-        (["weight_decay.policy=file", "weight_decay.path=nowhere.json"], "nowhere.json"),
+        pytest.param(
+            ["weight_decay.policy=file", "weight_decay.path=nowhere.json"], "nowhere.json", marks=pytest.mark.slow
+        ),
         (["run.dir={used}"], "already holds a run"),
     ],
     ids=["cuda", "wandb", "include", "exclude", "fsdp2", "other", "nowhere", "used"],

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Logs = Callable[[Path], tuple[list[dict[str, Any]], list[dict[str, Any]]]]
 
@@ -21,6 +23,7 @@ def command(config: Path, *words: str) -> list[str]:
     return [sys.executable, "-m", "esdtool", "train", str(config), "--quiet", *words]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_no_half_checkpoint(
     write_config: Callable[..., Path], logs: Logs, tmp_path: Path
 ) -> None:
@@ -52,6 +55,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_checkpoint(
     assert logs(tmp_path / "full") == logs(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(write_config: Callable[..., Path], logs: Logs, tmp_path: Path) -> None:
     sections = {
         "schedule": {"steps": 30},

@@ -10,6 +10,7 @@ import shlex
 import tomllib
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -32,6 +33,7 @@ def run(words: list[str], folder: Path) -> None:
     run_python(words, folder, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
 
 
+@pytest.mark.slow
 def test_from_a_clone_to_wd_json(tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     make_model(tmp_path / "path" / "to" / "your-model")

@@ -17,7 +17,7 @@ REFRESHES = 4  # on construction, and at steps 2, 4 and 6
 MODULES = 14
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("way", ["ddp", "fsdp", "first-rank", "gradients", "ddp-late", "fsdp-late"])
 def test_every_rank_has_the_same_decays(job: Job, size: int, way: str, tiny: ModuleType) -> None:
     first, *others = (rank[way] for rank in job(size))

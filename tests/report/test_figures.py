@@ -122,6 +122,7 @@ def test_modules_are_chosen_by_pattern(analysis: Analysis) -> None:
         chosen_modules(analysis, ["("])
 
 
+@pytest.mark.slow
 def test_no_figure_replaces_another(analysis: Analysis, tmp_path: Path) -> None:
     # Names that differ only where they are cut, in what files' names lack, or in case, which some file systems ignore.
     stem = "model." + "deeply." * 30
@@ -194,6 +195,7 @@ def test_a_failure_leaves_nothing_behind(analysis: Analysis, tmp_path: Path) -> 
     assert not (tmp_path / "half.png").exists()
 
 
+@pytest.mark.slow
 def test_the_command_knows_its_sources(esdtool_cli, bundled: Path, tmp_path: Path) -> None:
     files = {name: tmp_path / name for name in ("analysis.json", "wd.json", "esd.safetensors", "trajectory.json")}
     esdtool_cli("analyze", bundled, "--json", files["analysis.json"], "--esd", files["esd.safetensors"], "-q")

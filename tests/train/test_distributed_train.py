@@ -83,7 +83,11 @@ def test_two_ranks_are_one(
 
 @pytest.mark.parametrize(
     "policy",
-    [{"policy": "awd"}, {"policy": "adadecay"}, {"policy": "adadecay", "adadecay_rule": "parameter"}],
+    [
+        pytest.param({"policy": "awd"}, marks=pytest.mark.slow),
+        pytest.param({"policy": "adadecay"}, marks=pytest.mark.slow),
+        {"policy": "adadecay", "adadecay_rule": "parameter"},
+    ],
     ids=["awd", "adadecay", "parameter"],
 )
 def test_the_other_policies_on_sharded_weights(
@@ -97,7 +101,14 @@ def test_the_other_policies_on_sharded_weights(
     assert [line["loss"] for line in found[0]] == pytest.approx([line["loss"] for line in expected[0]], abs=2e-2)
 
 
-@pytest.mark.parametrize(("before", "after"), [("ddp", "one"), ("one", "fsdp2"), ("fsdp2", "ddp")])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param("ddp", "one", marks=pytest.mark.slow),
+        pytest.param("one", "fsdp2", marks=pytest.mark.slow),
+        ("fsdp2", "ddp"),
+    ],
+)
 def test_the_number_of_ranks_may_change(
     before: str, after: str, make_config: Config, write_config: Callable[..., Path], logs: Logs, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ holds its scale.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,9 @@ class _Nulls:
         if sigma is None:
             return None
         shape = tuple(sorted(module.shape[:2]))
-        scale = sigma**2
+        scale = sigma * sigma
+        if scale == 0 or math.isinf(scale):  # float64 has no such number
+            return None
         if shape not in self._position:
             sample = _sample(module, scale)
             if sample is None:

@@ -133,4 +133,4 @@ def null_density(eigenvalues: Vector, module: ModuleResult) -> Vector | None:
     if sigma is None or module.rank is not None:
         return None
     rows, columns = module.shape[0], module.shape[1]
-    return mp_density(eigenvalues, rows, columns, mean_square=sigma**2)
+    return mp_density(eigenvalues, rows, columns, mean_square=sigma * sigma)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from esdtool.spectra.estimators.ks import ks_fit
 from esdtool.spectra.measure import Measure, MeasuredSpectrum, Number, Quantity
-from esdtool.spectra.metrics import is_resolved, num_trace_log
 
 _ESTIMATOR = "ks"
 
 
 def erg_gap(measured: MeasuredSpectrum) -> dict[str, Number]:
     """Subtract the size of the power-law tail from the size of the trace-log tail."""
+    from esdtool.spectra.estimators.ks import ks_fit
+    from esdtool.spectra.metrics import is_resolved, num_trace_log
+
     spectrum = measured.spectrum
     eigenvalues = spectrum.eigenvalues
     count = num_trace_log(eigenvalues)

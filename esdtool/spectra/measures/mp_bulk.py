@@ -10,21 +10,20 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from esdtool.spectra.marchenko_pastur import mp_cumulative, mp_edges, mp_quantiles
 from esdtool.spectra.measure import Measure, MeasuredSpectrum, Number, Quantity
-from esdtool.spectra.tail import Vector
 from esdtool.spectra.tracy_widom import noise_ceiling
 
 if TYPE_CHECKING:
     from esdtool.spectra.slq import SlqEstimate
+    from esdtool.spectra.tail import Vector
 
 _NAMES = ("mp_sigma", "mp_bulk_min", "mp_bulk_max", "num_spikes", "mp_softrank", "mp_fit_distance")
 
 
 def mp_bulk(measured: MeasuredSpectrum) -> dict[str, Number]:
     """Fit the bulk, and compare the spectrum with it; None where the lower half is zero or rounding."""
+    from esdtool.spectra.marchenko_pastur import mp_edges, mp_quantiles
+
     spectrum = measured.spectrum
     eigenvalues = spectrum.eigenvalues
     lower = eigenvalues[: math.ceil(eigenvalues.size / 2)]
@@ -45,6 +44,10 @@ def mp_bulk(measured: MeasuredSpectrum) -> dict[str, Number]:
 
 def estimated_mp_bulk(estimate: SlqEstimate, shape: tuple[int, int]) -> dict[str, Number]:
     """Compare an estimate with the bulk whose median it has; spikes are counted if all above the bulk are known."""
+    import numpy as np
+
+    from esdtool.spectra.marchenko_pastur import mp_edges, mp_quantiles
+
     count = min(shape)
     variance = estimate.lambda_median / float(np.median(mp_quantiles(*shape, count)))
     low, high = mp_edges(*shape)
@@ -61,6 +64,10 @@ def estimated_mp_bulk(estimate: SlqEstimate, shape: tuple[int, int]) -> dict[str
 
 def _distance(bulk: Vector, shape: tuple[int, int]) -> float:
     """Return the Kolmogorov-Smirnov distance of ascending eigenvalues from the law for variance 1."""
+    import numpy as np
+
+    from esdtool.spectra.marchenko_pastur import mp_cumulative
+
     model = mp_cumulative(bulk, *shape)
     steps = np.arange(bulk.size + 1) / bulk.size
     return float(max(np.abs(model - steps[:-1]).max(), np.abs(model - steps[1:]).max()))

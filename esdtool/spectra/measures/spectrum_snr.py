@@ -8,12 +8,12 @@ noise scores too, and differently for each shape. The score of a random matrix o
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from esdtool.spectra.marchenko_pastur import mp_quantiles
 from esdtool.spectra.measure import Measure, MeasuredSpectrum, Number, Quantity
-from esdtool.spectra.tail import Vector
+
+if TYPE_CHECKING:
+    from esdtool.spectra.tail import Vector
 
 _NORMAL_RANGE = 1.349
 """Interquartile range of the normal distribution in standard deviations."""
@@ -21,6 +21,10 @@ _NORMAL_RANGE = 1.349
 
 def spectrum_snr(measured: MeasuredSpectrum) -> dict[str, Number]:
     """Score the singular values, and those of a random matrix of the same shape and mean square."""
+    import numpy as np
+
+    from esdtool.spectra.marchenko_pastur import mp_quantiles
+
     spectrum = measured.spectrum
     eigenvalues, (rows, columns) = spectrum.eigenvalues, measured.shape
     mean_square = float(eigenvalues.sum()) / (rows * columns * measured.num_matrices)
@@ -35,6 +39,8 @@ def spectrum_snr(measured: MeasuredSpectrum) -> dict[str, Number]:
 
 def _score(singular: Vector, beta: float) -> float | None:
     """Score ascending singular values; None where all of them count as signal."""
+    import numpy as np
+
     quarter, three_quarters = np.quantile(singular, [0.25, 0.75])
     threshold = (three_quarters - quarter) / _NORMAL_RANGE * (1 + math.sqrt(beta))
     is_signal = singular > threshold

@@ -83,6 +83,7 @@ def test_from_the_file_to_the_table(
     assert not (out / "awd").exists()
 
 
+@pytest.mark.slow
 def test_one_run_stops_no_other(esdtool_cli: Cli, write_config: Write, tmp_path: Path) -> None:
     base = write_config("base", weight_decay={"policy": "uniform"})
     sweep = write_sweep(tmp_path / "s.toml", base, "[[grid]]\noptimizer.lr = [1e30, 0.5, 1e-3]")
@@ -102,7 +103,7 @@ def test_one_run_stops_no_other(esdtool_cli: Cli, write_config: Write, tmp_path:
     assert "uniform" in result.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_stopped_in_the_middle_it_goes_on(write_config: Write, tmp_path: Path, number: signal.Signals) -> None:
     base = write_config("base", schedule={"steps": 150}, checkpoint={"every": 20, "keep": 2}, eval={"every": 150})
     sweep = write_sweep(tmp_path / "s.toml", base, '[[grid]]\nweight_decay.policy = "uniform"')
