@@ -75,6 +75,7 @@ def test_commands_in_the_order_of_the_page(tmp_path: Path) -> None:
         run(command, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_commands_at_the_top(tmp_path: Path) -> None:
     found = commands("sh")
     assert [command.split()[:2] for command in found] == [["esdtool", name] for name in ("analyze", "assign", "train")]

@@ -215,6 +215,7 @@ def test_the_command_knows_its_sources(esdtool_cli, bundled: Path, tmp_path: Pat
     assert (latest.returncode, latest.stdout, latest.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_the_command_refuses_in_one_line(esdtool_cli, bundled: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "other.json"
     wrong.write_text(json.dumps({"format": "something"}))

@@ -46,7 +46,12 @@ CODE: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize(
     ("kind", "command"),
-    [*((kind, "eval") for kind in CODE), ("config", "from"), ("known config", "config"), ("tokenizer", "tokenizer")],
+    [
+        *(pytest.param(kind, "eval", marks=[pytest.mark.slow] if kind != "config" else []) for kind in CODE),
+        ("config", "from"),
+        ("known config", "config"),
+        ("tokenizer", "tokenizer"),
+    ],
 )
 def test_code_of_a_checkpoint_never_runs(
     kind: str, command: str, checkpoint: Path, text: str, write_config: Callable[..., Path], tmp_path: Path
