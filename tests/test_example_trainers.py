@@ -46,7 +46,14 @@ def test_every_script_is_listed() -> None:
     assert all(f"({name})" in readme for name in ARGUMENTS)
 
 
-@pytest.mark.parametrize("name", ARGUMENTS)
+# CI leaves out the trainers that its other tests drive anyway.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("hf_trainer.py", "lightning_trainer.py") else [])
+        for name in ARGUMENTS
+    ],
+)
 def test_script(name: str, assignment: Path) -> None:
     if name == "timm_vit.py" and not timm_works():
         pytest.skip("timm cannot be imported: it needs a torchvision that fits torch")

@@ -14,7 +14,7 @@ from tests.fuzz.sandbox import DECOY, Sandbox
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and fork")
 
-INPUTS = 15
+INPUTS = 8
 
 
 @pytest.fixture(scope="module")
