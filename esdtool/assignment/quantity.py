@@ -126,6 +126,11 @@ class Needs:
     """Whether it needs whole spectra."""
 
 
+def needs_fit(settings: Any) -> Needs:
+    """Ask for the estimator of alpha that the settings name as `fit`."""
+    return Needs(fits=(settings.fit,))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
     """A quantity that follows spectra."""
@@ -207,6 +212,23 @@ def controlled(scores: Sequence[float], control: str, seed: int) -> list[float]:
             exchanged[index] = scores[other]
         return exchanged
     return list(scores)
+
+
+def controlled_groups(scores: Sequence[float], groups: Sequence[Hashable], settings: ControlledSettings) -> list[float]:
+    """Exchange the scores of whole groups as the settings' control says.
+
+    Args:
+        scores: [n], those of a group alike (see `group_means`).
+        groups: [n] the group of each.
+        settings: the control and its seed.
+
+    Returns:
+        [n] scores.
+    """
+    by_group = dict(zip(groups, scores, strict=True))
+    dealt = controlled(list(by_group.values()), settings.control, settings.control_seed)
+    exchanged = dict(zip(by_group, dealt, strict=True))
+    return [exchanged[group] for group in groups]
 
 
 def group_means(scores: Sequence[float], groups: Sequence[Hashable]) -> list[float]:

@@ -12,7 +12,7 @@ import heapq
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,10 +21,10 @@ from esdtool.assignment.quantity import (
     ControlledSettings,
     End,
     Given,
-    Needs,
     Quantity,
     Unit,
     controlled,
+    needs_fit,
     scored,
 )
 from esdtool.errors import UsageError
@@ -157,16 +157,12 @@ def _assign(units: Sequence[Unit], ends: Sequence[End], settings: BitsSettings) 
     }
 
 
-def _needs(settings: Any) -> Needs:
-    return Needs(fits=(settings.fit,))
-
-
 QUANTITY = Quantity(
     key="bits",
     summary="bits per weight: a heavier tail keeps more",
     method="AlphaQ",
     source="arXiv 2606.04980",
     settings=BitsSettings,
-    needs=_needs,
+    needs=needs_fit,
     assign=_assign,
 )

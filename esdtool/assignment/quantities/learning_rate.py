@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from pydantic import Field
 
@@ -20,11 +19,11 @@ from esdtool.assignment.quantity import (
     ControlledSettings,
     End,
     Given,
-    Needs,
     Quantity,
     Unit,
     controlled,
     group_means,
+    needs_fit,
 )
 from esdtool.assignment.scores import checked_score, score_value
 from esdtool.errors import UsageError
@@ -100,16 +99,12 @@ def _assign(units: Sequence[Unit], ends: Sequence[End], settings: LearningRateSe
     return given
 
 
-def _needs(settings: Any) -> Needs:
-    return Needs(fits=(settings.fit,))
-
-
 QUANTITY = Quantity(
     key="lr_ratio",
     summary="multipliers of the learning rate: a lighter tail learns faster",
     method="LLR",
     source="arXiv 2605.22297; TempBalance arXiv 2312.00359; Model Balancing arXiv 2410.12178",
     settings=LearningRateSettings,
-    needs=_needs,
+    needs=needs_fit,
     assign=_assign,
 )

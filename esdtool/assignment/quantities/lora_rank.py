@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,12 +17,12 @@ from esdtool.assignment.quantity import (
     ControlledSettings,
     End,
     Given,
-    Needs,
     Quantity,
     Unit,
-    controlled,
+    controlled_groups,
     group_means,
     grouping,
+    needs_fit,
     scored,
 )
 from esdtool.errors import UsageError
@@ -102,13 +102,10 @@ def _assign(units: Sequence[Unit], ends: Sequence[End], settings: LoraRankSettin
         raise UsageError(f"lora-rank: min_rank {settings.min_rank} is above the rank of a matrix, {min(most)}")
     groups, source = grouping(found, settings.by)
     scores = group_means(scores, groups)
-    by_group = dict(zip(groups, scores, strict=True))
-    exchanged = dict(
-        zip(by_group, controlled(list(by_group.values()), settings.control, settings.control_seed), strict=True)
-    )
-    largest = max(exchanged.values())
+    exchanged = controlled_groups(scores, groups, settings)
+    largest = max(exchanged)
     ranks = allocate_ranks(
-        [(exchanged[group] / largest) ** settings.beta for group in groups],
+        [(score / largest) ** settings.beta for score in exchanged],
         total=total,
         least=[settings.min_rank] * len(found),
         most=most,
@@ -119,16 +116,12 @@ def _assign(units: Sequence[Unit], ends: Sequence[End], settings: LoraRankSettin
     }
 
 
-def _needs(settings: Any) -> Needs:
-    return Needs(fits=(settings.fit,))
-
-
 QUANTITY = Quantity(
     key="rank",
     summary="ranks of LoRA adapters: a lighter tail gets more",
     method="AlphaLoRA's rule",
     source="arXiv 2410.10054",
     settings=LoraRankSettings,
-    needs=_needs,
+    needs=needs_fit,
     assign=_assign,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,12 +17,12 @@ from esdtool.assignment.quantity import (
     ControlledSettings,
     End,
     Given,
-    Needs,
     Quantity,
     Unit,
-    controlled,
+    controlled_groups,
     group_means,
     grouping,
+    needs_fit,
     scored,
 )
 from esdtool.assignment.rule import decay_ratios
@@ -91,13 +91,8 @@ def _assign(units: Sequence[Unit], ends: Sequence[End], settings: SparsitySettin
     found, scores, missing = scored(units, lambda unit: unit.alpha(settings.fit))
     groups, source = grouping(found, settings.by)
     scores = group_means(scores, groups)
-    # A control exchanges the scores of whole groups.
-    by_group = dict(zip(groups, scores, strict=True))
-    exchanged = dict(
-        zip(by_group, controlled(list(by_group.values()), settings.control, settings.control_seed), strict=True)
-    )
     values = sparsities(
-        [exchanged[group] for group in groups],
+        controlled_groups(scores, groups, settings),
         [unit.size for unit in found],
         target=settings.target,
         eps=settings.eps,
@@ -115,16 +110,12 @@ def _assign(units: Sequence[Unit], ends: Sequence[End], settings: SparsitySettin
     }
 
 
-def _needs(settings: Any) -> Needs:
-    return Needs(fits=(settings.fit,))
-
-
 QUANTITY = Quantity(
     key="sparsity",
     summary="the share of weights to prune: a lighter tail is pruned more",
     method="AlphaPruning",
     source="arXiv 2410.10912",
     settings=SparsitySettings,
-    needs=_needs,
+    needs=needs_fit,
     assign=_assign,
 )
