@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +25,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from esdtool.spectra.accelerator import (
+    accelerator_eigenvalues,
+    accelerator_svd,
+    squared_singular_values,
+    stacked_on,
+)
 from esdtool.spectra.lapack import gram_matrix, symmetric_eigenvalues
 from esdtool.spectra.options import Solver, SpectrumPath
-from esdtool.spectra.precision import full_precision_matmul
 
 _EPS32 = float(np.finfo(np.float32).eps)
 _EPS64 = float(np.finfo(np.float64).eps)
@@ -125,7 +129,7 @@ def compute_spectrum(
         found = [_eigenvalues_cpu(matrix.cpu(), path) for matrix in scaled]
         eigenvalues, solver = np.concatenate([each for each, _ in found]), found[-1][1]
     else:
-        eigenvalues, solver = _eigenvalues_device(torch.stack(list(scaled)), path, device), "torch"
+        eigenvalues, solver = _eigenvalues_device(stacked_on(scaled, device), path), "torch"
     return _assess(
         eigenvalues.astype(np.float64),
         matrices,
@@ -150,8 +154,7 @@ def compute_stacked(
     For an accelerator, which small matrices one by one leave idle. Arguments and results as of `compute_spectrum`, one
     each; matrices whose `scaling_exponent` is not 0 cannot take part.
     """
-    stack = torch.stack([matrix.to(device) for matrix in matrices])
-    found = _eigenvalues_device(stack, path, device).astype(np.float64).reshape(len(matrices), -1)
+    found = _eigenvalues_device(stacked_on(matrices, device), path).astype(np.float64).reshape(len(matrices), -1)
     return [
         _assess(eigenvalues, [matrix], path, solver="torch", scale=scale, roundoff=roundoff)
         for eigenvalues, matrix, scale, roundoff in zip(found, matrices, scales, roundoffs, strict=True)
@@ -302,50 +305,21 @@ def _short_side_blocks(matrix: torch.Tensor) -> Iterator[torch.Tensor]:
 def _eigenvalues_cpu(matrix: torch.Tensor, path: SpectrumPath) -> tuple[npt.NDArray[Any], Solver]:
     """Return the eigenvalues [n] of one matrix on the CPU, not sorted out yet, and who computed them."""
     if path == "svd-float64":
-        return _svd_eigenvalues(matrix).numpy(), "torch"
+        return squared_singular_values(matrix).numpy(), "torch"
     dtype = torch.float32 if path == "gram-float32" else torch.float64
     try:
         # The blocks of the Gram matrix are gone when the solver runs.
         return symmetric_eigenvalues(gram_matrix(block.to(dtype).numpy() for block in _short_side_blocks(matrix)))
     except np.linalg.LinAlgError:
         # The symmetric solvers practically never fail on finite input; the SVD is the independent way out.
-        return _svd_eigenvalues(matrix).numpy(), "torch"
+        return squared_singular_values(matrix).numpy(), "torch"
 
 
-def _eigenvalues_device(stack: torch.Tensor, path: SpectrumPath, device: torch.device) -> npt.NDArray[Any]:
+def _eigenvalues_device(stack: torch.Tensor, path: SpectrumPath) -> npt.NDArray[Any]:
     """Return the eigenvalues of a stack [batch, rows, columns] on an accelerator, flattened."""
-    if device.type == "mps" and path != "gram-float32":
+    if stack.device.type == "mps" and path != "gram-float32":
         # Metal has no float64.
         return np.concatenate([_eigenvalues_cpu(matrix.cpu(), path)[0] for matrix in stack])
-    stack = stack.to(device)
     if path == "svd-float64":
-        return _on_device_or_cpu(_svd_eigenvalues, stack).cpu().numpy().reshape(-1)
-    dtype = torch.float32 if path == "gram-float32" else torch.float64
-    wide = stack if stack.shape[1] <= stack.shape[2] else stack.mT
-    order = wide.shape[1]
-    gram = torch.zeros(wide.shape[0], order, order, dtype=dtype, device=device)
-    # A setting of the whole process: left alone where it has no effect, for the sake of training steps beside us.
-    with full_precision_matmul() if dtype == torch.float32 else nullcontext():
-        for block in wide.split(max(order, _MIN_BLOCK), dim=2):
-            part = block.to(dtype)
-            gram.baddbmm_(part, part.mT)
-    return _on_device_or_cpu(torch.linalg.eigvalsh, gram).cpu().numpy().reshape(-1)
-
-
-def _svd_eigenvalues(matrix: torch.Tensor) -> torch.Tensor:
-    """Squared singular values of [..., rows, columns]; tall, because LAPACK is 2-3 times slower on wide matrices."""
-    tall = matrix if matrix.shape[-2] >= matrix.shape[-1] else matrix.mT
-    singular: torch.Tensor = torch.linalg.svdvals(tall.to(torch.float64))
-    return singular.square()
-
-
-def _on_device_or_cpu(solver: Any, batch: torch.Tensor) -> torch.Tensor:
-    """Run a solver where the data is, and on the CPU if the accelerator's solver fails or lacks it."""
-    try:
-        result: torch.Tensor = solver(batch)
-    except RuntimeError:  # LinAlgError, a solver library's own failure, no implementation, no memory
-        result = solver(batch.cpu())
-    else:
-        if not bool(torch.isfinite(result).all()):
-            result = solver(batch.cpu())
-    return result
+        return accelerator_svd(stack)
+    return accelerator_eigenvalues(stack, dtype=torch.float32 if path == "gram-float32" else torch.float64)

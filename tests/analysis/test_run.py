@@ -245,10 +245,3 @@ def test_cuda_asked_for_but_absent() -> None:
     with pytest.raises(DeviceError, match="--device cpu"):
         resolve_device("cuda")
     assert resolve_device("auto").type == "cpu"
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_analysis_equals_cpu(llama_dir: Path) -> None:
-    on_cpu, on_cuda = esdtool.analyze(llama_dir, device="cpu"), esdtool.analyze(llama_dir, device="cuda")
-    for a, b in zip(on_cpu.modules, on_cuda.modules, strict=True):
-        assert b.alpha == pytest.approx(a.alpha, rel=1e-9)

@@ -122,43 +122,6 @@ def test_pooled_matrices_give_the_union_of_their_spectra() -> None:
     np.testing.assert_allclose(pooled, np.sort(np.concatenate([oracle(first), oracle(second)])), rtol=1e-9)
 
 
-def test_accelerator_path_equals_the_cpu_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The batched torch code that runs on CUDA, run here on the CPU."""
-    from esdtool.spectra import spectrum
-
-    stack = torch.randn(3, 70, 5000, dtype=torch.float64)
-    for path in ("gram-float32", "gram-float64", "svd-float64"):
-        by_device = np.sort(spectrum._eigenvalues_device(stack, path, torch.device("cpu")))
-        by_cpu = np.sort(np.concatenate([spectrum._eigenvalues_cpu(matrix, path)[0] for matrix in stack]))
-        np.testing.assert_allclose(by_device, by_cpu, rtol=1e-4 if path == "gram-float32" else 1e-11)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("path", ["gram-float32", "gram-float64", "svd-float64"])
-def test_cuda_equals_the_cpu(path: str) -> None:
-    matrix = torch.randn(300, 800)
-    on_cuda = compute_spectrum([matrix], path, device=torch.device("cuda")).eigenvalues
-    np.testing.assert_allclose(on_cuda, oracle(matrix), rtol=1e-4 if path == "gram-float32" else 1e-10)
-
-
-def test_a_failing_accelerator_solver_falls_back_to_the_cpu() -> None:
-    from esdtool.spectra import spectrum
-
-    calls = []
-
-    def solver(batch: torch.Tensor) -> torch.Tensor:
-        calls.append(batch)
-        if len(calls) == 1:
-            raise torch.linalg.LinAlgError("did not converge")
-        return batch.sum(dim=-1)
-
-    assert spectrum._on_device_or_cpu(solver, torch.ones(2, 3)).tolist() == [3.0, 3.0]
-    calls.clear()
-    assert spectrum._on_device_or_cpu(
-        lambda batch: calls.append(1) or batch / (len(calls) - 1), torch.ones(2)
-    ).tolist() == [1, 1]
-
-
 def test_tf32_is_off_inside_and_restored_after() -> None:
     from esdtool.spectra.precision import full_precision_matmul
 
