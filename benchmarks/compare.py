@@ -4,7 +4,8 @@
 
 Every measured number that both files have is compared: times and memory should not grow, shares of a bound and ratios
 "times faster" should not shrink, errors should not grow beyond ten times. Where the files come from different
-processors only shares, ratios, perplexities and errors count. The exit code is 1 if something is worse by more than the tolerance.
+processors only shares, ratios, perplexities and errors count. The exit code is 1 if something is worse by more than the
+tolerance.
 """
 
 from __future__ import annotations
