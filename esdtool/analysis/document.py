@@ -204,7 +204,8 @@ class _Module(Record):
     solver: Solver | None = Field(
         default=None,
         description="Who computed the eigenvalues: 'torch', or 'openblas-one-stage' or 'openblas-two-stage' of numpy's "
-        "or scipy's OpenBLAS. The fastest on the machine at hand is chosen by a trial.",
+        "or scipy's OpenBLAS; 'accelerator-two-stage' is a reduction to a band on the accelerator, with its second "
+        "stage on the CPU. The fastest on the machine at hand is chosen by a trial.",
     )
 
     def measure(self, name: str) -> Number:

@@ -26,7 +26,7 @@ from esdtool.modules.sampling import sample_layers
 from esdtool.spectra.cache import SpectrumCache
 from esdtool.spectra.options import ScoreOptions
 from esdtool.support.devices import resolve_device
-from esdtool.support.threads import available_cores
+from esdtool.support.threads import accelerator_workers, available_cores
 
 _DIFFERENCE_BYTES = 17
 """Bytes per element of a float32 difference while it is made: four numbers and a mask."""
@@ -174,7 +174,7 @@ def make_plan(
         base: another checkpoint whose weights are subtracted, or that an adapter is merged into.
         merged_from: checkpoints that were merged into this one, whose differences from the base are compared.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        jobs: modules worked on at a time; default one per core on the CPU, one on an accelerator.
+        jobs: modules worked on at a time; default one per core on the CPU, up to four on an accelerator.
         revision: branch, tag or commit of a Hub checkpoint.
         cache: look up and keep the spectra of a path or Hub id in the user's cache.
         memory: bytes that the modules in flight may take together; None: no limit.
@@ -210,7 +210,7 @@ def make_plan(
             f"{checkpoint.location}: no weight matrix to analyse among {len(checkpoint.tensors)} tensors"
             + _reasons(selection)
         )
-    available = available_cores() if chosen.type == "cpu" else 1
+    available = available_cores() if chosen.type == "cpu" else accelerator_workers()
     if checkpoint.collective_reads or (other is not None and other.collective_reads):
         jobs = 1  # one thread, one order
     return Plan(

@@ -31,6 +31,7 @@ from esdtool.spectra.options import LOW_RANK_MIN_EIGS, ScoreOptions
 from esdtool.spectra.scoring import ALL_ZERO, MatrixScore, ScoreRequest, score_batch
 from esdtool.spectra.tail import Vector
 from esdtool.spectra.traps import drawn_traps, known_traps
+from esdtool.support.devices import own_stream
 
 OnProgress = Callable[[WeightModule, float], None]
 """Called in the main thread after each module with the module and its cost."""
@@ -235,7 +236,7 @@ def _results(plan: Plan, modules: Sequence[WeightModule]) -> Iterator[tuple[Weig
             return weights_of_batch(plan, batch, _read)
 
     def compute(batch: Batch, weights: list[ModuleWeights]) -> list[Scored]:
-        with lack_of_memory_named(batch, limits, location=location):
+        with lack_of_memory_named(batch, limits, location=location), own_stream(plan.device):
             return _score(plan, batch, weights)
 
     for batch, results in carry_out(plan.batches(modules), read, compute, limits=limits):

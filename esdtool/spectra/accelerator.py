@@ -7,7 +7,7 @@ float32. What the accelerator's solver fails on, the CPU computes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
+from esdtool.spectra.accelerator_solvers import on_device_or_cpu, solve_on_accelerator
+from esdtool.spectra.options import Solver
 from esdtool.spectra.precision import full_precision_matmul
 
 _MIN_BLOCK = 2048
@@ -24,7 +26,7 @@ _SELF_TEST_ERROR = 1e-6
 """Largest error of a product of 16-bit matrices, as a share of its largest element: float32 sums, not 16-bit ones."""
 
 
-def accelerator_eigenvalues(stack: torch.Tensor, *, dtype: torch.dtype) -> npt.NDArray[Any]:
+def accelerator_eigenvalues(stack: torch.Tensor, *, dtype: torch.dtype) -> tuple[npt.NDArray[Any], Solver]:
     """Return the eigenvalues of W^T W of each matrix of a stack, by their Gram matrices.
 
     Args:
@@ -32,9 +34,9 @@ def accelerator_eigenvalues(stack: torch.Tensor, *, dtype: torch.dtype) -> npt.N
         dtype: float32 or float64, of the Gram matrices and the solver.
 
     Returns:
-        [batch * min(rows, columns)], ascending within each matrix.
+        [batch * min(rows, columns)], ascending within each matrix, and who computed them.
     """
-    return on_device_or_cpu(torch.linalg.eigvalsh, gram_matrices(stack, dtype=dtype)).cpu().numpy().reshape(-1)
+    return solve_on_accelerator(gram_matrices(stack, dtype=dtype))
 
 
 def accelerator_svd(stack: torch.Tensor) -> npt.NDArray[Any]:
@@ -107,19 +109,11 @@ def squared_singular_values(matrix: torch.Tensor) -> torch.Tensor:
     return singular.square()
 
 
-def on_device_or_cpu(solver: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
-    """Run a solver where the data is, and on the CPU if the accelerator's solver fails or lacks it."""
-    try:
-        result = solver(batch)
-    except RuntimeError:  # LinAlgError, a solver library's own failure, no implementation, no memory
-        return solver(batch.cpu())
-    return result if bool(torch.isfinite(result).all()) else solver(batch.cpu())
-
-
 def stacked_on(matrices: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
     """Copy matrices of one shape to a device as they are stored, and stack them there.
 
-    Copies from pinned memory run beside what the device computes; others wait for it.
+    On CUDA they go through pinned memory, of which torch keeps a pool, so that the copy runs beside what other streams
+    compute.
 
     Args:
         matrices: [rows, columns] each.
@@ -128,4 +122,6 @@ def stacked_on(matrices: Sequence[torch.Tensor], device: torch.device) -> torch.
     Returns:
         [batch, rows, columns].
     """
+    if device.type == "cuda":
+        matrices = [matrix.pin_memory() if matrix.device.type == "cpu" else matrix for matrix in matrices]
     return torch.stack([matrix.to(device, non_blocking=matrix.is_pinned()) for matrix in matrices])

@@ -3,8 +3,7 @@
 Three solvers are there: torch's (MKL in the x86 wheels) and two of the OpenBLAS of numpy or scipy, the direct reduction
 to tridiagonal form and the one by way of a band, whose width grows with the order. Which one wins depends on the
 processor and on the order of the matrix, so that for each class of orders they are timed once on a random matrix, and
-the winner is kept in the user's cache directory. All processes that share this directory use the same one, since the
-last digits of the eigenvalues depend on it. `ESDTOOL_LAPACK` (`torch`, `openblas` or one solver by its name) decides
+the winner is kept (`esdtool.spectra.trial`). `ESDTOOL_LAPACK` (`torch`, `openblas` or one solver by its name) decides
 without a trial.
 
 All release the GIL, so that a pool of threads scales.
@@ -13,14 +12,11 @@ All release the GIL, so that a pool of threads scales.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import platform
-import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,7 +29,7 @@ import torch
 from esdtool.errors import UsageError
 from esdtool.spectra.openblas import find_openblas, symmetric_buffer
 from esdtool.spectra.options import Solver
-from esdtool.support.files import cache_directory, publish_once
+from esdtool.spectra.trial import Question, decide
 
 Matrix = npt.NDArray[Any]
 _TWO_STAGE_FROM = 1152
@@ -67,9 +63,6 @@ _ROUNDS = 3
 
 _TRIAL_SECONDS = 0.1
 """Processor time after which a solver is not tried again."""
-
-_ADVANTAGE = 0.95
-"""Share of torch's time that another solver may take at most to be preferred."""
 
 
 def gram_matrix(blocks: Iterable[Matrix]) -> Matrix:
@@ -124,7 +117,7 @@ def solver_for(order: int, dtype: npt.DTypeLike) -> Solver:
     if asked:
         return _asked(asked, order)
     kind = next(kind for kind in _CLASSES if order <= kind.largest)
-    return _decide(kind, np.dtype(dtype).name, str(cache_directory()))
+    return _decide(kind, np.dtype(dtype))
 
 
 def _asked(name: str, order: int) -> Solver:
@@ -142,55 +135,27 @@ def _asked(name: str, order: int) -> Solver:
     raise UsageError(f"ESDTOOL_LAPACK={name}: choose from torch, openblas, {', '.join(list(_SOLVERS)[1:])}")
 
 
-_decided: dict[tuple[int, str, str], Solver] = {}
-_deciding = threading.Lock()
-
-
-def _decide(kind: _Class, dtype: str, folder: str) -> Solver:
-    """Recall the decision for a class of matrices; the first thread that asks makes it while the others wait."""
-    key = (kind.sample, dtype, folder)
-    if key not in _decided:
-        with _deciding:
-            if key not in _decided:
-                _decided[key] = _decision(kind, dtype, folder)
-    return _decided[key]
-
-
-def _decision(kind: _Class, dtype: str, folder: str) -> Solver:
-    """Read the decision for a class of matrices, or make it by a trial and keep it for this machine."""
+def _decide(kind: _Class, dtype: np.dtype[Any]) -> Solver:
+    """Recall the decision for a class of matrices, or make it by a trial."""
     if find_openblas() is None:
         return "torch"
-    path = Path(folder) / "lapack" / f"{_machine()}-{dtype}-{kind.sample}.json"
-    known = _read(path, kind)
-    if known is not None:
-        return known
-    seconds = _trial(kind, np.dtype(dtype))
-    fastest = min(kind.candidates, key=lambda name: seconds[name])
-    chosen: Solver = fastest if seconds[fastest] < _ADVANTAGE * seconds["torch"] else "torch"
-    document = {"solver": chosen, "seconds": seconds, "order": kind.sample, "dtype": dtype}
-    # Without a place to keep it, the decision holds for this process.
-    with suppress(OSError):
-        publish_once(path, json.dumps(document, indent=1) + "\n")
-    # Another process may have been faster: then its decision holds for all.
-    return _read(path, kind) or chosen
+    question = Question(
+        folder="lapack",
+        file=f"{machine_name()}-{dtype.name}-{kind.sample}",
+        candidates=kind.candidates,
+        described={"order": kind.sample, "dtype": dtype.name},
+    )
+    return decide(question, lambda: _trial(kind, dtype))
 
 
-def _read(path: Path, kind: _Class) -> Solver | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))["solver"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return next((name for name in kind.candidates if name == found), None)
-
-
-def _trial(kind: _Class, dtype: np.dtype[Any]) -> dict[str, float]:
+def _trial(kind: _Class, dtype: np.dtype[Any]) -> dict[Solver, float]:
     """Time each candidate on the Gram matrix of a random matrix: the best of a few rounds, in seconds.
 
     This thread's processor time counts, since other processes may keep the cores busy.
     """
     sample = np.random.default_rng(0).standard_normal((kind.sample, kind.sample)).astype(dtype)
     gram = gram_matrix([sample])
-    best: dict[str, float] = {}
+    best: dict[Solver, float] = {}
     for name in kind.candidates:
         _SOLVERS[name](sample[:64, :64] + sample[:64, :64].T)  # the first call loads what it needs
         rounds: list[float] = []
@@ -234,7 +199,7 @@ _SOLVERS: dict[Solver, Callable[[Matrix], Matrix]] = {
 
 
 @cache
-def _machine() -> str:
+def machine_name() -> str:
     """Identify the processor and the versions of both libraries: a decision holds for these alone."""
     described = [_processor(), platform.machine(), torch.__version__, np.__version__, torch.__config__.show()]
     return hashlib.sha256("\n".join(described).encode()).hexdigest()[:16]

@@ -129,6 +129,23 @@ class OpenBlas:
         self._call(letter + "sytrd_sy2sb", *call, work, _QUERY)
         work = np.empty(max(int(work[0]), 1), dtype)
         self._call(letter + "sytrd_sy2sb", *call, work, work.size)
+        return self.of_band(banded)
+
+    def of_band(self, banded: Matrix) -> Matrix:
+        """Compute all eigenvalues of a symmetric band matrix, by chasing bulges (`?sytrd_sb2st`, `?sterf`).
+
+        Args:
+            banded: [n, band + 1] float32 or float64, C-contiguous, `banded[j, i]` the element in row j + i and column
+                j (LAPACK's storage of a lower band, column by column); it is overwritten.
+
+        Returns:
+            [n], ascending, of the same dtype.
+
+        Raises:
+            numpy.linalg.LinAlgError: if the iteration on the tridiagonal form does not converge.
+        """
+        (order, width), letter, dtype = banded.shape, _LETTER[banded.dtype], banded.dtype
+        band = width - 1
         diagonal, beside = np.empty(order, dtype), np.empty(order, dtype)
         call = [b"Y", b"N", b"L", order, band, banded, band + 1, diagonal, beside]
         chased, work = np.empty(1, dtype), np.empty(1, dtype)

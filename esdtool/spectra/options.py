@@ -10,9 +10,10 @@ from esdtool.errors import UsageError
 from esdtool.spectra.estimators import DEFAULT_ESTIMATOR, ESTIMATOR_NAMES
 
 SpectrumPath = Literal["gram-float32", "gram-float64", "svd-float64"]
-Solver = Literal["torch", "openblas-one-stage", "openblas-two-stage"]
-"""Who computes the eigenvalues: torch (on the CPU the LAPACK in its wheel, on a GPU cuSOLVER or MAGMA) or the OpenBLAS
-of numpy or scipy, see `esdtool.spectra.lapack`."""
+Solver = Literal["torch", "openblas-one-stage", "openblas-two-stage", "accelerator-two-stage"]
+"""Who computes the eigenvalues: torch (on the CPU the LAPACK in its wheel, on a GPU cuSOLVER or MAGMA), the OpenBLAS of
+numpy or scipy (see `esdtool.spectra.lapack`), or an accelerator and that OpenBLAS together (see
+`esdtool.spectra.accelerator_solvers`)."""
 SpectrumName = Literal["auto", "gram", "svd", "slq"]
 SPECTRA: tuple[str, ...] = get_args(SpectrumName)
 FixFingerBound = Literal["linear", "legacy"]

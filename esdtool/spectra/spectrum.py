@@ -129,7 +129,7 @@ def compute_spectrum(
         found = [_eigenvalues_cpu(matrix.cpu(), path) for matrix in scaled]
         eigenvalues, solver = np.concatenate([each for each, _ in found]), found[-1][1]
     else:
-        eigenvalues, solver = _eigenvalues_device(stacked_on(scaled, device), path), "torch"
+        eigenvalues, solver = _eigenvalues_device(stacked_on(scaled, device), path)
     return _assess(
         eigenvalues.astype(np.float64),
         matrices,
@@ -154,10 +154,11 @@ def compute_stacked(
     For an accelerator, which small matrices one by one leave idle. Arguments and results as of `compute_spectrum`, one
     each; matrices whose `scaling_exponent` is not 0 cannot take part.
     """
-    found = _eigenvalues_device(stacked_on(matrices, device), path).astype(np.float64).reshape(len(matrices), -1)
+    found, solver = _eigenvalues_device(stacked_on(matrices, device), path)
+    each = found.astype(np.float64).reshape(len(matrices), -1)
     return [
-        _assess(eigenvalues, [matrix], path, solver="torch", scale=scale, roundoff=roundoff)
-        for eigenvalues, matrix, scale, roundoff in zip(found, matrices, scales, roundoffs, strict=True)
+        _assess(eigenvalues, [matrix], path, solver=solver, scale=scale, roundoff=roundoff)
+        for eigenvalues, matrix, scale, roundoff in zip(each, matrices, scales, roundoffs, strict=True)
     ]
 
 
@@ -315,11 +316,12 @@ def _eigenvalues_cpu(matrix: torch.Tensor, path: SpectrumPath) -> tuple[npt.NDAr
         return squared_singular_values(matrix).numpy(), "torch"
 
 
-def _eigenvalues_device(stack: torch.Tensor, path: SpectrumPath) -> npt.NDArray[Any]:
-    """Return the eigenvalues of a stack [batch, rows, columns] on an accelerator, flattened."""
+def _eigenvalues_device(stack: torch.Tensor, path: SpectrumPath) -> tuple[npt.NDArray[Any], Solver]:
+    """Return the eigenvalues of a stack [batch, rows, columns] on an accelerator, flattened, and who computed them."""
     if stack.device.type == "mps" and path != "gram-float32":
         # Metal has no float64.
-        return np.concatenate([_eigenvalues_cpu(matrix.cpu(), path)[0] for matrix in stack])
+        found = [_eigenvalues_cpu(matrix.cpu(), path) for matrix in stack]
+        return np.concatenate([eigenvalues for eigenvalues, _ in found]), found[-1][1]
     if path == "svd-float64":
-        return accelerator_svd(stack)
+        return accelerator_svd(stack), "torch"
     return accelerator_eigenvalues(stack, dtype=torch.float32 if path == "gram-float32" else torch.float64)

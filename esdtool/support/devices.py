@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from esdtool.errors import DeviceError, UsageError
@@ -30,3 +33,16 @@ def resolve_device(device: str | torch.device) -> torch.device:
     elif chosen.type != "cpu":
         raise UsageError(f"unknown device {device!r}; choose auto, cpu, cuda, cuda:N or mps")
     return chosen
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Let this thread's work on a CUDA device run beside that of other threads; elsewhere this changes nothing.
+
+    What the body brings back to the CPU is complete: such copies wait for the stream.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.stream(torch.cuda.Stream(device)):
+        yield

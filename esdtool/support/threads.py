@@ -128,3 +128,11 @@ def _owners(path: str) -> set[str]:
 def available_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def accelerator_workers() -> int:
+    """Threads that keep an accelerator busy: while one waits for a copy or computes on the CPU, others use the device.
+
+    Not measured: no accelerator was at hand.
+    """
+    return min(available_cores(), 4)

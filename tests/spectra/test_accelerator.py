@@ -14,7 +14,6 @@ from esdtool.spectra.accelerator import (
     accelerator_svd,
     gram_matrices,
     multiplies_16_bit,
-    on_device_or_cpu,
     stacked_on,
 )
 
@@ -35,8 +34,8 @@ def test_eigenvalues_of_a_stack(shape: tuple[int, int, int]) -> None:
     stack = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = oracle(stack)
     for found, tolerance in (
-        (accelerator_eigenvalues(stack, dtype=torch.float32), 1e-6),
-        (accelerator_eigenvalues(stack, dtype=torch.float64), 1e-13),
+        (accelerator_eigenvalues(stack, dtype=torch.float32)[0], 1e-6),
+        (accelerator_eigenvalues(stack, dtype=torch.float64)[0], 1e-13),
         (accelerator_svd(stack), 1e-13),
     ):
         np.testing.assert_allclose(np.sort(found), expected, rtol=0, atol=tolerance * expected[-1])
@@ -79,22 +78,3 @@ def test_stacked_as_they_are_stored() -> None:
     found = stacked_on(matrices, torch.device("cpu"))
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, torch.stack(matrices))
-
-
-def test_a_failing_solver_falls_back_to_the_cpu() -> None:
-    calls = []
-
-    def fails_first(batch: torch.Tensor) -> torch.Tensor:
-        calls.append(batch)
-        if len(calls) == 1:
-            raise torch.linalg.LinAlgError("did not converge")
-        return batch.sum(dim=-1)
-
-    assert on_device_or_cpu(fails_first, torch.ones(2, 3)).tolist() == [3.0, 3.0]
-    calls.clear()
-
-    def infinite_first(batch: torch.Tensor) -> torch.Tensor:
-        calls.append(batch)
-        return batch / (len(calls) - 1)
-
-    assert on_device_or_cpu(infinite_first, torch.ones(2)).tolist() == [1, 1]

@@ -13,7 +13,7 @@ import torch
 
 import esdtool
 from esdtool.errors import UsageError
-from esdtool.spectra import lapack
+from esdtool.spectra import lapack, trial
 from esdtool.spectra.cache import SpectrumCache
 from esdtool.spectra.openblas import OpenBlas, find_openblas, symmetric_buffer
 from esdtool.spectra.spectrum import compute_spectrum
@@ -31,7 +31,7 @@ def openblas() -> OpenBlas:
 
 @pytest.fixture(autouse=True)
 def no_earlier_decision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lapack, "_decided", {})
+    monkeypatch.setattr(trial, "_decided", {})
     monkeypatch.delenv("ESDTOOL_LAPACK", raising=False)
 
 
@@ -130,11 +130,11 @@ def test_alphas_do_not_depend_on_the_solver(
 def counted_trials(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> list[int]:
     trials: list[int] = []
 
-    def trial(kind: lapack._Class, dtype: np.dtype) -> dict[str, float]:
+    def timed(kind: lapack._Class, dtype: np.dtype) -> dict[str, float]:
         trials.append(kind.sample)
         return {name: seconds[name.partition("-")[2].replace("-", "_") or name] for name in kind.candidates}
 
-    monkeypatch.setattr(lapack, "_trial", trial)
+    monkeypatch.setattr(lapack, "_trial", timed)
     return trials
 
 
@@ -155,7 +155,7 @@ def test_the_fastest_solver_is_chosen_once_for_a_machine(
     trials = counted_trials(monkeypatch, **seconds)
     assert lapack.solver_for(order, np.float64) == winner
     assert lapack.solver_for(order + 50, np.float64) == winner
-    monkeypatch.setattr(lapack, "_decided", {})  # another process
+    monkeypatch.setattr(trial, "_decided", {})  # another process
     assert lapack.solver_for(order, np.float64) == winner
     assert len(trials) == 1
     lapack.solver_for(order, np.float32)
@@ -166,14 +166,14 @@ def test_the_fastest_solver_is_chosen_once_for_a_machine(
 def test_the_first_decision_holds_for_all_processes(
     monkeypatch: pytest.MonkeyPatch, openblas: OpenBlas, own_cache: Path
 ) -> None:
-    def trial(kind: lapack._Class, dtype: np.dtype) -> dict[str, float]:
+    def timed(kind: lapack._Class, dtype: np.dtype) -> dict[str, float]:
         # Meanwhile another process has decided otherwise.
         folder = own_cache / "lapack"
         folder.mkdir(parents=True)
-        (folder / f"{lapack._machine()}-float64-{kind.sample}.json").write_text(json.dumps({"solver": "torch"}))
+        (folder / f"{lapack.machine_name()}-float64-{kind.sample}.json").write_text(json.dumps({"solver": "torch"}))
         return {"torch": 1.0, "openblas-one-stage": 0.1}
 
-    monkeypatch.setattr(lapack, "_trial", trial)
+    monkeypatch.setattr(lapack, "_trial", timed)
     assert lapack.solver_for(100, np.float64) == "torch"
 
 
@@ -187,7 +187,7 @@ def test_a_damaged_decision_is_made_again(
     counted_trials(monkeypatch, **FASTER_OPENBLAS)
     lapack.solver_for(100, np.float64)
     next((own_cache / "lapack").iterdir()).write_text(damaged)
-    monkeypatch.setattr(lapack, "_decided", {})
+    monkeypatch.setattr(trial, "_decided", {})
     assert lapack.solver_for(100, np.float64) == "openblas-one-stage"
 
 
