@@ -24,7 +24,7 @@ _ADVANTAGE = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Question(Generic[Name]):
-    """What is decided, and how the decision is found again."""
+    """A choice to be made once for a machine, and how its answer is found again."""
 
     folder: str
     """Where decisions of this kind are kept, in the cache directory."""
