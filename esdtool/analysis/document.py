@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from esdtool.analysis.finding import Finding
+from esdtool.analysis.means import Mean
 from esdtool.analysis.record import Record
 from esdtool.errors import CheckpointError
 from esdtool.modules.identification import IdentifiedBy
@@ -263,8 +264,11 @@ class SkippedResult(Record):
     reason: str = Field(description="Why it is left out, in words.")
 
 
+_MEANS: Final = "Means of the measures that the literature quotes for a whole model, by their keys in a module."
+
+
 class RoleSummary(Record):
-    """Alphas of all scored modules of one role (the paper's figure 1)."""
+    """Alphas of all scored modules of one role (the paper's figure 1), and means over all its modules."""
 
     role: str
     count: int
@@ -273,6 +277,7 @@ class RoleSummary(Record):
     min_alpha: float
     max_alpha: float
     mean_mp_alpha: float | None
+    means: dict[str, Mean] = Field(default_factory=dict, description=_MEANS)
 
 
 class LayerSummary(Record):
@@ -290,6 +295,7 @@ class Summary(Record):
     num_scored: int
     num_skipped: int
     mean_alpha: float | None = None
+    means: dict[str, Mean] = Field(default_factory=dict, description=_MEANS)
     by_role: tuple[RoleSummary, ...] = ()
     by_layer: tuple[LayerSummary, ...] = ()
     most_heavy_tailed: tuple[str, ...] = Field(default=(), description="Names, heaviest tail first, at most 3.")

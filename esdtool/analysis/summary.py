@@ -1,4 +1,4 @@
-"""An analysis in a few numbers: alpha by role and by depth, and the modules at both ends."""
+"""An analysis in a few numbers: means over the model, alpha by role and by depth, and the modules at both ends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean, pstdev
 
 from esdtool.analysis.document import LayerSummary, ModuleResult, RoleSummary, Summary
+from esdtool.analysis.means import means_of
 
 _EXTREMES = 3
 
@@ -23,6 +24,7 @@ def summarize(modules: Sequence[ModuleResult], *, num_skipped: int) -> Summary:
         num_scored=len(alphas),
         num_skipped=num_skipped,
         mean_alpha=fmean(alphas.values()) if alphas else None,
+        means=means_of(modules),
         by_role=tuple(_by_role(modules)),
         by_layer=tuple(_by_layer(modules)),
         most_heavy_tailed=tuple(ranked[:extremes]),
@@ -46,6 +48,7 @@ def _by_role(modules: Sequence[ModuleResult]) -> list[RoleSummary]:
                     min_alpha=min(alphas),
                     max_alpha=max(alphas),
                     mean_mp_alpha=fmean(nulls) if nulls else None,
+                    means=means_of(members),
                 )
             )
     return rows

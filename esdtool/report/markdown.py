@@ -26,6 +26,14 @@ from esdtool.report.tables.analysis import (
 )
 from esdtool.report.tables.experts import Experts
 from esdtool.report.tables.findings import findings_of, findings_title, headline, lines
+from esdtool.report.tables.means import (
+    MEAN_COLUMNS,
+    MEANS_TITLE,
+    ROLE_MEANS_TITLE,
+    mean_rows,
+    role_mean_columns,
+    role_mean_rows,
+)
 from esdtool.report.tables.runs import PAIRED_HEADINGS, paired_rows, policy_table
 from esdtool.report.tables.settings import settings_in_words
 from esdtool.report.terminal.runs import PAIRED_TITLE, SETTINGS_TITLE
@@ -62,6 +70,10 @@ def analysis_markdown(
         parts.append(text(f"{findings_title(())}."))
     if analysis.summary.by_role:
         parts.append(_titled("alpha by role", ROLE_COLUMNS, analysis.summary.by_role))
+    if means := mean_rows(analysis):
+        parts.append(_titled(MEANS_TITLE, MEAN_COLUMNS, means))
+    if by_role := role_mean_rows(analysis):
+        parts.append(_titled(ROLE_MEANS_TITLE, role_mean_columns(), by_role))
     parts.append(_titled(found.title, module_columns(analysis, narrow=False), found.rows))
     if analysis.skipped:
         rows = skipped_rows(analysis.skipped)

@@ -101,8 +101,10 @@ def test_mentions_and_references_are_broken() -> None:
 def test_an_analysis_comes_back(analysis: esdtool.Analysis) -> None:
     markdown = analysis_markdown(analysis, sort="alpha", top=5)
     _only_ours(markdown)
-    roles, modules, skipped = _tables(markdown)
+    roles, means, role_means, modules, skipped = _tables(markdown)
     assert [row[0] for row in roles[1:]] == [row.role for row in analysis.summary.by_role]
+    assert [row[0] for row in role_means] == ["role", *(row[0] for row in roles[1:])]
+    assert {row[0]: float(row[1]) for row in means[1:]}["alpha"] == pytest.approx(analysis.summary.mean_alpha, abs=6e-4)
     alphas = sorted(module.alpha for module in analysis.modules)
     assert [float(row[4]) for row in modules[1:]] == pytest.approx(alphas[:5], abs=6e-4)
     assert sum(int(row[0]) for row in skipped[1:]) == len(analysis.skipped)
@@ -116,7 +118,7 @@ def test_long_tables_wait_behind_a_click(make_llama: Callable[..., Tensors], ana
     assert "<details>" not in analysis_markdown(analysis)
     long = analysis_markdown(esdtool.analyze(make_llama(layers=3)))
     assert long.count("<details>") == long.count("</details>") == 1
-    assert [len(table) for table in _tables(long)] == [8, 22, 4]  # a blank line lets the table within be one
+    assert [len(table) for table in _tables(long)] == [8, 8, 8, 22, 4]  # a blank line lets the table within be one
 
 
 def test_a_hostile_checkpoint_is_but_text() -> None:
@@ -132,7 +134,7 @@ def test_a_hostile_checkpoint_is_but_text() -> None:
         for table in _tables(markdown):
             assert len({len(row) for row in table}) == 1
         assert "<b>" not in re.sub(r"`[^`]*`", "", markdown)
-    shown = {row[0] for row in _tables(analysis_markdown(first))[1][1:]}
+    shown = {row[0] for row in _tables(analysis_markdown(first))[3][1:]}
     assert shown == {name.replace("\n", "\\n") for name in HOSTILE}
 
 
@@ -148,4 +150,4 @@ def test_a_trajectory_comes_back(analysis: esdtool.Analysis, make_llama: Callabl
 def test_it_prints_on_the_command_line(esdtool_cli, llama_dir: Path) -> None:
     result = esdtool_cli("analyze", llama_dir, "--format", "markdown", "--top", 2)
     assert (result.returncode, result.stderr) == (0, "")
-    assert [len(table) for table in _tables(result.stdout)] == [8, 3, 4]
+    assert [len(table) for table in _tables(result.stdout)] == [8, 8, 8, 3, 4]

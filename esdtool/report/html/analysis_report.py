@@ -10,6 +10,7 @@ from esdtool.report.html.colours import sequential
 from esdtool.report.html.heatmap import Place, heat_maps, stack_of
 from esdtool.report.html.lead import lead, subject
 from esdtool.report.html.markup import DASH, Html, joined, name_tag, tag
+from esdtool.report.html.means import means_part
 from esdtool.report.html.module_table import glossary, module_table
 from esdtool.report.html.page import noscript, page, section
 from esdtool.report.html.panels import panel_data
@@ -32,7 +33,7 @@ def analysis_page(analysis: Analysis, *, experts: Experts = "mean") -> str:
         experts: rows of a mixture of experts in the module table: each layer's mean, or all.
     """
     rows = rows_of_modules(analysis, experts)
-    data = panel_data(analysis, rows)
+    data, means = panel_data(analysis, rows), means_part(analysis)
     parts = [
         lead(analysis, rows),
         noscript(
@@ -40,6 +41,7 @@ def analysis_page(analysis: Analysis, *, experts: Experts = "mean") -> str:
             "cannot be opened. All else is here; esdtool analyze --csv writes every number."
         ),
         *_alpha_parts(analysis, rows),
+        *([] if means is None else [section("Means", means, anchor="means")]),
         section("Modules", _modules(analysis, rows, data["missing"]), anchor="modules"),
     ]
     if analysis.skipped:

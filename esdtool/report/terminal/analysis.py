@@ -24,6 +24,7 @@ from esdtool.report.tables.analysis import (
     skipped_rows,
 )
 from esdtool.report.tables.experts import Experts, starred
+from esdtool.report.tables.means import MEAN_COLUMNS, MEANS_TITLE, mean_rows
 from esdtool.report.terminal.console import left_out_words, new_table
 from esdtool.report.terminal.findings import print_findings
 from esdtool.report.terminal.heatmap import alpha_heat_map
@@ -88,6 +89,8 @@ def print_analysis(
         console.print(_roles(analysis))
     if len(analysis.summary.by_layer) > 1:
         console.print(_layers(analysis))
+    if analysis.summary.means and analysis.scored:
+        console.print(_means(analysis))
     if sparklines:
         for part in alpha_heat_map(analysis, console):
             console.print(part)
@@ -219,6 +222,15 @@ def _roles(analysis: Analysis) -> Table:
     low, high = _bar_range([row.mean_alpha for row in analysis.summary.by_role])
     for row in analysis.summary.by_role:
         table.add_row(*(styled(column.cell(row)) for column in ROLE_COLUMNS), _bar(row.mean_alpha, low, high))
+    return table
+
+
+def _means(analysis: Analysis) -> Table:
+    table = new_table(MEANS_TITLE)
+    for column in MEAN_COLUMNS:
+        table.add_column(column.heading, justify="left" if column.is_text else "right")
+    for row in mean_rows(analysis):
+        table.add_row(*(column.cell(row) for column in MEAN_COLUMNS))
     return table
 
 
