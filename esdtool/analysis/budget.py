@@ -34,6 +34,7 @@ def keep_within(plan: Plan, seconds: float) -> tuple[Plan, str | None]:
     """
     if not (math.isfinite(seconds) and seconds > 0):
         raise UsageError(f"the budget must be a positive number of seconds, not {seconds:g}")
+    plan.options.check_exact("--budget")
     plan.options.check_estimable("--budget")
     if plan.options.spectrum == "slq":
         return plan, None  # what can be estimated is

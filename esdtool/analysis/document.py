@@ -28,6 +28,7 @@ from esdtool.modules.skipped import SkipKind
 from esdtool.spectra.measure import Number, all_quantities
 from esdtool.spectra.options import Solver, TrapsName
 from esdtool.spectra.trap_records import Traps
+from esdtool.spectra.vector_records import Vectors, flat_vectors
 from esdtool.support.csv_text import csv_text
 from esdtool.support.json_text import JsonTextError, model_json, parse_json
 from esdtool.support.words import dimensions
@@ -80,6 +81,7 @@ class Settings(Record):
         default="law", description="How correlation traps were counted: 'law', or 'shuffle' for a draw as well."
     )
     seed: int | None = Field(default=None, description="Seed of the draws; null where nothing was drawn.")
+    vectors: bool = Field(default=False, description="Whether singular vectors were computed.")
     split_fused: bool = Field(default=True, description="Whether fused projections were split into modules.")
     split: tuple[str, ...] = Field(
         default=(), description="How the user said that tensors are split, each as 'REGEX=LAYOUT'."
@@ -196,6 +198,10 @@ class _Module(Record):
         default=None, description="Spikes that survived one shuffle; only with the option traps = 'shuffle'."
     )
     traps: Traps | None = Field(default=None, description="What makes the correlation traps; null where there is none.")
+    vectors: Vectors | None = Field(
+        default=None,
+        description="Localisation of the singular vectors; only with the option vectors, null for low-rank updates.",
+    )
 
     status: str = Field(default="ok", description="'ok', or what is wrong, in words.")
     warning: str | None = Field(default=None, description="'over-trained' or 'under-trained' (estimator ks only).")
@@ -379,12 +385,17 @@ class Analysis(Record):
         rows = []
         for module in self.modules:
             row: dict[str, Any] = module.model_dump(
-                exclude={"alphas", "alpha_ci", "fits", "comparisons", "traps", "shape", "parameter_shape", "trained"}
+                exclude={
+                    *("alphas", "alpha_ci", "fits", "comparisons", "traps", "vectors"),
+                    *("shape", "parameter_shape", "trained"),
+                }
             )
             row["alpha_ci.low"], row["alpha_ci.high"] = module.alpha_ci or (None, None)
             row["shape"] = dimensions(module.shape)
             for fit in self.settings.fit:
                 row[f"alphas.{fit}"] = module.alphas.get(fit)
+            if self.settings.vectors:
+                row |= flat_vectors(module.vectors)
             rows.append(row)
         return rows
 

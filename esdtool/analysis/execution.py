@@ -54,6 +54,9 @@ class Limits:
     beside: Mapping[str, int] = field(default_factory=dict)
     """Bytes that a module takes besides its own, by name: its base's weight, and the difference or sum of both."""
 
+    vectors: bool = False
+    """Whether singular vectors are computed as well."""
+
     @property
     def ahead(self) -> int:
         """Modules that are read while others are computed."""
@@ -61,7 +64,8 @@ class Limits:
 
     def need(self, batch: Batch) -> int:
         """Return the predicted memory of a batch in flight."""
-        return sum(working_bytes(module) + self.beside.get(module.name, 0) for module in batch)
+        each = (working_bytes(module, vectors=self.vectors) + self.beside.get(module.name, 0) for module in batch)
+        return sum(each)
 
 
 class MemoryGate:
@@ -183,10 +187,14 @@ def peak_bytes(batches: Sequence[Batch], limits: Limits) -> int:
     return together if limits.memory is None else min(together, max(limits.memory, needs[0]))
 
 
-def working_bytes(module: WeightModule) -> int:
-    """Memory of one module in flight: stored tensor, a float64 slice of it, its Gram matrix and a solver's copy."""
+def working_bytes(module: WeightModule, *, vectors: bool = False) -> int:
+    """Memory of one module in flight: stored tensor, a float64 slice of it, its Gram matrix and a solver's copy.
+
+    A solver that gives `vectors` as well takes three more such copies.
+    """
     short, long = sorted(module.matrix_shape)
-    return read_bytes(module) + 8 * short * min(long, max(short, 2048)) + 3 * 8 * short**2
+    copies = 6 if vectors else 3
+    return read_bytes(module) + 8 * short * min(long, max(short, 2048)) + copies * 8 * short**2
 
 
 def _bytes_ahead(batch: Batch, limits: Limits) -> int:

@@ -106,6 +106,7 @@ class Plan:
             read_ahead=not self.collective_reads,
             is_remote=isinstance(self.checkpoint.folder, RemotePath),
             beside=self._bytes_beside,
+            vectors=self.options.vectors,
         )
 
     @property

@@ -31,6 +31,7 @@ from esdtool.spectra.options import LOW_RANK_MIN_EIGS, ScoreOptions
 from esdtool.spectra.scoring import ALL_ZERO, MatrixScore, ScoreRequest, score_batch
 from esdtool.spectra.tail import Vector
 from esdtool.spectra.traps import drawn_traps, known_traps
+from esdtool.spectra.vectors import known_vectors
 from esdtool.support.devices import own_stream
 
 OnProgress = Callable[[WeightModule, float], None]
@@ -65,6 +66,7 @@ def analyze(
     fix_finger_bound: str = ScoreOptions.fix_finger_bound,
     traps: str = ScoreOptions.traps,
     seed: int = ScoreOptions.seed,
+    vectors: bool = ScoreOptions.vectors,
     farms_rows: int = ScoreOptions.farms_rows,
     farms_ratio: float = ScoreOptions.farms_ratio,
     farms_windows: int = ScoreOptions.farms_windows,
@@ -102,6 +104,7 @@ def analyze(
         fix_finger_bound: `linear`, or `legacy` for the public code's window.
         traps: `law`, or `shuffle` to also count correlation traps in a shuffled copy (`esdtool.spectra.traps`).
         seed: of the shuffles.
+        vectors: also compute the singular vectors, and how localised they are (`esdtool.spectra.vectors`).
         farms_rows: rows of a FARMS window.
         farms_ratio: columns over rows of a FARMS window.
         farms_windows: FARMS windows per dimension.
@@ -129,6 +132,7 @@ def analyze(
         fix_finger_bound=fix_finger_bound,  # type: ignore[arg-type]
         traps=traps,  # type: ignore[arg-type]
         seed=seed,
+        vectors=vectors,
         farms_rows=farms_rows,
         farms_ratio=farms_ratio,
         farms_windows=farms_windows,
@@ -208,6 +212,7 @@ def _analysis(plan: Plan, results: Sequence[Scored]) -> Analysis:
             farms_windows=options.farms_windows if uses_farms else None,
             traps=options.traps,
             seed=options.seed if options.traps == "shuffle" else None,
+            vectors=options.vectors,
             split_fused=plan.choice.split_fused,
             split=tuple(request.words for request in plan.choice.split),
             include=plan.choice.include,
@@ -281,7 +286,7 @@ def _score(plan: Plan, batch: Sequence[WeightModule], weights: Sequence[ModuleWe
             noticed = observed_before(read.known, score.spectrum)
         result = module_result(module, score, request.options)
         if result.ok:
-            result = result.model_copy(update=_traps(plan, module, request))
+            result = result.model_copy(update=_traps(plan, module, request) | _vectors(plan, module, request, score))
         results.append((result, _eigenvalues(score), noticed))
     return results
 
@@ -293,6 +298,26 @@ def _traps(plan: Plan, module: WeightModule, request: ScoreRequest) -> dict[str,
     if request.options.traps == "shuffle":
         drawn = drawn_traps(request.data, seed=request.options.seed, name=module.name, device=plan.device)
     return {"num_traps": found.count, "num_traps_drawn": drawn, "traps": found if found.count else None}
+
+
+def _vectors(plan: Plan, module: WeightModule, request: ScoreRequest, score: MatrixScore) -> dict[str, Any]:
+    """Return the key of a module's singular vectors; nothing where nobody asked, or for a low-rank update.
+
+    Of such an update only a small matrix of its singular values is in memory, whose vectors are not the update's.
+    """
+    first = score.fits.get(request.options.fit[0])
+    if not request.options.vectors or module.rank is not None or score.spectrum is None or first is None:
+        return {}
+    found = known_vectors(
+        lambda: request.data,
+        score.spectrum,
+        xmin=first.xmin,
+        scale=request.scale,
+        device=plan.device,
+        cache=plan.cache,
+        content=request.content,
+    )
+    return {"vectors": found}
 
 
 def _eigenvalues(score: MatrixScore) -> Vector | None:

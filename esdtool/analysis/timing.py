@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from esdtool.spectra.scoring import score_matrices
+from esdtool.spectra.vectors import find_vectors
 from esdtool.support.threads import single_blas_workers
 from esdtool.support.words import duration
 
@@ -89,7 +90,13 @@ def calibrate(plan: Plan, *, orders: Sequence[int] = _ORDERS) -> Calibration:
 
     def score(rows: int, columns: int) -> Callable[[], object]:
         matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
-        return lambda: score_matrices([matrix], plan.options, device=plan.device)
+
+        def work() -> None:
+            spectrum = score_matrices([matrix], plan.options, device=plan.device).spectrum
+            if plan.options.vectors and spectrum is not None:
+                find_vectors([matrix], spectrum, xmin=spectrum.lambda_max, device=plan.device)
+
+        return work
 
     with single_blas_workers(plan.jobs) as pool:
         _time(pool, score(orders[0], orders[0]), plan.jobs)  # the first call loads libraries
@@ -124,7 +131,7 @@ def faster_choice(plan: Plan, seconds: float | None = None) -> str | None:
         A remark for the user; None where there is nothing to gain.
     """
     # Single precision halves the time on CPUs; data-centre GPUs are as fast in double precision.
-    if plan.options.fast or plan.options.spectrum != "auto" or plan.device.type != "cpu":
+    if plan.options.fast or plan.options.vectors or plan.options.spectrum != "auto" or plan.device.type != "cpu":
         return None
     if seconds is None:
         if plan.cost < _LONG_SECONDS * plan.jobs * _SLOW_RATE:

@@ -162,6 +162,14 @@ def analyze(
         ),
     ] = ScoreOptions.traps,
     seed: Annotated[int, typer.Option(help="Seed of the shuffles.", min=0)] = ScoreOptions.seed,
+    vectors: Annotated[
+        bool,
+        typer.Option(
+            "--vectors",
+            help="Also compute the singular vectors: how localised they are, and the rows and columns that carry the "
+            "most localised ones. Takes about twice as long.",
+        ),
+    ] = ScoreOptions.vectors,
     farms_rows: Annotated[int, typer.Option(help="Rows of a 'farms' window.")] = ScoreOptions.farms_rows,
     farms_ratio: Annotated[
         float, typer.Option(help="Columns divided by rows of a 'farms' window.", callback=finite)
@@ -189,6 +197,7 @@ def analyze(
         fix_finger_bound=fix_finger_bound,
         traps=traps,
         seed=seed,
+        vectors=vectors,
         farms_rows=farms_rows,
         farms_ratio=farms_ratio,
         farms_windows=farms_windows,

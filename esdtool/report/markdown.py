@@ -36,6 +36,15 @@ from esdtool.report.tables.means import (
 )
 from esdtool.report.tables.runs import PAIRED_HEADINGS, paired_rows, policy_table
 from esdtool.report.tables.settings import settings_in_words
+from esdtool.report.tables.vectors import (
+    LOCALISED_COLUMNS,
+    ROLES_TITLE,
+    VECTOR_ROLE_COLUMNS,
+    localised_rows,
+    localised_title,
+    role_rows,
+    without_vectors,
+)
 from esdtool.report.terminal.runs import PAIRED_TITLE, SETTINGS_TITLE
 from esdtool.support.words import visible
 
@@ -75,6 +84,7 @@ def analysis_markdown(
     if by_role := role_mean_rows(analysis):
         parts.append(_titled(ROLE_MEANS_TITLE, role_mean_columns(), by_role))
     parts.append(_titled(found.title, module_columns(analysis, narrow=False), found.rows))
+    parts += _vectors(analysis)
     if analysis.skipped:
         rows = skipped_rows(analysis.skipped)
         parts.append(_titled(f"skipped: {len(analysis.skipped)} tensors", _counted("tensors"), rows))
@@ -93,6 +103,21 @@ def _findings(analysis: Analysis) -> list[str]:
         rest = [f"   - {line.label}: {code(line.text) if line.is_code else text(line.text)}" for line in lines(finding)]
         entries.append("\n".join([head, *rest]))
     return [f"**{text(findings_title(found))}**", "\n".join(entries)]
+
+
+def _vectors(analysis: Analysis) -> list[str]:
+    """Return the tables on singular vectors; nothing where nobody asked for them."""
+    if not analysis.settings.vectors:
+        return []
+    roles, localised = role_rows(analysis), localised_rows(analysis)
+    parts = [_titled(ROLES_TITLE, VECTOR_ROLE_COLUMNS, roles)] if roles else []
+    title = localised_title(analysis, localised)
+    if localised:
+        parts.append(_titled(title, LOCALISED_COLUMNS, localised))
+    elif roles:
+        parts.append(text(f"{title.capitalize()}."))
+    missing = without_vectors(analysis)
+    return [*parts, text(missing)] if missing is not None else parts
 
 
 def trajectory_markdown(trajectory: Trajectory) -> str:

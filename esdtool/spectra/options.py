@@ -72,6 +72,8 @@ class ScoreOptions:
     """`law`: count correlation traps by the law alone; `shuffle`: also draw them (`esdtool.spectra.traps`)."""
     seed: int = 0
     """Seed of the draws."""
+    vectors: bool = False
+    """Also compute the singular vectors, and how localised they are (`esdtool.spectra.vectors`)."""
 
     def __post_init__(self) -> None:
         """Refuse what no module could be scored with.
@@ -103,7 +105,20 @@ class ScoreOptions:
         if self.fast and self.spectrum == "svd":
             raise UsageError("--fast is the float32 Gram path and contradicts --spectrum svd")
         if self.spectrum == "slq":
+            self.check_exact("--spectrum slq")
             self.check_estimable("--spectrum slq")
+
+    def check_exact(self, asked: str) -> None:
+        """Refuse options that need the decomposition which an estimate saves.
+
+        Args:
+            asked: what asked for estimates, for the message.
+
+        Raises:
+            UsageError: if singular vectors are wanted.
+        """
+        if self.vectors:
+            raise UsageError(f"--vectors needs a full decomposition of each module, which {asked} saves: leave out one")
 
     def check_estimable(self, asked: str) -> None:
         """Refuse options under which no alpha can be estimated without its eigenvalues.

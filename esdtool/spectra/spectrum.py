@@ -124,7 +124,7 @@ def compute_spectrum(
     """
     device = matrices[0].device if device is None else device
     exponent = scaling_exponent(peak_of(matrices) if peak is None else peak, path)
-    scaled = [_times_power_of_two(matrix, -exponent) for matrix in matrices] if exponent else matrices
+    scaled = [times_power_of_two(matrix, -exponent) for matrix in matrices] if exponent else matrices
     if device.type == "cpu":
         found = [_eigenvalues_cpu(matrix.cpu(), path) for matrix in scaled]
         eigenvalues, solver = np.concatenate([each for each, _ in found]), found[-1][1]
@@ -197,7 +197,7 @@ def _fit_into_float64(eigenvalues: npt.NDArray[np.float64], exponent: int) -> bo
     return sys.float_info.min_exp < smallest and largest < sys.float_info.max_exp
 
 
-def _times_power_of_two(matrix: torch.Tensor, exponent: int) -> torch.Tensor:
+def times_power_of_two(matrix: torch.Tensor, exponent: int) -> torch.Tensor:
     """Multiply a matrix by 2^`exponent` in float64, exactly."""
     # In two steps, because 2^1074, by which the smallest float64 is brought near 1, is no float64 itself.
     half = exponent // 2

@@ -121,6 +121,18 @@ def test_second_analysis_fetches_no_weights(on_hub, sharded):
     assert on_hub.sent < 1.02 * header_bytes(sharded)
 
 
+def test_vectors_of_known_spectra_fetch_the_weights_once(on_hub, sharded):
+    esdtool.analyze(REPO, include=[CHOSEN], download=False)
+    on_hub.sent = 0
+    first = esdtool.analyze(REPO, include=[CHOSEN], download=False, vectors=True)
+    needed = tensor_bytes(sharded, {module.parameter for module in first.modules}) + header_bytes(sharded)
+    assert on_hub.sent < 1.02 * needed
+    assert first.modules == esdtool.analyze(sharded, include=[CHOSEN], vectors=True, cache=False).modules
+    on_hub.sent = 0
+    assert esdtool.analyze(REPO, include=[CHOSEN], download=False, vectors=True).modules == first.modules
+    assert on_hub.sent < 1.02 * header_bytes(sharded)
+
+
 def test_spectra_that_are_gone_are_computed_from_fetched_weights(on_hub, own_cache):
     first = esdtool.analyze(REPO, include=[CHOSEN], download=False)
     spectra = sorted(own_cache.rglob("*.esd"))

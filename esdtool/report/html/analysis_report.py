@@ -17,6 +17,7 @@ from esdtool.report.html.panels import panel_data
 from esdtool.report.html.rows import ModuleRows, rows_of_modules
 from esdtool.report.html.skipped import skipped_part
 from esdtool.report.html.table import Cell, HtmlColumn, Row, number, table
+from esdtool.report.html.vectors import vectors_part
 from esdtool.report.tables.experts import Experts
 
 _DOTS = 4000
@@ -42,6 +43,7 @@ def analysis_page(analysis: Analysis, *, experts: Experts = "mean") -> str:
         ),
         *_alpha_parts(analysis, rows),
         *([] if means is None else [section("Means", means, anchor="means")]),
+        *filter(None, [vectors_part(analysis, rows)]),
         section("Modules", _modules(analysis, rows, data["missing"]), anchor="modules"),
     ]
     if analysis.skipped:

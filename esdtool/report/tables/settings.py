@@ -37,6 +37,8 @@ def settings_in_words(settings: Settings) -> list[SettingInWords]:
         found.append(_setting("farms", f"{settings.farms_rows} rows, ratio {settings.farms_ratio:g}, {windows}"))
     found.append(_setting("min-eigs", str(settings.min_eigs)))
     found.append(_setting("spectrum", settings.spectrum + (", float32 allowed" if settings.fast else "")))
+    if settings.vectors:
+        found.append(_setting("singular vectors", "yes, in float64"))
     split = "split" if settings.split_fused else "not split"
     found.append(SettingInWords(term="fused projections", values=(split,), is_usual=settings.split_fused))
     if settings.sample_layers is not None:

@@ -29,6 +29,7 @@ from esdtool.report.terminal.console import left_out_words, new_table
 from esdtool.report.terminal.findings import print_findings
 from esdtool.report.terminal.heatmap import alpha_heat_map
 from esdtool.report.terminal.sparkline import ESD_BINS, esd_sparkline, esds_of_rows, ramp_for, shortened, sparkline
+from esdtool.report.terminal.vectors import print_vectors
 from esdtool.support.sizes import format_size
 from esdtool.support.terminal import new_console, styled
 from esdtool.support.words import dimensions, duration
@@ -94,6 +95,7 @@ def print_analysis(
     if sparklines:
         for part in alpha_heat_map(analysis, console):
             console.print(part)
+    print_vectors(analysis, console)
     if analysis.skipped:
         console.print(_skipped(analysis.skipped))
     console.print(styled(closing_words(analysis)))
