@@ -19,6 +19,7 @@ from pydantic import (
     create_model,
 )
 
+from esdtool.analysis.distances import Distances, quantity_names
 from esdtool.analysis.finding import Finding
 from esdtool.analysis.means import Mean
 from esdtool.analysis.record import Record
@@ -82,6 +83,15 @@ class Settings(Record):
     )
     seed: int | None = Field(default=None, description="Seed of the draws; null where nothing was drawn.")
     vectors: bool = Field(default=False, description="Whether singular vectors were computed.")
+    distances: bool = Field(
+        default=False, description="Whether the singular vectors were compared with those of the base."
+    )
+    intruder_vectors: int | None = Field(
+        default=None, description="Largest singular vectors among which intruder dimensions were sought."
+    )
+    intruder_similarity: float | None = Field(
+        default=None, description="|Cosine| with a vector of the base below which a vector is an intruder."
+    )
     split_fused: bool = Field(default=True, description="Whether fused projections were split into modules.")
     split: tuple[str, ...] = Field(
         default=(), description="How the user said that tensors are split, each as 'REGEX=LAYOUT'."
@@ -201,6 +211,12 @@ class _Module(Record):
     vectors: Vectors | None = Field(
         default=None,
         description="Localisation of the singular vectors; only with the option vectors, null for low-rank updates.",
+    )
+
+    distances: Distances | None = Field(
+        default=None,
+        exclude_if=lambda distances: distances is None,  # all that is not compared with a base
+        description="How far the weights are from the base's. Absent without a base, and where a weight is not finite.",
     )
 
     status: str = Field(default="ok", description="'ok', or what is wrong, in words.")
@@ -383,10 +399,11 @@ class Analysis(Record):
     def flat_rows(self) -> list[dict[str, Any]]:
         """Make one dictionary a module, for tables."""
         rows = []
+        any_distances = any(module.distances is not None for module in self.modules)
         for module in self.modules:
             row: dict[str, Any] = module.model_dump(
                 exclude={
-                    *("alphas", "alpha_ci", "fits", "comparisons", "traps", "vectors"),
+                    *("alphas", "alpha_ci", "fits", "comparisons", "traps", "vectors", "distances"),
                     *("shape", "parameter_shape", "trained"),
                 }
             )
@@ -396,6 +413,9 @@ class Analysis(Record):
                 row[f"alphas.{fit}"] = module.alphas.get(fit)
             if self.settings.vectors:
                 row |= flat_vectors(module.vectors)
+            if any_distances:
+                for name in quantity_names(cheap_only=not self.settings.distances):
+                    row[f"distances.{name}"] = None if module.distances is None else module.distances.measure(name)
             rows.append(row)
         return rows
 

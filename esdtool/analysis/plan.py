@@ -24,7 +24,7 @@ from esdtool.modules.choice import ModuleChoice
 from esdtool.modules.model_code import kinds_of
 from esdtool.modules.sampling import sample_layers
 from esdtool.spectra.cache import SpectrumCache
-from esdtool.spectra.options import ScoreOptions
+from esdtool.spectra.options import PairOptions, ScoreOptions
 from esdtool.support.devices import resolve_device
 from esdtool.support.threads import accelerator_workers, available_cores
 
@@ -73,6 +73,8 @@ class Plan:
     """Where spectra are looked up and kept; None: all are computed."""
     memory: int | None = None
     """Bytes that the modules in flight may take together; None: no limit."""
+    pairs: PairOptions = field(default_factory=PairOptions)
+    """What is measured of the modules beside those of their base."""
     estimated: frozenset[str] = frozenset()
     """Names of modules whose alpha is estimated to save time (`esdtool.analysis.budget`)."""
 
@@ -124,16 +126,22 @@ class Plan:
             times = 3 if self.parents else 1
             return {
                 name: times * (read_bytes(other) + _DIFFERENCE_BYTES * math.prod(other.shape))
+                + pair_bytes(other.matrix_shape, other.num_matrices, self.pairs)
                 for name, other in pairs.items()
             }
         if not isinstance(self.checkpoint, MergedCheckpoint):
             return {}
         # An update is computed in float64 and added in float32.
         return {
-            module.name: 16 * math.prod(module.stored_shape)
+            module.name: 16 * math.prod(module.stored_shape) + self._pair_bytes_of_merged(module)
             for module in self.selection.modules
             if module.parameter in self.checkpoint.updated
         }
+
+    def _pair_bytes_of_merged(self, module: WeightModule) -> int:
+        if not self.pairs.distances:
+            return 0
+        return 4 * math.prod(module.shape) + pair_bytes(module.matrix_shape, module.num_matrices, self.pairs)
 
     @property
     def bytes_to_fetch(self) -> int | None:
@@ -152,6 +160,22 @@ class Plan:
         return peak_bytes(self.batches(self.selection.modules), self.limits)
 
 
+def pair_bytes(shape: tuple[int, int], count: int, options: PairOptions) -> int:
+    """Return the working memory of measuring a module against its base, beside both as they are stored.
+
+    Args:
+        shape: (rows, columns) of each matrix.
+        count: matrices, which are put side by side.
+        options: what is measured.
+    """
+    if not options.distances:
+        return 0
+    short, long = sorted((shape[0], shape[1] * count))
+    copies = 8 * math.prod(shape) * count if count > 1 else 0
+    # Three products, two sets of vectors and what the solver takes; two slices in float64.
+    return 2 * copies + 8 * (8 * short**2 + 2 * short * min(long, max(short, 2048)))
+
+
 def make_plan(
     source: Readable,
     options: ScoreOptions,
@@ -165,6 +189,7 @@ def make_plan(
     cache: bool = True,
     memory: int | None = None,
     download: bool | None = None,
+    pairs: PairOptions | None = None,
 ) -> Plan:
     """Open the source and choose its modules, without reading weights.
 
@@ -180,6 +205,7 @@ def make_plan(
         cache: look up and keep the spectra of a path or Hub id in the user's cache.
         memory: bytes that the modules in flight may take together; None: no limit.
         download: whether models of the Hub are downloaded; see `esdtool.checkpoint.open_checkpoint`.
+        pairs: what is measured of the modules beside those of `base`.
 
     Raises:
         CheckpointError: if the source or the base cannot be read.
@@ -194,6 +220,9 @@ def make_plan(
         raise UsageError("the parents of a merge (merged_from) are two or more, and need the base that they share")
     checkpoint = _open(source, revision, download)
     other = None if base is None else _open(base, None, download)
+    pairs = pairs or PairOptions()
+    if pairs.distances and base is None:
+        raise UsageError("distances are from a base: name it with --base")
     merged_with = None
     if other is not None and is_adapter(other):
         raise CheckpointError(f"{other.location}: an adapter, not a base: it holds updates of weights and no weights")
@@ -227,6 +256,7 @@ def make_plan(
         # What is in memory changes and is not met again.
         cache=SpectrumCache.of_user() if cache and isinstance(source, str | Path) else None,
         memory=memory,
+        pairs=pairs,
     )
 
 

@@ -13,21 +13,23 @@ from typing import Any
 import torch
 
 from esdtool._version import __version__
-from esdtool.analysis.difference import difference
+from esdtool.analysis.difference import difference_of, read_pairs
+from esdtool.analysis.distances import Distances
 from esdtool.analysis.document import Analysis, ModuleResult, Settings, SkippedResult, Source
 from esdtool.analysis.execution import Batch, carry_out, lack_of_memory_named
 from esdtool.analysis.module_result import module_result
 from esdtool.analysis.observation import Observation, observe, observed_before
+from esdtool.analysis.pairs import distances_of, pairs_of_merged
 from esdtool.analysis.plan import Plan, Readable, make_plan
 from esdtool.analysis.ranks import AnalysisRanks
 from esdtool.analysis.summary import summarize
-from esdtool.analysis.weights import Matrices, ModuleWeights, remember_weights, weights_of_batch
+from esdtool.analysis.weights import ModuleWeights, Read, remember_weights, weights_of_batch
 from esdtool.modules import WeightModule
 from esdtool.modules.base import cost
 from esdtool.modules.choice import ModuleChoice
 from esdtool.modules.reading import Rows, read_matrices
 from esdtool.modules.splitting import SplitRequest
-from esdtool.spectra.options import LOW_RANK_MIN_EIGS, ScoreOptions
+from esdtool.spectra.options import LOW_RANK_MIN_EIGS, PairOptions, ScoreOptions
 from esdtool.spectra.scoring import ALL_ZERO, MatrixScore, ScoreRequest, score_batch
 from esdtool.spectra.tail import Vector
 from esdtool.spectra.traps import drawn_traps, known_traps
@@ -73,6 +75,9 @@ def analyze(
     cache: bool = True,
     memory: int | None = None,
     budget: float | None = None,
+    distances: bool = PairOptions.distances,
+    intruder_vectors: int = PairOptions.intruder_vectors,
+    intruder_similarity: float = PairOptions.intruder_similarity,
     on_progress: OnProgress | None = None,
 ) -> Analysis:
     """Spectra and alphas of every weight module.
@@ -112,6 +117,9 @@ def analyze(
         memory: bytes that the modules in flight may take together; one that needs more is done alone.
         budget: seconds; if all exactly would take longer, the most expensive modules are estimated as by `slq`, as
             few as needed.
+        distances: with `base`: compare the singular vectors with the base's (`esdtool.spectra.pairs`).
+        intruder_vectors: largest singular vectors among which intruder dimensions are sought.
+        intruder_similarity: |cosine| with a vector of the base below which a vector is an intruder.
         on_progress: called after each module.
 
     Returns:
@@ -151,6 +159,9 @@ def analyze(
         cache=cache,
         memory=memory,
         download=download,
+        pairs=PairOptions(
+            distances=distances, intruder_vectors=intruder_vectors, intruder_similarity=intruder_similarity
+        ),
     )
     if budget is not None:
         from esdtool.analysis.budget import keep_within
@@ -213,6 +224,9 @@ def _analysis(plan: Plan, results: Sequence[Scored]) -> Analysis:
             traps=options.traps,
             seed=options.seed if options.traps == "shuffle" else None,
             vectors=options.vectors,
+            distances=plan.pairs.distances,
+            intruder_vectors=plan.pairs.intruder_vectors if plan.pairs.distances else None,
+            intruder_similarity=plan.pairs.intruder_similarity if plan.pairs.distances else None,
             split_fused=plan.choice.split_fused,
             split=tuple(request.words for request in plan.choice.split),
             include=plan.choice.include,
@@ -248,12 +262,14 @@ def _results(plan: Plan, modules: Sequence[WeightModule]) -> Iterator[tuple[Weig
         yield from zip(batch, results, strict=True)
 
 
-def _read(plan: Plan, module: WeightModule, shared: Rows | None) -> Matrices:
-    if plan.base is None and shared is None:
-        return read_matrices(plan.checkpoint, module), module.roundoff
-    if plan.base is None:
-        return read_matrices(plan.checkpoint, module, shared=shared), module.roundoff
-    return difference(plan.checkpoint, module, plan.base.checkpoint, plan.base.pairing.base[module.name])
+def _read(plan: Plan, module: WeightModule, shared: Rows | None) -> Read:
+    if plan.base is not None:
+        counterpart = plan.base.pairing.base[module.name]
+        pairs = read_pairs(plan.checkpoint, module, plan.base.checkpoint, counterpart)
+        matrices, roundoff = difference_of(pairs, module, counterpart)
+        return Read(matrices=matrices, roundoff=roundoff, pairs=pairs)
+    matrices = read_matrices(plan.checkpoint, module, shared=shared)
+    return Read(matrices=matrices, roundoff=module.roundoff, pairs=pairs_of_merged(plan, module, matrices))
 
 
 def _score(plan: Plan, batch: Sequence[WeightModule], weights: Sequence[ModuleWeights]) -> list[Scored]:
@@ -273,6 +289,7 @@ def _score(plan: Plan, batch: Sequence[WeightModule], weights: Sequence[ModuleWe
     for module, read, request, score in zip(batch, weights, requests, scores, strict=True):
         if plan.base is not None and score.status == ALL_ZERO:
             score = replace(score, status=_UNCHANGED)
+        distances = _distances(plan, read)
         if read.known is None:
             noticed = observe(
                 read.matrices,
@@ -281,14 +298,22 @@ def _score(plan: Plan, batch: Sequence[WeightModule], weights: Sequence[ModuleWe
                 is_product=module.rank is not None,
                 tasks=read.tasks,
             )
-            remember_weights(plan, read, noticed)
+            remember_weights(plan, read, noticed, distances)
         else:
             noticed = observed_before(read.known, score.spectrum)
-        result = module_result(module, score, request.options)
+        result = module_result(module, score, request.options).model_copy(update={"distances": distances})
         if result.ok:
             result = result.model_copy(update=_traps(plan, module, request) | _vectors(plan, module, request, score))
         results.append((result, _eigenvalues(score), noticed))
     return results
+
+
+def _distances(plan: Plan, read: ModuleWeights) -> Distances | None:
+    if read.known is not None:
+        return (
+            None if plan.base is None else Distances.model_validate({"relative_distance": read.known.relative_distance})
+        )
+    return distances_of(read.pairs, device=plan.device, options=plan.pairs) if read.pairs else None
 
 
 def _traps(plan: Plan, module: WeightModule, request: ScoreRequest) -> dict[str, Any]:

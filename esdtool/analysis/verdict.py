@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from esdtool.analysis.distances import intruder_words
 from esdtool.analysis.document import Analysis, ModuleResult
 from esdtool.support.words import counted
 
@@ -189,4 +190,6 @@ def conclude(analysis: Analysis) -> Conclusion:
 
 def closing_words(analysis: Analysis) -> str:
     """Say the conclusion of an analysis in a few sentences."""
-    return conclude(analysis).text
+    found = [(module.name, module.distances) for module in analysis.modules]
+    intruders = intruder_words(found, similarity=analysis.settings.intruder_similarity)
+    return " ".join(filter(None, (conclude(analysis).text, intruders)))

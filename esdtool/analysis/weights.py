@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from esdtool._version import __version__
+from esdtool.analysis.difference import Pairs
+from esdtool.analysis.distances import Distances
 from esdtool.analysis.observation import Observation
 from esdtool.analysis.plan import Base, Plan
 from esdtool.analysis.task_vectors import TaskVectors, task_vectors
@@ -22,10 +24,20 @@ from esdtool.modules import WeightModule
 from esdtool.modules.reading import Rows
 from esdtool.spectra.cache import MatrixFacts, content_hash
 
-Matrices = tuple[list[torch.Tensor], float | None]
-"""A module's matrices, and the relative rounding error of its stored weights where it is not that of their dtype."""
 
-Reader = Callable[[Plan, WeightModule, Rows | None], Matrices]
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What was read of a module."""
+
+    matrices: Sequence[torch.Tensor]
+    """[rows, columns] each: those to decompose."""
+    roundoff: float | None
+    """Relative rounding error of the stored weights where it is not that of their dtype."""
+    pairs: Pairs = ()
+    """The module's own matrices beside those of its base, whose distances are to be measured."""
+
+
+Reader = Callable[[Plan, WeightModule, Rows | None], Read]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +58,8 @@ class ModuleWeights:
     """Reads the matrices, should they be needed after all."""
     tasks: TaskVectors | None = None
     """What the parents of a merge changed in them."""
+    pairs: Pairs = ()
+    """The module's own matrices beside those of its base."""
 
 
 def weights_of_batch(plan: Plan, batch: Sequence[WeightModule], read: Reader) -> list[ModuleWeights]:
@@ -66,10 +80,10 @@ def weights_of_batch(plan: Plan, batch: Sequence[WeightModule], read: Reader) ->
 
 
 def _weights(
-    plan: Plan, module: WeightModule, read: Callable[[Rows | None], Matrices], shared: Rows | None
+    plan: Plan, module: WeightModule, read: Callable[[Rows | None], Read], shared: Rows | None
 ) -> ModuleWeights:
-    # No note holds what the parents of a merge changed.
-    key = None if plan.cache is None or plan.parents else _key(plan, module)
+    # No note holds what the parents of a merge changed, nor where the singular vectors point.
+    key = None if plan.cache is None or plan.parents or plan.pairs.distances else _key(plan, module)
     known = None if plan.cache is None or key is None else plan.cache.recall(key)
     if known is not None:
         empty = torch.empty(known.shape, dtype=getattr(torch, known.dtype), device="meta")
@@ -78,19 +92,20 @@ def _weights(
             roundoff=known.roundoff,
             content=known.content,
             known=known,
-            load=lambda: read(None)[0],
+            load=lambda: read(None).matrices,
         )
-    matrices, roundoff = read(shared)
+    found = read(shared)
     return ModuleWeights(
-        matrices=matrices,
-        roundoff=roundoff,
-        content=content_hash(matrices),
+        matrices=found.matrices,
+        roundoff=found.roundoff,
+        content=content_hash(found.matrices),
         key=key,
+        pairs=found.pairs,
         tasks=None if plan.base is None else _task_vectors(plan, plan.base, module),
     )
 
 
-def remember_weights(plan: Plan, read: ModuleWeights, noticed: Observation) -> None:
+def remember_weights(plan: Plan, read: ModuleWeights, noticed: Observation, distances: Distances | None) -> None:
     """Keep what is known of a module's matrices by now, if their source has an identity."""
     if plan.cache is None or read.key is None:
         return
@@ -102,6 +117,7 @@ def remember_weights(plan: Plan, read: ModuleWeights, noticed: Observation) -> N
         dtype=str(first.dtype).removeprefix("torch."),
         roundoff=read.roundoff,
         elements=noticed.elements,
+        relative_distance=None if distances is None else distances.measure("relative_distance"),
     )
     plan.cache.remember(read.key, facts)
 
@@ -120,7 +136,7 @@ def _key(plan: Plan, module: WeightModule) -> str | None:
     sides = [(plan.checkpoint, module)]
     if plan.base is not None:
         sides.append((plan.base.checkpoint, plan.base.pairing.base[module.name]))
-    parts: list[object] = [__version__]
+    parts: list[object] = [__version__, *MatrixFacts.model_fields]
     for checkpoint, side in sides:
         fingerprint = checkpoint.fingerprint(side.parameter)
         if fingerprint is None:

@@ -12,14 +12,18 @@ from esdtool.checkpoint.formats import weight_suffixes
 from esdtool.cli.options import (
     CacheOption,
     DeviceOption,
+    DistancesOption,
     ExcludeOption,
     ExpertsOption,
     FastOption,
     FitOption,
     HtmlOption,
     IncludeOption,
+    IntruderSimilarityOption,
+    IntruderVectorsOption,
     JobsOption,
     KFractionOption,
+    MemoryOption,
     MinEigsOption,
     QuietOption,
     SplitFusedOption,
@@ -28,7 +32,7 @@ from esdtool.cli.options import (
     TopOption,
     finite,
 )
-from esdtool.spectra.options import FixFingerBound, ScoreOptions, SpectrumName, TrapsName
+from esdtool.spectra.options import FixFingerBound, PairOptions, ScoreOptions, SpectrumName, TrapsName
 
 FailOn = Literal["warning", "error"]
 SortKey = Literal["order", "name", "role", "layer", "alpha", "ks", "stable-rank", "lambda-max"]
@@ -60,6 +64,9 @@ def analyze(
             metavar="CHECKPOINT",
         ),
     ] = None,
+    distances: DistancesOption = PairOptions.distances,
+    intruder_vectors: IntruderVectorsOption = PairOptions.intruder_vectors,
+    intruder_similarity: IntruderSimilarityOption = PairOptions.intruder_similarity,
     fit: FitOption = None,
     k_fraction: KFractionOption = ScoreOptions.k_fraction,
     min_eigs: MinEigsOption = ScoreOptions.min_eigs,
@@ -127,13 +134,7 @@ def analyze(
     ] = False,
     device: DeviceOption = "auto",
     jobs: JobsOption = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            help="Memory limit for the modules in progress, such as 4GB. A larger module is processed alone.",
-            metavar="SIZE",
-        ),
-    ] = None,
+    memory: MemoryOption = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub checkpoint.")] = None,
     download: Annotated[
         bool,
@@ -202,6 +203,9 @@ def analyze(
         farms_ratio=farms_ratio,
         farms_windows=farms_windows,
     )
+    pairs = PairOptions(distances=distances, intruder_vectors=intruder_vectors, intruder_similarity=intruder_similarity)
+    if distances and base is None:
+        raise UsageError("--distances are from a base: name it with --base, or use 'esdtool compare --distances'")
     stdout_is_data = check_outputs(
         {"--json": json_path, "--csv": csv_path, "--esd": esd_path, "--html": html_path},
         sources=[*checkpoints, *([] if base is None else [base]), *(merged_from or ())],
@@ -264,6 +268,7 @@ def analyze(
                     cache=cache,
                     memory=memory_bytes,
                     download=True if download else False if in_part else None,
+                    pairs=pairs,
                 )
                 for checkpoint in in_order_of_training(checkpoints)
             ]

@@ -10,20 +10,24 @@ import typer
 from esdtool.cli.options import (
     CacheOption,
     DeviceOption,
+    DistancesOption,
     ExcludeOption,
     ExpertsOption,
     FastOption,
     FitOption,
     HtmlOption,
     IncludeOption,
+    IntruderSimilarityOption,
+    IntruderVectorsOption,
     JobsOption,
     KFractionOption,
+    MemoryOption,
     MinEigsOption,
     QuietOption,
     SplitFusedOption,
     TopOption,
 )
-from esdtool.spectra.options import ScoreOptions
+from esdtool.spectra.options import PairOptions, ScoreOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +37,23 @@ SortKey = Literal["order", "name", "role", "layer", "difference"]
 Format = Literal["table", "markdown", "csv"]
 
 # Names of parameters below.
-_OF_ANALYSES = ("fit", "k_fraction", "min_eigs", "fast", "include", "exclude", "split_fused", "device", "jobs", "cache")
+_OF_DISTANCES = ("distances", "intruder_vectors", "intruder_similarity")
+_OF_ANALYSES = (
+    *(
+        "fit",
+        "k_fraction",
+        "min_eigs",
+        "fast",
+        "include",
+        "exclude",
+        "split_fused",
+        "device",
+        "jobs",
+        "cache",
+        "memory",
+    ),
+    *_OF_DISTANCES,
+)
 _OF_CHECKPOINTS = (*_OF_ANALYSES, "experts", "sort", "top")
 
 
@@ -49,6 +69,9 @@ def compare(
             metavar="SOURCE...",
         ),
     ],
+    distances: DistancesOption = PairOptions.distances,
+    intruder_vectors: IntruderVectorsOption = PairOptions.intruder_vectors,
+    intruder_similarity: IntruderSimilarityOption = PairOptions.intruder_similarity,
     fit: FitOption = None,
     k_fraction: KFractionOption = ScoreOptions.k_fraction,
     min_eigs: MinEigsOption = ScoreOptions.min_eigs,
@@ -97,11 +120,13 @@ def compare(
     quiet: QuietOption = False,
     device: DeviceOption = "auto",
     jobs: JobsOption = None,
+    memory: MemoryOption = None,
     cache: CacheOption = True,
 ) -> None:
     """Compare checkpoints module by module, or the validation perplexities of training runs.
 
-    For checkpoints, the table shows how each alpha differs from that in the first one, and whether by more than chance.
+    For checkpoints, the table shows how each alpha differs from that in the first one, and whether by more than chance,
+    and how far the weights are apart.
     Runs that differ only in the seed are grouped. Their table shows mean and standard error by policy and base decay,
     and the difference from uniform decay, seed by seed.
     """
@@ -109,7 +134,9 @@ def compare(
     from esdtool.cli.output import note, write_text, wrote
     from esdtool.cli.targets import check_outputs
     from esdtool.modules.choice import ModuleChoice
+    from esdtool.support.sizes import parse_size
 
+    pairs = PairOptions(distances=distances, intruder_vectors=intruder_vectors, intruder_similarity=intruder_similarity)
     options = ScoreOptions(fit=tuple(fit or ScoreOptions.fit), k_fraction=k_fraction, min_eigs=min_eigs, fast=fast)
     outputs = {"--json": json_path, "--csv": csv_path, "--html": html_path}
     shown = not check_outputs(outputs, sources=sources, folder=plots) and not quiet
@@ -124,19 +151,22 @@ def compare(
     _refuse(context, ("against",), "concerns training runs, and these are checkpoints")
     if not found.checkpoints:
         _refuse(context, _OF_ANALYSES, "concerns checkpoints that are not analysed yet, and these all are")
-    analyses = analyses_of(
+    analyses, measured = analyses_of(
         found,
         options,
+        pairs=pairs,
         choice=ModuleChoice.of(include=include or (), exclude=exclude or (), split_fused=split_fused),
         device=device,
         jobs=jobs,
+        memory=None if memory is None else parse_size(memory),
         cache=cache,
         quiet=quiet,
     )
 
-    from esdtool.comparison.checkpoints import compare_analyses
+    from esdtool.comparison.checkpoints import PairSettings, compare_analyses
 
-    comparison = compare_analyses(analyses)
+    settings = PairSettings(intruder_vectors=intruder_vectors, intruder_similarity=intruder_similarity)
+    comparison = compare_analyses(analyses, distances=measured, pairs=settings if distances else None)
     for remark in comparison.notes:
         note(remark, quiet=quiet)
     if json_path is not None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from esdtool.analysis.distances import Distances
 from esdtool.analysis.document import Analysis
+from esdtool.analysis.pairs import measure_pairs
 from esdtool.analysis.plan import Plan, make_plan
-from esdtool.analysis.run import run
+from esdtool.analysis.run import OnProgress, run
 from esdtool.cli.output import note, progress_bar
 from esdtool.cli.sources import SourceKind, format_of, kind_of, runs_in
 from esdtool.comparison.monitor_log import last_of_log
 from esdtool.comparison.runs import has_result
 from esdtool.errors import CheckpointError, ConfigError, UsageError
+from esdtool.modules import WeightModule
 from esdtool.modules.choice import ModuleChoice
-from esdtool.spectra.options import ScoreOptions
+from esdtool.spectra.options import PairOptions, ScoreOptions
+
+_WORK_OF_DISTANCES = 5
+"""What the distances of a pair cost beside a spectrum, about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,27 +79,38 @@ def analyses_of(
     found: ComparedSources,
     options: ScoreOptions,
     *,
+    pairs: PairOptions,
     choice: ModuleChoice,
     device: str,
     jobs: int | None,
+    memory: int | None,
     cache: bool,
     quiet: bool,
-) -> list[Analysis]:
-    """Return the analyses of all sources, in their order.
+) -> tuple[list[Analysis], list[Mapping[str, Distances]]]:
+    """Return the analyses of all sources, in their order, and the distances of all but the first from the first.
 
     Args:
         found: the sources.
         options: what is computed of each module.
+        pairs: what is measured of the weights of two checkpoints. Without `pairs.distances` nothing is fetched from a
+            remote store for it, and there are no distances where a source is an analysis.
         choice: which modules are analysed.
         device: where to compute.
         jobs: modules worked on at a time; None takes the default.
+        memory: bytes that the modules in flight may take together; None: no limit.
         cache: whether spectra are looked up and kept.
         quiet: whether progress and remarks are left out.
 
     Raises:
-        UsageError: if there is only one, or an analysis is by another estimator than `options`.
+        UsageError: if there is only one, an analysis is by another estimator than `options`, or distances are asked
+            for of an analysis.
         CheckpointError: if a checkpoint cannot be read.
     """
+    if pairs.distances and found.analyses:
+        raise UsageError(
+            f"--distances needs the weights, which the analysis of {found.analyses[0].source.checkpoint} does not hold: "
+            "give the checkpoint"
+        )
     if found.checkpoints:
         for analysis in found.analyses:
             if analysis.settings.fit[0] != options.fit[0]:
@@ -111,6 +128,7 @@ def analyses_of(
                 choice=choice,
                 device=device,
                 jobs=jobs,
+                memory=memory,
                 cache=cache,
             )
         except CheckpointError as error:
@@ -126,8 +144,27 @@ def analyses_of(
     for made in plans:
         for remark in made.notes:
             note(remark, quiet=quiet)
-    with progress_bar(sum(made.cost for made in plans), quiet=quiet) as advance:
-        return [run(model, on_progress=advance) if isinstance(model, Plan) else model for model in planned]
+    first, *others = planned
+    more = _WORK_OF_DISTANCES * sum(made.cost for made in plans[1:]) if pairs.distances else 0
+    with progress_bar(sum(made.cost for made in plans) + more, quiet=quiet) as advance:
+        analyses = [run(model, on_progress=advance) if isinstance(model, Plan) else model for model in planned]
+        distances = [_distances(first, other, pairs, advance if pairs.distances else None) for other in others]
+    return analyses, distances
+
+
+def _distances(
+    first: Plan | Analysis, other: Plan | Analysis, pairs: PairOptions, on_progress: OnProgress | None
+) -> Mapping[str, Distances]:
+    if not isinstance(first, Plan) or not isinstance(other, Plan):
+        return {}
+    if not pairs.distances and (first.limits.is_remote or other.limits.is_remote):
+        return {}  # all bytes would come over the network a second time
+
+    def advance(module: WeightModule, cost: float) -> None:
+        if on_progress is not None:
+            on_progress(module, _WORK_OF_DISTANCES * cost)
+
+    return measure_pairs(first, other, pairs, on_progress=advance)
 
 
 def _too_few(source: str) -> UsageError:

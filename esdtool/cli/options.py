@@ -84,3 +84,32 @@ CacheOption = Annotated[
     bool,
     typer.Option("--cache/--no-cache", help="Reuse cached spectra of weights that were analysed before."),
 ]
+
+DistancesOption = Annotated[
+    bool,
+    typer.Option(
+        "--distances",
+        help="Also compare the singular vectors with the base's: CKA, overlap of subspaces, principal angles, intruder "
+        "dimensions. Takes several times as long.",
+    ),
+]
+IntruderVectorsOption = Annotated[
+    int,
+    typer.Option(
+        help="Number of the largest singular vectors among which --distances seeks intruder dimensions.", min=1
+    ),
+]
+IntruderSimilarityOption = Annotated[
+    float,
+    typer.Option(
+        help="A vector that resembles none of the base as much as this, as |cosine|, is an intruder dimension.",
+        callback=finite,
+    ),
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Memory limit for the modules in progress, such as 4GB. A larger module is processed alone.",
+        metavar="SIZE",
+    ),
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import PurePath
 from statistics import fmean
@@ -11,6 +11,7 @@ from typing import Final
 
 from esdtool._version import __version__
 from esdtool.analysis.counterparts import Counterparts, find_counterparts
+from esdtool.analysis.distances import Distances
 from esdtool.analysis.document import Analysis, ModuleResult
 from esdtool.analysis.verdict import alpha_words
 from esdtool.comparison.document import (
@@ -20,6 +21,7 @@ from esdtool.comparison.document import (
     ComparedModule,
     ComparedRole,
     ComparisonSummary,
+    PairSettings,
     Side,
     Unmatched,
     is_significant,
@@ -45,10 +47,21 @@ __all__ = [
 ]
 
 
-def compare_analyses(analyses: Sequence[Analysis]) -> CheckpointComparison:
+def compare_analyses(
+    analyses: Sequence[Analysis],
+    *,
+    distances: Sequence[Mapping[str, Distances]] = (),
+    pairs: PairSettings | None = None,
+) -> CheckpointComparison:
     """Put analyses side by side; the first is what the others are compared with.
 
     Modules are matched by name and shape, else by name without outer prefixes, else by block, role and expert.
+
+    Args:
+        analyses: two or more.
+        distances: for each but the first, how far its modules are from the first one's, by the names that the first
+            one has for them (`esdtool.analysis.pairs.measure_pairs`); empty where that is not known.
+        pairs: how singular vectors were compared, where they were.
 
     Raises:
         UsageError: for fewer than two analyses, or where their alphas are of different estimators.
@@ -64,13 +77,15 @@ def compare_analyses(analyses: Sequence[Analysis]) -> CheckpointComparison:
                 "analyse both with the same --fit"
             )
     found = [find_counterparts(first.modules, other.modules) for other in others]
-    modules = tuple(_row(module, first, others, found) for module in first.modules)
+    known = distances or [{}] * len(others)
+    modules = tuple(_row(module, first, others, found, known) for module in first.modules)
     matched = tuple(module for module in modules if any(side is not None for side in module.sides[1:]))
     return CheckpointComparison(
         created_by=f"esdtool {__version__}",
         checkpoints=tuple(_compared(label, analysis) for label, analysis in zip(labels, analyses, strict=True)),
         modules=matched,
         unmatched=tuple(_unmatched(analyses, found, labels)),
+        pairs=pairs,
         notes=tuple(_notes(analyses)),
         summary=_summary(analyses, matched),
     )
@@ -114,11 +129,13 @@ def _row(
     first: Analysis,
     others: Sequence[Analysis],
     found: Sequence[Counterparts[ModuleResult]],
+    distances: Sequence[Mapping[str, Distances]],
 ) -> ComparedModule:
-    sides: list[Side | None] = [_side(module, None, first.settings.fit[0])]
-    for other, counterparts in zip(others, found, strict=True):
+    sides: list[Side | None] = [_side(module, None, first.settings.fit[0], None)]
+    for other, counterparts, known in zip(others, found, distances, strict=True):
         theirs = counterparts.pairs.get(module.name)
-        sides.append(None if theirs is None else _side(theirs, module, other.settings.fit[0]))
+        fit = other.settings.fit[0]
+        sides.append(None if theirs is None else _side(theirs, module, fit, known.get(module.name)))
     return ComparedModule(
         name=module.name,
         role=module.role,
@@ -129,7 +146,7 @@ def _row(
     )
 
 
-def _side(module: ModuleResult, first: ModuleResult | None, fit: str) -> Side:
+def _side(module: ModuleResult, first: ModuleResult | None, fit: str, distances: Distances | None) -> Side:
     difference = significance = None
     if first is not None and first.alpha is not None and module.alpha is not None:
         difference = module.alpha - first.alpha
@@ -145,6 +162,7 @@ def _side(module: ModuleResult, first: ModuleResult | None, fit: str) -> Side:
         num_eigs=module.num_eigs,
         difference=difference,
         significance=significance,
+        distances=distances,
     )
 
 

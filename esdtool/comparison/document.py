@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field
 
+from esdtool.analysis.distances import Distances, quantity_names
 from esdtool.analysis.document import Settings, Source, read_document
 from esdtool.analysis.record import Record
 from esdtool.modules.skipped import SkipKind
@@ -55,6 +56,12 @@ class Side(Record):
     significance: float | None = Field(
         default=None, description="difference / sqrt(sum of both squared standard errors)."
     )
+    distances: Distances | None = Field(
+        default=None,
+        exclude_if=lambda distances: distances is None,
+        description="How far the weights are from the first checkpoint's. Absent for the first, where they were not "
+        "measured, and where a weight is not finite.",
+    )
 
 
 class ComparedModule(Record):
@@ -71,6 +78,15 @@ class ComparedModule(Record):
     def largest_difference(self) -> float | None:
         """The difference of the largest amount; None without any."""
         return largest([side.difference for side in self.sides if side is not None])
+
+
+class PairSettings(Record):
+    """How the singular vectors of two checkpoints were compared."""
+
+    intruder_vectors: int = Field(description="Largest singular vectors among which intruder dimensions were sought.")
+    intruder_similarity: float = Field(
+        description="|Cosine| with a vector of the first checkpoint below which a vector is an intruder."
+    )
 
 
 class ComparedRole(Record):
@@ -121,6 +137,11 @@ class CheckpointComparison(Record):
     checkpoints: tuple[Compared, ...]
     modules: tuple[ComparedModule, ...] = Field(description="In the order of the first checkpoint.")
     unmatched: tuple[Unmatched, ...] = ()
+    pairs: PairSettings | None = Field(
+        default=None,
+        exclude_if=lambda pairs: pairs is None,
+        description="How the singular vectors were compared; absent where they were not.",
+    )
     notes: tuple[str, ...] = Field(default=(), description="Why numbers may not be comparable.")
     summary: ComparisonSummary
 
@@ -149,14 +170,22 @@ class CheckpointComparison(Record):
 
     def to_csv(self) -> str:
         """Return one line a module and checkpoint; `module` is the name in the first checkpoint."""
-        fields = ["module", "role", "layer", "expert", "shape", "checkpoint", *Side.model_fields]
+        sides = [side for module in self.modules for side in module.sides if side is not None]
+        measured = any(side.distances is not None for side in sides)
+        names = quantity_names(cheap_only=self.pairs is None) if measured else []
+        keys = [name for name in Side.model_fields if name != "distances"]
+        columns = [f"distances.{name}" for name in names]
+        fields = ["module", "role", "layer", "expert", "shape", "checkpoint", *keys, *columns]
         rows: list[dict[str, Any]] = []
         for module in self.modules:
             shared: dict[str, Any] = {"module": module.name, "role": module.role, "layer": module.layer}
             shared |= {"expert": module.expert, "shape": dimensions(module.shape)}
             for checkpoint, side in zip(self.checkpoints, module.sides, strict=True):
                 if side is not None:
-                    rows.append(shared | {"checkpoint": checkpoint.checkpoint} | side.model_dump())
+                    row = shared | {"checkpoint": checkpoint.checkpoint} | side.model_dump(exclude={"distances"})
+                    if side.distances is not None:
+                        row |= {f"distances.{name}": side.distances.measure(name) for name in names}
+                    rows.append(row)
         return csv_text(fields, rows)
 
 

@@ -80,6 +80,8 @@ class MatrixFacts(BaseModel):
     """Relative rounding error of the stored weights, where it is more than that of the dtype."""
     elements: ElementStatistics | None
     """Statistics of their elements, as an analysis takes them."""
+    relative_distance: float | None = None
+    """Of a difference: its Frobenius norm over that of the base."""
 
 
 @dataclass(frozen=True, kw_only=True)

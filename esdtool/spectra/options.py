@@ -146,3 +146,26 @@ class ScoreOptions:
             return ("svd-float64",)
         gram: tuple[SpectrumPath, ...] = ("gram-float32", "gram-float64") if self.fast else ("gram-float64",)
         return gram if self.spectrum == "gram" else (*gram, "svd-float64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOptions:
+    """What is measured of two versions of a module, a base and another."""
+
+    distances: bool = False
+    """Everything, with singular vectors; otherwise only what a pass over the elements gives."""
+    intruder_vectors: int = 10
+    """Largest singular vectors among which intruder dimensions are sought."""
+    intruder_similarity: float = 0.5
+    """A vector that resembles none of the base as much as this, as |cosine|, is an intruder."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing.
+
+        Raises:
+            UsageError: with the option's name and its valid values.
+        """
+        if self.intruder_vectors < 1:
+            raise UsageError(f"intruder-vectors must be at least 1, not {self.intruder_vectors}")
+        if not 0 < self.intruder_similarity <= 1:
+            raise UsageError(f"intruder-similarity must be in (0, 1], not {self.intruder_similarity}")

@@ -11,6 +11,7 @@ from esdtool.report.html.heatmap import Place, heat_maps, stack_of
 from esdtool.report.html.markup import DASH, Html, joined, name_tag, shown, tag
 from esdtool.report.html.page import details, facts, noscript, page, section
 from esdtool.report.html.table import Cell, HtmlColumn, Row, number, table
+from esdtool.report.tables.comparison import intruders
 from esdtool.support.words import dimensions
 
 _MAPS = 6
@@ -48,7 +49,10 @@ def _lead(comparison: CheckpointComparison) -> Html:
     for position, label in enumerate(others):
         listed += [", " if position else "", name_tag(label)]
     heading = [tag("span", "Alphas compared: ", class_="kind"), *listed, " against ", name_tag(first)]
-    words = [tag("p", _sentence(comparison, position), class_="lead") for position in range(1, len(others) + 1)]
+    words = [
+        tag("p", [_sentence(comparison, position), " ", intruders(comparison, position) or ""], class_="lead")
+        for position in range(1, len(others) + 1)
+    ]
     notes = [tag("li", note) for note in comparison.notes]
     pairs = [
         ("alpha by", comparison.fit),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from esdtool.comparison.document import CheckpointComparison, ComparedModule, Side, is_significant
 from esdtool.report.html.markup import DASH, Html, joined, name_tag, shown, tag
 from esdtool.report.html.rows import anchor
 from esdtool.report.html.table import Cell, HtmlColumn, Row, number, table
+from esdtool.report.tables.distances import DistanceColumn, distance_columns
 from esdtool.support.words import dimensions
 
 _DELTA = "\N{GREEK CAPITAL LETTER DELTA}"
@@ -19,6 +21,9 @@ def compared_table(comparison: CheckpointComparison) -> Html:
     """Return one row a module; for two checkpoints also the significance and both verdicts."""
     first, *others = comparison.labels
     two = len(others) == 1
+    distances = distance_columns(
+        None if side is None else side.distances for module in comparison.modules for side in module.sides
+    )
     columns = [
         HtmlColumn(heading="module", filter=True),
         HtmlColumn(heading="role", filter=True, choose="all roles"),
@@ -27,11 +32,16 @@ def compared_table(comparison: CheckpointComparison) -> Html:
         *(HtmlColumn(heading=name_tag(label), kind="number") for label in (first, *others)),
         *(HtmlColumn(heading=_DELTA if two else [f"{_DELTA} ", name_tag(label)], kind="number") for label in others),
         *([HtmlColumn(heading=f"{_DELTA} / error", kind="number")] if two else []),
+        *(
+            HtmlColumn(heading=found.heading if two else [f"{found.heading} ", name_tag(label)], kind="number")
+            for label in others
+            for found in distances
+        ),
         HtmlColumn(heading="change", filter=True, choose="all changes"),
         *([HtmlColumn(heading="verdict", filter=True, choose="all verdicts")] if two else []),
     ]
     rows = (
-        Row(cells=_cells(module, comparison.labels, two=two), anchor=anchor(position))
+        Row(cells=_cells(module, comparison.labels, distances, two=two), anchor=anchor(position))
         for position, module in enumerate(comparison.modules)
     )
     caption = f"Alpha by {comparison.fit} in each checkpoint; {_DELTA} is the difference from {first}"
@@ -48,7 +58,9 @@ def row_link(name: str, position: int) -> Html:
     return tag("a", name_tag(name), href=f"#{anchor(position)}")
 
 
-def _cells(module: ComparedModule, labels: tuple[str, ...], *, two: bool) -> list[Cell]:
+def _cells(
+    module: ComparedModule, labels: tuple[str, ...], distances: Sequence[DistanceColumn], *, two: bool
+) -> list[Cell]:
     sides = module.sides
     change = _change(module)
     cells = [
@@ -63,6 +75,8 @@ def _cells(module: ComparedModule, labels: tuple[str, ...], *, two: bool) -> lis
     if two:
         significance = None if last is None else last.significance
         cells.append(Cell(content=DASH if significance is None else shown(significance, "+z.1f"), value=significance))
+    for side in sides[1:]:
+        cells += [number(found.value(None if side is None else side.distances), found.spec) for found in distances]
     cells.append(Cell(content=change, class_="strong" if change in ("heavier", "lighter", "both") else "dull"))
     if two:
         cells.append(Cell(content=_verdicts(sides[0], last)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from esdtool.analysis.document import Analysis, ModuleResult
 from esdtool.analysis.verdict import OVER_TRAINED_BELOW, UNDER_TRAINED_ABOVE, Verdict, verdict, verdict_words
@@ -11,6 +12,7 @@ from esdtool.report.html.page import details
 from esdtool.report.html.rows import ModuleRows, anchor
 from esdtool.report.html.table import Cell, HtmlColumn, Row, number, table
 from esdtool.report.tables.analysis import doubt
+from esdtool.report.tables.distances import DistanceColumn, distance_columns, distance_terms
 from esdtool.support.words import dimensions
 
 _CLASSES = {
@@ -31,6 +33,7 @@ def module_table(analysis: Analysis, rows: ModuleRows) -> Html:
     fit = analysis.settings.fit
     estimated = any(module.alpha_ci for module in analysis.modules)
     doubtful = any(map(doubt, analysis.modules))
+    distances = distance_columns(module.distances for module in analysis.modules)
     columns = [
         HtmlColumn(heading="module", filter=True),
         HtmlColumn(heading="role", filter=True, choose="all roles"),
@@ -45,11 +48,12 @@ def module_table(analysis: Analysis, rows: ModuleRows) -> Html:
         HtmlColumn(heading="KS", kind="number"),
         HtmlColumn(heading="stable rank", kind="number"),
         HtmlColumn(heading=_LAMBDA_MAX, kind="number"),
+        *(HtmlColumn(heading=found.heading, kind="number") for found in distances),
         *([HtmlColumn(heading="identified by", filter=True)] if doubtful else []),
         HtmlColumn(heading="verdict", filter=True, choose="all verdicts"),
     ]
     body = [
-        Row(cells=_cells(module, fit, estimated=estimated, doubtful=doubtful), anchor=anchor(position))
+        Row(cells=_cells(module, fit, distances, estimated=estimated, doubtful=doubtful), anchor=anchor(position))
         for position, module in enumerate(rows.modules)
     ]
     caption = f"Alpha by {fit[0]}"
@@ -58,7 +62,14 @@ def module_table(analysis: Analysis, rows: ModuleRows) -> Html:
     return table(caption, columns, body, sortable="modules", panels=True, anchor="module-table")
 
 
-def _cells(module: ModuleResult, fit: tuple[str, ...], *, estimated: bool, doubtful: bool) -> list[Cell]:
+def _cells(
+    module: ModuleResult,
+    fit: tuple[str, ...],
+    distances: Sequence[DistanceColumn],
+    *,
+    estimated: bool,
+    doubtful: bool,
+) -> list[Cell]:
     judged = verdict(module, fit[0])
     return [
         Cell(content=name_tag(module.name)),
@@ -74,6 +85,7 @@ def _cells(module: ModuleResult, fit: tuple[str, ...], *, estimated: bool, doubt
         number(module.ks_distance, ".3f"),
         number(module.stable_rank, ".1f"),
         number(module.lambda_max, ".4g"),
+        *(number(found.value(module.distances), found.spec) for found in distances),
         *([Cell(content=doubt(module))] if doubtful else []),
         Cell(
             content=verdict_words(module, fit[0]),
@@ -117,6 +129,7 @@ def glossary(analysis: Analysis) -> Html:
             f"the table chooses by alpha: {_verdicts(fit[0])}",
         ),
     ]
+    terms += [(term, f"{words}.") for term, words in distance_terms(module.distances for module in analysis.modules)]
     items = [tag("div", [tag("dt", joined(term)), tag("dd", joined(words))]) for term, words in terms]
     return details("What the columns mean", tag("dl", items, class_="terms"))
 

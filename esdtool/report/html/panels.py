@@ -8,16 +8,19 @@ holds its scale.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from esdtool.analysis.distances import quantity_names
 from esdtool.analysis.document import Analysis, ModuleResult, TailResult
 from esdtool.report.html.markup import rounded
 from esdtool.report.html.rows import ModuleRows
 from esdtool.report.tables.density import drawn_fit, esd_histogram, null_density
 from esdtool.spectra.marchenko_pastur import mp_edges
 from esdtool.spectra.measure import all_quantities
+from esdtool.spectra.pair_measure import all_pair_quantities
 
 _METRICS: tuple[tuple[str, str], ...] = (
     ("num_eigs", "eigenvalues"),
@@ -43,11 +46,15 @@ NO_ESDS = "No figures: the analysis was read from a file, which does not hold th
 def panel_data(analysis: Analysis, rows: ModuleRows) -> dict[str, Any]:
     """Build the data that `figure.js` reads: one entry for each row of the module table, and shared values."""
     nulls = _Nulls()
+    names = quantity_names(cheap_only=not analysis.settings.distances)
+    # The columns of all modules: without a base there are none.
+    pairs = names if any(module.distances is not None for module in analysis.modules) else []
+    titles = {quantity.name: quantity.title for quantity in all_pair_quantities()}
     return {
         "estimators": list(analysis.settings.fit),
-        "metrics": [label for _, label in _METRICS],
+        "metrics": [*(label for _, label in _METRICS), *(titles[name] for name in pairs)],
         "rows": [
-            FOLDED if rows.folded and module.expert is not None else _entry(module, analysis, nulls)
+            FOLDED if rows.folded and module.expert is not None else _entry(module, analysis, nulls, pairs)
             for module in rows.modules
         ],
         "nulls": nulls.samples,
@@ -81,12 +88,15 @@ class _Nulls:
         return [self._position[shape], rounded(scale)]
 
 
-def _entry(module: ModuleResult, analysis: Analysis, nulls: _Nulls) -> list[Any]:
+def _entry(module: ModuleResult, analysis: Analysis, nulls: _Nulls, pairs: Sequence[str]) -> list[Any]:
     fits = [_fit(module.fits.get(name)) for name in analysis.settings.fit]
     drawn = drawn_fit(module)
     words = [module.status if not module.ok else None, module.warning, module.spectrum]
     return [
-        [rounded(getattr(module, field)) for field, _ in _METRICS],
+        [
+            *(rounded(getattr(module, field)) for field, _ in _METRICS),
+            *(None if module.distances is None else rounded(module.distances.measure(name)) for name in pairs),
+        ],
         fits,
         words,
         _histogram(module, analysis),

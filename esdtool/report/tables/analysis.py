@@ -12,6 +12,7 @@ from esdtool.analysis.verdict import verdict_words
 from esdtool.modules import WeightModule
 from esdtool.modules.identification import IdentifiedBy
 from esdtool.modules.skipped import SkipKind
+from esdtool.report.tables.distances import DistanceColumn, distance_columns
 from esdtool.report.tables.experts import Experts, fold_experts
 from esdtool.support.words import dimensions
 
@@ -93,6 +94,10 @@ def module_columns(analysis: Analysis, *, narrow: bool) -> list[Column[ModuleRes
         Column(heading="stable rank", cell=lambda module: format_number(module.stable_rank, ".1f")),
         Column(heading="lambda_max", cell=lambda module: format_number(module.lambda_max, ".4g")),
     ]
+    distances = [
+        Column[ModuleResult](heading=found.heading, cell=_distance(found))
+        for found in distance_columns(module.distances for module in analysis.modules)
+    ]
     return [
         Column(heading="module", cell=lambda module: module.name, is_text=True),
         *([] if narrow else place),
@@ -103,9 +108,14 @@ def module_columns(analysis: Analysis, *, narrow: bool) -> list[Column[ModuleRes
         *(Column(heading=name, cell=other(name)) for name in fit[1:]),
         Column(heading="null", cell=lambda module: format_number(module.mp_alpha, ".2f")),
         *([] if narrow else rest),
+        *distances,
         *([doubtful] if any(map(doubt, analysis.modules)) else []),
         Column(heading="verdict", cell=lambda module: verdict_words(module, fit[0]), is_text=True),
     ]
+
+
+def _distance(column: DistanceColumn) -> Callable[[ModuleResult], str]:
+    return lambda module: column.cell(module.distances)
 
 
 def doubt(module: ModuleResult | WeightModule) -> str:

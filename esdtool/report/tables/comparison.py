@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
+from esdtool.analysis.distances import intruder_words
 from esdtool.comparison.checkpoints import CheckpointComparison, ComparedModule, ComparedRole, Side, is_significant
 from esdtool.comparison.document import SIGNIFICANT
 from esdtool.report.tables.analysis import Column, Rows, cut, format_layer, format_number, missing_last
+from esdtool.report.tables.distances import DistanceColumn, distance_columns
 from esdtool.report.tables.experts import Experts, starred
 from esdtool.support.words import dimensions
 
@@ -84,6 +86,10 @@ def compared_columns(comparison: CheckpointComparison, *, narrow: bool) -> list[
         columns.append(Column(heading=f"{name} - A", cell=_difference(position)))
         if not narrow:
             columns.append(Column(heading=_ERRORS, cell=_significance(position)))
+        measured = (None if side is None else side.distances for module in comparison.modules for side in module.sides)
+        columns += [
+            Column(heading=found.heading, cell=_distance(found, position)) for found in distance_columns(measured)
+        ]
     if not narrow:
         columns.append(Column(heading="verdict", cell=_verdicts, is_text=True))
     return columns
@@ -162,7 +168,19 @@ def moved_columns(comparison: CheckpointComparison) -> list[Column[tuple[Compare
 
 def comparison_words(comparison: CheckpointComparison) -> str:
     """Return the comparison in words, a sentence or two for each checkpoint after the first."""
-    return " ".join(_words(comparison, position) for position in range(1, len(comparison.checkpoints)))
+    words = []
+    for position in range(1, len(comparison.checkpoints)):
+        words.append(_words(comparison, position))
+        found = intruders(comparison, position)
+        if found is not None:
+            words.append(found)
+    return " ".join(words)
+
+
+def intruders(comparison: CheckpointComparison, position: int) -> str | None:
+    """Return what is to be said of a checkpoint's intruder dimensions; None where nobody looked."""
+    sides = [(module.name, side.distances) for module in comparison.modules if (side := module.sides[position])]
+    return intruder_words(sides, similarity=None if comparison.pairs is None else comparison.pairs.intruder_similarity)
 
 
 def _words(comparison: CheckpointComparison, position: int) -> str:
@@ -220,6 +238,14 @@ def _significance(position: int) -> Callable[[ComparedModule], str]:
     return cell
 
 
+def _distance(column: DistanceColumn, position: int) -> Callable[[ComparedModule], str]:
+    def cell(module: ComparedModule) -> str:
+        side = module.sides[position]
+        return column.cell(None if side is None else side.distances)
+
+    return cell
+
+
 def _verdicts(module: ComparedModule) -> str:
     """Return the verdict, or how it changed along the checkpoints."""
     said = [side.verdict for side in module.sides if side is not None]
@@ -246,8 +272,10 @@ def _mean_side(sides: Sequence[Side]) -> Side | None:
     # Of each expert difference / significance is the error of its difference.
     errors = [(side.difference or 0.0) / side.significance for side in both if side.significance]
     error = math.hypot(*errors) / len(both) if errors else 0.0
+    measured = [side.distances for side in sides if side.distances is not None]
     return known[0].model_copy(
         update={
+            "distances": measured[0].mean(measured) if measured else None,
             **{name: _mean_of(known, name) for name in ("alpha", "alpha_stderr", "mp_alpha")},
             "difference": difference,
             "significance": None if difference is None or error == 0 else difference / error,

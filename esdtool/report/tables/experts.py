@@ -52,6 +52,8 @@ def _mean(group: Sequence[ModuleResult]) -> ModuleResult:
         fit: fmean(values) if (values := [v for m in scored if (v := m.alphas.get(fit)) is not None]) else None
         for fit in scored[0].alphas
     }
+    measured = [module.distances for module in scored if module.distances is not None]
+    means["distances"] = measured[0].mean(measured) if measured else None
     return scored[0].model_copy(update={"name": name, "alphas": alphas, **means})
 
 

@@ -39,6 +39,9 @@ def settings_in_words(settings: Settings) -> list[SettingInWords]:
     found.append(_setting("spectrum", settings.spectrum + (", float32 allowed" if settings.fast else "")))
     if settings.vectors:
         found.append(_setting("singular vectors", "yes, in float64"))
+    if settings.distances:
+        vectors = f"below {settings.intruder_similarity:g}, of {settings.intruder_vectors} vectors"
+        found.append(_setting("intruders", vectors))
     split = "split" if settings.split_fused else "not split"
     found.append(SettingInWords(term="fused projections", values=(split,), is_usual=settings.split_fused))
     if settings.sample_layers is not None:
