@@ -9,7 +9,7 @@ from generator import benchmarks, measures
 
 ROOT = Path(__file__).parents[2]
 
-_TABLES = benchmarks.TABLES | {"measures": measures.measures}
+_TABLES = benchmarks.TABLES | {"measures": measures.measures, "pair-measures": measures.pair_measures}
 
 _PART = re.compile(r"(<!-- generated: (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -163,7 +163,8 @@ def compare(
         quiet=quiet,
     )
 
-    from esdtool.comparison.checkpoints import PairSettings, compare_analyses
+    from esdtool.comparison.checkpoints import compare_analyses
+    from esdtool.comparison.document import PairSettings
 
     settings = PairSettings(intruder_vectors=intruder_vectors, intruder_similarity=intruder_similarity)
     comparison = compare_analyses(analyses, distances=measured, pairs=settings if distances else None)

@@ -20,7 +20,7 @@ from esdtool.modules import WeightModule
 from esdtool.modules.choice import ModuleChoice
 from esdtool.spectra.options import PairOptions, ScoreOptions
 
-_WORK_OF_DISTANCES = 5
+_WORK_OF_DISTANCES = 4
 """What the distances of a pair cost beside a spectrum, about."""
 
 
@@ -108,8 +108,8 @@ def analyses_of(
     """
     if pairs.distances and found.analyses:
         raise UsageError(
-            f"--distances needs the weights, which the analysis of {found.analyses[0].source.checkpoint} does not hold: "
-            "give the checkpoint"
+            f"--distances needs the weights, and the analysis of {found.analyses[0].source.checkpoint} does not hold "
+            "them: give the checkpoint"
         )
     if found.checkpoints:
         for analysis in found.analyses:

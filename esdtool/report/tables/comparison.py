@@ -80,16 +80,16 @@ def compared_columns(comparison: CheckpointComparison, *, narrow: bool) -> list[
         *([] if narrow else place),
         Column(heading="A", cell=_alpha(0)),
     ]
+    distances = distance_columns(
+        None if side is None else side.distances for module in comparison.modules for side in module.sides
+    )
     for position in range(1, len(comparison.checkpoints)):
         name = letter(position)
         columns.append(Column(heading=name, cell=_alpha(position)))
         columns.append(Column(heading=f"{name} - A", cell=_difference(position)))
         if not narrow:
             columns.append(Column(heading=_ERRORS, cell=_significance(position)))
-        measured = (None if side is None else side.distances for module in comparison.modules for side in module.sides)
-        columns += [
-            Column(heading=found.heading, cell=_distance(found, position)) for found in distance_columns(measured)
-        ]
+        columns += [Column(heading=found.heading, cell=_distance(found, position)) for found in distances]
     if not narrow:
         columns.append(Column(heading="verdict", cell=_verdicts, is_text=True))
     return columns
