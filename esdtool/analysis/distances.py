@@ -1,4 +1,4 @@
-"""How far a module is from a base: the part of an analysis, and of a comparison, that two versions of it give."""
+"""The distances of a module from its counterpart in a base, as analyses and comparisons hold them."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from esdtool.spectra.cache import MatrixFacts, content_hash
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
-    """What was read of a module."""
+    """The matrices of a module as they were read."""
 
     matrices: Sequence[torch.Tensor]
     """[rows, columns] each: those to decompose."""

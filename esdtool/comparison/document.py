@@ -81,7 +81,7 @@ class ComparedModule(Record):
 
 
 class PairSettings(Record):
-    """How the singular vectors of two checkpoints were compared."""
+    """The settings under which the singular vectors of two checkpoints were compared."""
 
     intruder_vectors: int = Field(description="Largest singular vectors among which intruder dimensions were sought.")
     intruder_similarity: float = Field(

@@ -81,7 +81,7 @@ class MatrixFacts(BaseModel):
     elements: ElementStatistics | None
     """Statistics of their elements, as an analysis takes them."""
     relative_distance: float | None = None
-    """Of a difference: its Frobenius norm over that of the base."""
+    """The Frobenius norm of a difference over that of the base."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -150,7 +150,7 @@ class ScoreOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PairOptions:
-    """What is measured of two versions of a module, a base and another."""
+    """Choose what is measured of two versions of a module, a base and another."""
 
     distances: bool = False
     """Everything, with singular vectors; otherwise only what a pass over the elements gives."""
