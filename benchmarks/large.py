@@ -8,6 +8,9 @@ fit from the cache that the default run filled. `--layers` makes fewer layers of
 the same. Peak memory is sampled from /proc. `anonymous` is the memory that the process allocated beyond that of the
 interpreter with its libraries. `resident` includes the pages of the mapped files, which the system may reclaim.
 
+The last two rows are whole commands, the start of Python and torch included: `esdtool analyze` with one module at a time,
+and the same analysis divided between two processes by torchrun.
+
 The svdvals row is a `torch.linalg.svdvals(W.float())` loop over the first layer with all cores, as in the public
 AlphaDecay code, times the number of layers.
 """
@@ -20,6 +23,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +104,17 @@ def race(checkpoint: Path, options: dict[str, Any], *, cache: Path | None, memor
     return found
 
 
+def command_seconds(checkpoint: Path, *, processes: int) -> float:
+    """Time the whole command in one process, one module at a time, or in several that torchrun starts."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    command = [sys.executable, *start, "-m", "esdtool", "analyze", str(checkpoint), "--quiet", "--jobs", "1", "--no-cache"]
+    begin = time.perf_counter()
+    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=True)
+    return time.perf_counter() - begin
+
+
 def svdvals_of_a_layer(shard: Path, device: str | torch.device = "cpu") -> float:
     """Time `svdvals` for one layer, as the public code calls it, reading and copying aside."""
-    import time
-
     from safetensors.torch import load_file
 
     weights = {name: weight.to(device) for name, weight in load_file(shard).items()}
@@ -140,6 +151,9 @@ def main() -> None:
         for name, options, folder in contests:
             rows[name] = race(arguments.folder, options, cache=folder, memory=memory)
             print(name, rows[name], flush=True)
+    for name, processes in (("the command, one module at a time", 1), ("the command, two processes by torchrun", 2)):
+        rows[name] = {"seconds": command_seconds(arguments.folder, processes=processes)}
+        print(name, rows[name], flush=True)
     layer = svdvals_of_a_layer(arguments.folder / f"model-00001-of-{layers:05d}.safetensors")
     rows["svdvals, first layer times the layers"] = {"seconds": layer * layers}
     document = {
@@ -153,6 +167,8 @@ def main() -> None:
             "svdvals / esdtool --fast": layer * layers / rows["esdtool --fast"]["seconds"],
             "second run / first run": rows["esdtool --fit ks, from the cache"]["seconds"]
             / rows["esdtool, filling the cache"]["seconds"],
+            "two processes / one module at a time": rows["the command, two processes by torchrun"]["seconds"]
+            / rows["the command, one module at a time"]["seconds"],
         },
     }
     print(json.dumps(document["ratios"], indent=1))

@@ -53,10 +53,12 @@ _CLASSES = (
     _Class(largest=512, sample=256, candidates=("torch", "openblas-one-stage")),
     _Class(largest=1104, sample=896, candidates=("torch", "openblas-one-stage", "openblas-two-stage")),
     _Class(largest=1536, sample=1280, candidates=("torch", "openblas-one-stage", "openblas-two-stage")),
-    _Class(largest=math.inf, sample=1792, candidates=("torch", "openblas-two-stage")),
+    _Class(largest=3072, sample=2048, candidates=("torch", "openblas-one-stage", "openblas-two-stage")),
+    _Class(largest=math.inf, sample=3136, candidates=("torch", "openblas-two-stage")),
 )
-"""Two stages never win below the first bound, nor one stage above the last; in between the libraries change their
-algorithms (MKL's wins from order 1100 in float64, from 1500 in float32)."""
+"""Two stages never win below the first bound, nor one stage above the last. In between it depends on the processor: on
+a Sapphire Rapids MKL's own two stages win from order 1100 in float64 and from 1500 in float32, on a Zen OpenBLAS's one
+stage is the fastest up to 2048 in float32."""
 
 _ROUNDS = 3
 """Trials of each solver at most, of which the best counts."""

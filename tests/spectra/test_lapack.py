@@ -144,6 +144,7 @@ def counted_trials(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> list[in
         (200, {"torch": 1.0, "one_stage": 0.5, "two_stage": 0.1}, "openblas-one-stage"),  # two stages are no candidate
         (900, {"torch": 1.0, "one_stage": 0.5, "two_stage": 0.1}, "openblas-two-stage"),
         (1400, {"torch": 1.0, "one_stage": 0.5, "two_stage": 0.7}, "openblas-one-stage"),
+        (2500, {"torch": 1.0, "one_stage": 0.1, "two_stage": 0.7}, "openblas-one-stage"),
         (9000, {"torch": 1.0, "one_stage": 0.1, "two_stage": 0.7}, "openblas-two-stage"),
         (900, {"torch": 0.5, "one_stage": 1.0, "two_stage": 1.0}, "torch"),
         (900, {"torch": 1.0, "one_stage": 0.99, "two_stage": 0.99}, "torch"),  # no gain worth the change
