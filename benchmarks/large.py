@@ -8,8 +8,8 @@ fit from the cache that the default run filled. `--layers` makes fewer layers of
 the same. Peak memory is sampled from /proc. `anonymous` is the memory that the process allocated beyond that of the
 interpreter with its libraries. `resident` includes the pages of the mapped files, which the system may reclaim.
 
-The last two rows are whole commands, the start of Python and torch included: `esdtool analyze` with one module at a time,
-and the same analysis divided between two processes by torchrun.
+The rows of "the command" include the start of Python and torch: `esdtool analyze` with one module at a time, and the same
+analysis divided between two processes by torchrun.
 
 The svdvals row is a `torch.linalg.svdvals(W.float())` loop over the first layer with all cores, as in the public
 AlphaDecay code, times the number of layers.
@@ -107,7 +107,18 @@ def race(checkpoint: Path, options: dict[str, Any], *, cache: Path | None, memor
 def command_seconds(checkpoint: Path, *, processes: int) -> float:
     """Time the whole command in one process, one module at a time, or in several that torchrun starts."""
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    command = [sys.executable, *start, "-m", "esdtool", "analyze", str(checkpoint), "--quiet", "--jobs", "1", "--no-cache"]
+    command = [
+        sys.executable,
+        *start,
+        "-m",
+        "esdtool",
+        "analyze",
+        str(checkpoint),
+        "--quiet",
+        "--jobs",
+        "1",
+        "--no-cache",
+    ]
     begin = time.perf_counter()
     subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=True)
     return time.perf_counter() - begin

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +24,10 @@ for _name in (
     "HF_DATASETS_DISABLE_PROGRESS_BARS",
 ):
     os.environ[_name] = "1"
+
+# A shell that starts the tests in the background ignores Ctrl-C, and all processes of the tests would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One library for all tests: which one is faster is decided again with each empty cache, and the last digits follow it.
 os.environ["ESDTOOL_LAPACK"] = "torch"

@@ -113,7 +113,7 @@ def score_batch(
         One score each, never an exception for bad weights: the status says what is wrong with them.
     """
     prepared = [_prepare(request, device, cache) for request in requests]
-    _compute_together([source for source in prepared if isinstance(source, _Source)])
+    _compute_together([each for each in prepared if isinstance(each, _Source) and gains_from_batches(each.device)])
     return [source if isinstance(source, MatrixScore) else _climb(source) for source in prepared]
 
 
@@ -148,6 +148,14 @@ def _prepare_exact(
     if num_eigs < options.min_eigs:
         return MatrixScore(status=f"too few eigenvalues: {num_eigs} < {options.min_eigs}")
     return found
+
+
+def gains_from_batches(device: torch.device) -> bool:
+    """Tell whether matrices of one shape are computed together on a device.
+
+    On a CPU nothing is gained, and the last digits would depend on which modules happen to share a tensor.
+    """
+    return device.type != "cpu"
 
 
 def _compute_together(sources: Sequence[_Source]) -> None:
