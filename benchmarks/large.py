@@ -8,8 +8,8 @@ fit from the cache that the default run filled. `--layers` makes fewer layers of
 the same. Peak memory is sampled from /proc. `anonymous` is the memory that the process allocated beyond that of the
 interpreter with its libraries. `resident` includes the pages of the mapped files, which the system may reclaim.
 
-The rows of "the command" include the start of Python and torch: `esdtool analyze` with one module at a time, and the same
-analysis divided between two processes by torchrun.
+The rows of "the command" include the start of Python and torch: `esdtool analyze` with one module at a time, and the
+same analysis divided between two processes by torchrun.
 
 The svdvals row is a `torch.linalg.svdvals(W.float())` loop over the first layer with all cores, as in the public
 AlphaDecay code, times the number of layers.
