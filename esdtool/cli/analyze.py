@@ -108,6 +108,15 @@ def analyze(
     csv_path: Annotated[
         str | None, typer.Option("--csv", help="Write one CSV line per module; - for stdout.", metavar="PATH")
     ] = None,
+    weightwatcher_path: Annotated[
+        str | None,
+        typer.Option(
+            "--weightwatcher-columns",
+            help="Write a CSV with the column names of WeightWatcher 0.7.7, for notebooks that read its tables; - for "
+            "stdout. Alpha is by 'ks' then, unless --fit says otherwise.",
+            metavar="PATH",
+        ),
+    ] = None,
     esd_path: Annotated[
         str | None, typer.Option("--esd", help="Write the eigenvalues of every module (.safetensors).", metavar="PATH")
     ] = None,
@@ -187,9 +196,10 @@ def analyze(
     from esdtool.cli.output import note, progress_bar, write_esds, write_text, wrote
     from esdtool.cli.targets import check_outputs
     from esdtool.errors import NothingToAnalyzeError, OutputError, UsageError
+    from esdtool.report.tables.weightwatcher import FIT, check_fit, weightwatcher_csv
 
     options = ScoreOptions(
-        fit=tuple(fit or ScoreOptions.fit),
+        fit=tuple(fit or (ScoreOptions.fit if weightwatcher_path is None else (FIT,))),
         k_fraction=k_fraction,
         min_eigs=min_eigs,
         spectrum=spectrum,
@@ -207,13 +217,25 @@ def analyze(
     if distances and base is None:
         raise UsageError("--distances are from a base: name it with --base, or use 'esdtool compare --distances'")
     stdout_is_data = check_outputs(
-        {"--json": json_path, "--csv": csv_path, "--esd": esd_path, "--html": html_path},
+        {
+            "--json": json_path,
+            "--csv": csv_path,
+            "--esd": esd_path,
+            "--html": html_path,
+            "--weightwatcher-columns": weightwatcher_path,
+        },
         sources=[*checkpoints, *([] if base is None else [base]), *(merged_from or ())],
         folder=plots,
     )
     if merged_from and (base is None or len(merged_from) < 2 or len(checkpoints) > 1):
         raise UsageError("--merged-from is for one checkpoint, is given twice or more, and needs --base")
-    for option, value in (("--esd", esd_path), ("--html", html_path)):
+    if weightwatcher_path is not None:
+        check_fit(options.fit)
+    for option, value in (
+        ("--esd", esd_path),
+        ("--html", html_path),
+        ("--weightwatcher-columns", weightwatcher_path),
+    ):
         if value is not None and len(checkpoints) > 1:
             raise UsageError(f"{option} takes one checkpoint at a time")
 
@@ -320,6 +342,8 @@ def analyze(
         write_text(json_path, (trajectory or analysis).to_json(), quiet=quiet)
     if csv_path is not None:
         write_text(csv_path, (trajectory or analysis).to_csv(), quiet=quiet)
+    if weightwatcher_path is not None:
+        write_text(weightwatcher_path, weightwatcher_csv(analysis), quiet=quiet)
     if esd_path is not None:
         write_esds(esd_path, analysis, quiet=quiet)
     if html_path is not None:
