@@ -19,7 +19,7 @@ FIT: Final = "ks"
 """The estimator that gives that tool's alpha."""
 
 _LAYER_TYPES: Final = {2: "dense", 3: "conv1d", 4: "conv2d"}
-"""That tool's names of layers, by the number of dimensions of their weights."""
+"""Names of layers there, by the number of dimensions of their weights."""
 
 _WEAK_RANK: Final = 1e-6
 """Eigenvalues below this count as lost in `weak_rank_loss`, whatever the scale of the weights."""
