@@ -103,15 +103,33 @@ class Settings(Record):
     )
 
 
+_STDERR: Final = (
+    "Standard error of alpha: (alpha - 1) / sqrt(num_tail) for a power law without end; from the Fisher information "
+    "about alpha for 'bounded' and 'tpl'; null where it is not known."
+)
+
+_TRUNCATION: Final = "Lambda of the factor exp(-Lambda lambda), in inverse eigenvalues"
+
+
 class TailResult(Record):
     """One estimator's power-law fit of the tail."""
 
     alpha: float = Field(description="Power-law exponent of the tail density.")
-    alpha_stderr: float = Field(description="(alpha - 1) / sqrt(num_tail).")
+    alpha_stderr: float | None = Field(description=_STDERR)
     xmin: float | None = Field(description="Smallest eigenvalue of the tail; null where float64 has no such number.")
     num_tail: int = Field(description="Number of eigenvalues in the tail, xmin included.")
     ks_distance: float | None = Field(
         default=None, description="Kolmogorov-Smirnov distance between the tail and its fit; null if estimated."
+    )
+    xmax: float | None = Field(
+        default=None,
+        exclude_if=lambda xmax: xmax is None,
+        description="Where the law ends. Absent for one that does not (all estimators but 'bounded').",
+    )
+    truncation_lambda: float | None = Field(
+        default=None,
+        exclude_if=lambda rate: rate is None,
+        description=f"{_TRUNCATION}. Absent for a law without it (all estimators but 'tpl').",
     )
 
 
@@ -160,7 +178,7 @@ class _Module(Record):
     note: str | None = Field(default=None, description="What else the tensor may be, e.g. several projections in one.")
 
     alpha: float | None = Field(default=None, description="Tail exponent by the first estimator.")
-    alpha_stderr: float | None = Field(default=None, description="(alpha - 1) / sqrt(num_tail).")
+    alpha_stderr: float | None = Field(default=None, description=_STDERR)
     alpha_ci: tuple[float, float] | None = Field(
         default=None,
         description="95 % confidence interval of the exact alpha, where alpha is estimated without eigenvalues.",
@@ -175,8 +193,14 @@ class _Module(Record):
     alphas: dict[str, float | None] = Field(default_factory=dict, description="Alpha by estimator.")
     fits: dict[str, TailResult | None] = Field(default_factory=dict, description="Whole fit by estimator.")
     comparisons: dict[str, LikelihoodTest] | None = Field(
-        default=None, description="Power law against alternatives; only with the estimator 'powerlaw'."
+        default=None, description="Power law against alternatives; only with the estimators 'powerlaw' and 'tpl'."
     )
+    best_law: str | None = Field(
+        default=None,
+        description="Best of the laws compared (smallest AIC), in words, and after 'or' those that a test at 5 % does "
+        "not tell from it; only with the estimators 'powerlaw' and 'tpl'.",
+    )
+    truncation_lambda: float | None = Field(default=None, description=f"{_TRUNCATION}, by the estimator 'tpl'.")
 
     lambda_max: float | None = Field(default=None, description="Largest eigenvalue of W^T W.")
     lambda_min: float | None = Field(default=None, description="Smallest; 0 when below the numerical floor.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from esdtool.analysis.document import LikelihoodTest, ModuleResult, TailResult, TrainedResult
@@ -79,6 +79,8 @@ def module_result(module: WeightModule, score: MatrixScore, options: ScoreOption
         comparisons=None
         if score.comparisons is None
         else {name: LikelihoodTest(ratio=test.ratio, p_value=test.p_value) for name, test in score.comparisons.items()},
+        best_law=next((fit.best_law for fit in score.fits.values() if fit is not None and fit.best_law), None),
+        truncation_lambda=_truncation(score.fits.get("tpl"), score.spectrum),
         **metrics,
         alpha_weighted=first.alpha * metrics["log_spectral_norm"],
         log_alpha_norm=log_alpha_norm(first.alpha, score.spectrum.eigenvalues, exponent=score.spectrum.exponent),
@@ -114,7 +116,16 @@ def _tail_result(fit: TailFit, spectrum: Spectrum) -> TailResult:
         xmin=spectrum.unscaled(fit.xmin),
         num_tail=fit.num_tail,
         ks_distance=fit.ks_distance,
+        xmax=None if fit.law is None or fit.law.xmax is None else spectrum.unscaled(fit.law.xmax),
+        truncation_lambda=_truncation(fit, spectrum),
     )
+
+
+def _truncation(fit: TailFit | None, spectrum: Spectrum) -> float | None:
+    """Return Lambda in inverse eigenvalues; None where the law has none, or float64 no number of its size."""
+    if fit is None or fit.law is None or fit.law.truncation is None:
+        return None
+    return replace(spectrum, exponent=-spectrum.exponent).unscaled(fit.law.truncation)
 
 
 def _warning(alpha: float) -> str | None:

@@ -103,8 +103,7 @@ def _checked(fit: TailFit, spectrum: Spectrum, *, last: bool) -> TailFit:
     """Return the fit if its alpha exists and is known well enough."""
     if fit.mean_log_spread <= _CONSTANT:
         raise NoTailError("constant spectrum: the eigenvalues in the tail are equal up to rounding, alpha is infinite")
-    sensitivity = max(1.0, (fit.alpha - 1) ** 2 / fit.alpha)
-    error = spectrum.relative_error(fit.xmin) * sensitivity
+    error = spectrum.relative_error(fit.xmin) * max(1.0, fit.sensitivity)
     if error > _TOLERANCE[spectrum.path]:
         if not last:
             raise UnresolvedError

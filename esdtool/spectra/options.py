@@ -23,8 +23,8 @@ TRAPS: tuple[str, ...] = get_args(TrapsName)
 FITS = ESTIMATOR_NAMES
 """Names of the estimators of alpha, the default first."""
 
-# `powerlaw` finds the alpha of `ks`, and its likelihood tests, which take seconds a module, change no decay.
-TRAINING_FITS = tuple(name for name in FITS if name != "powerlaw")
+# `powerlaw` and `tpl` take seconds a module; the alpha of the first is that of `ks`.
+TRAINING_FITS = tuple(name for name in FITS if name not in ("powerlaw", "tpl"))
 """Names of the estimators that a training run can measure its weights with."""
 
 if TYPE_CHECKING:

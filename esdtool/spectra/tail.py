@@ -45,6 +45,21 @@ class LikelihoodRatio:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModifiedLaw:
+    """What a law lambda^-alpha that ends, or is bent, has beside alpha; a pure power law has none of it."""
+
+    log_spread: float
+    """Mean of ln(lambda_j / xmin) over the tail."""
+    information: float | None
+    """Fisher information of one eigenvalue about alpha, marginal over the law's other parameter; None where the
+    likelihood has no interior maximum, so that nothing is known about the error of alpha."""
+    xmax: float | None = None
+    """Where the law ends, in the units of xmin; None for one that does not."""
+    truncation: float | None = None
+    """Lambda of the factor exp(-Lambda lambda), in the inverse units of xmin; None for a law without it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TailFit:
     """A power law fitted to the tail of a spectrum."""
 
@@ -57,18 +72,40 @@ class TailFit:
     num_tail: int
     """Number of eigenvalues in the tail, xmin included."""
     ks_distance: float
-    """max_j |1 - (lambda_j / xmin)^(1 - alpha) - j / num_tail|, j = 0 .. num_tail - 1."""
+    """max_j |F(lambda_j) - j / num_tail|, j = 0 .. num_tail - 1, with the law's distribution function F; for a pure
+    power law 1 - (lambda_j / xmin)^(1 - alpha)."""
     comparisons: dict[str, LikelihoodRatio] | None = None
     """Tests against other distributions by their names, from an estimator that makes them."""
+    best_law: str | None = None
+    """The best of the distributions compared, in words."""
+    law: ModifiedLaw | None = None
+    """What the law has beside alpha; None for a pure power law."""
 
     @property
-    def alpha_stderr(self) -> float:
-        """Standard error of alpha, (alpha - 1) / sqrt(num_tail) (Clauset, Shalizi and Newman 2009, eq. 3.2)."""
-        return (self.alpha - 1) / math.sqrt(self.num_tail)
+    def alpha_stderr(self) -> float | None:
+        """Standard error of alpha; None where it is not known.
+
+        For a pure power law (alpha - 1) / sqrt(num_tail) (Clauset, Shalizi and Newman 2009, eq. 3.2).
+        """
+        if self.law is None:
+            return (self.alpha - 1) / math.sqrt(self.num_tail)
+        return None if self.law.information is None else 1 / math.sqrt(self.num_tail * self.law.information)
+
+    @property
+    def sensitivity(self) -> float:
+        """Relative change of alpha over the relative change of xmin, at most: 1 / (alpha i) with the information i.
+
+        Where alpha is below 1 it is the absolute change. For a pure power law it is (alpha - 1)^2 / alpha.
+        """
+        if self.law is None:
+            return (self.alpha - 1) ** 2 / self.alpha
+        return 0.0 if self.law.information is None else 1 / (max(self.alpha, 1.0) * self.law.information)
 
     @property
     def mean_log_spread(self) -> float:
-        """Mean of ln(lambda_j / xmin) over the tail, 1 / (alpha - 1)."""
+        """Mean of ln(lambda_j / xmin) over the tail, for a pure power law 1 / (alpha - 1)."""
+        if self.law is not None:
+            return self.law.log_spread
         return 0.0 if math.isinf(self.alpha) else 1 / (self.alpha - 1)
 
 

@@ -194,7 +194,8 @@ def test_null_alpha_is_what_random_matrices_have() -> None:
 def test_every_fit_runs_together() -> None:
     score = score_matrices([MATRICES["wide"]], ScoreOptions(fit=FITS))
     assert set(score.fits) == set(FITS)
-    assert all(fit is not None for fit in score.fits.values())
+    # The bulk of a random matrix falls exponentially, not by a power law that is cut off.
+    assert {name for name, fit in score.fits.items() if fit is None} == {"tpl"}
     assert score.comparisons is not None
     assert score.fits["powerlaw"].alpha == pytest.approx(score.fits["ks"].alpha, rel=1e-6)
 

@@ -63,7 +63,7 @@ def _fit(module: ModuleResult) -> TailResult | None:
 
 def _excess(beyond: float, fit: TailResult) -> float:
     """Return how many standard errors an alpha lies beyond a limit."""
-    return beyond / fit.alpha_stderr if fit.alpha_stderr > 0 else 0.0
+    return beyond / fit.alpha_stderr if fit.alpha_stderr else 0.0
 
 
 RULE = Rule(

@@ -82,7 +82,9 @@ def eigenvalue_label(exponent: int) -> str:
 
 def fit_label(name: str, fit: TailResult) -> str:
     """A tail in the words of a legend."""
-    return f"{name}: α = {fit.alpha:.3f} ± {fit.alpha_stderr:.3f} (tail of {fit.num_tail})"
+    error = "" if fit.alpha_stderr is None else f" ± {fit.alpha_stderr:.3f}"
+    cut = "" if fit.truncation_lambda is None else f", Λ = {fit.truncation_lambda:.3g}"
+    return f"{name}: α = {fit.alpha:.3f}{error}{cut} (tail of {fit.num_tail})"
 
 
 def save_ks_scan(path: Path, module: ModuleResult, eigenvalues: Vector, *, subject: str, dpi: int = 150) -> Path:

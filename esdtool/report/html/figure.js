@@ -35,17 +35,33 @@ function fillPanel(data, index, place) {
   place.append(numbersOf(data, metrics, fits, words, histogram));
 }
 
-function fitOf([alpha, stderr, xmin, count, distance]) {
-  return { alpha, stderr, xmin, count, distance };
+/** A tail. `height` is its density at xmin times xmin, `rate` the Lambda of a law with the factor exp(-Lambda x). */
+function fitOf([alpha, stderr, xmin, count, distance, height = alpha - 1, rate = null]) {
+  return { alpha, stderr, xmin, count, distance, height, rate };
+}
+
+/** Alpha and its standard error, where that is known. */
+function withError(fit, digits) {
+  return fit.alpha.toFixed(digits) + (fit.stderr === null ? "" : ` ± ${fit.stderr.toFixed(2)}`);
+}
+
+/** Points of a tail's density from xmin to the end of the axis. */
+function tailCurve(fit, total, high) {
+  const steps = fit.rate === null ? 1 : 40;
+  return Array.from({ length: steps + 1 }, (_, i) => {
+    const x = fit.xmin * (high / fit.xmin) ** (i / steps);
+    const cut = fit.rate === null ? 1 : Math.exp(-fit.rate * (x - fit.xmin));
+    return [x, (fit.count / total) * (fit.height / fit.xmin) * (x / fit.xmin) ** -fit.alpha * cut];
+  });
 }
 
 function numbersOf(data, metrics, fits, words, histogram) {
-  const [status, warning, spectrum] = words;
+  const [status, warning, spectrum, law] = words;
   const box = element("div", { class: "numbers" });
   const rows = data.estimators.flatMap((name, position) => {
     if (!fits[position]) return [];
-    const { alpha, stderr, xmin, count, distance } = fitOf(fits[position]);
-    const cells = [`${alpha.toFixed(3)} ± ${stderr.toFixed(2)}`, short(xmin), count, distance.toFixed(3)];
+    const fit = fitOf(fits[position]);
+    const cells = [withError(fit, 3), short(fit.xmin), fit.count, fit.distance === null ? "-" : fit.distance.toFixed(3)];
     return [element("tr", {}, element("th", { scope: "row" }, name), ...cells.map((cell) => element("td", { class: "n" }, String(cell))))];
   });
   if (rows.length) {
@@ -56,6 +72,7 @@ function numbersOf(data, metrics, fits, words, histogram) {
   const pairs = data.metrics.flatMap((label, position) =>
     (metrics[position] === null ? [] : [[label, short(metrics[position])]]));
   if (spectrum) pairs.push(["eigenvalues from", spectrum]);
+  if (law) pairs.push(["best law", law]);
   if (warning) pairs.push(["warning by ks", warning]);
   if (status) pairs.unshift(["status", status]);
   if (histogram) {
@@ -87,8 +104,7 @@ function esdFigure([low, high, total, counts], fit, curve, width) {
   const edge = (i) => low * ratio ** i;
   const bars = counts.flatMap((count, i) =>
     (count ? [[edge(i), edge(i + 1), count / (total * (edge(i + 1) - edge(i)))]] : []));
-  const tail = fit && [fit.xmin, high].map((x) =>
-    [x, ((fit.count / total) * (fit.alpha - 1)) / fit.xmin * (x / fit.xmin) ** -fit.alpha]);
+  const tail = fit && tailCurve(fit, total, high);
   const densities = bars.map((bar) => bar[2]).concat(tail ? tail.map((point) => point[1]) : []);
   const spread = Math.log10(Math.max(...densities) / Math.min(...densities)) * 0.05 + 0.05;
   const xs = logAxis(low, high, MARGIN.left, width - MARGIN.right);
@@ -123,7 +139,7 @@ function esdFigure([low, high, total, counts], fit, curve, width) {
 function withLegend(drawing, fit, hasNull) {
   const items = [["bar", "ESD"]];
   if (fit) {
-    items.push(["tail", `alpha ${fit.alpha.toFixed(3)} ± ${fit.stderr.toFixed(2)} (${fit.name})`]);
+    items.push(["tail", `alpha ${withError(fit, 3)} (${fit.name})`]);
     items.push(["xmin", `xmin ${short(fit.xmin)}`]);
   }
   if (hasNull) items.push(["mp", "untrained (Marchenko-Pastur)"]);

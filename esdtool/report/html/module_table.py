@@ -104,7 +104,11 @@ def glossary(analysis: Analysis) -> Html:
             f"exponent of a power law λ^-alpha fitted to the largest eigenvalues λ of WᵀW, by {fit[0]}. Small alpha: "
             "heavy tail, strong correlations among the weights.",
         ),
-        ("±", "standard error of alpha, (alpha - 1) / √(eigenvalues in the tail)."),
+        (
+            "±",
+            "standard error of alpha, (alpha - 1) / √(eigenvalues in the tail), or by the information of the law that "
+            "bounded and tpl fit; a dash: it is not known.",
+        ),
     ]
     if any(module.alpha_ci for module in analysis.modules):
         terms.append(("slq ±", "half of the 95 % interval of an alpha that was estimated; a dash: it is exact."))

@@ -17,7 +17,7 @@ from esdtool.analysis.distances import quantity_names
 from esdtool.analysis.document import Analysis, ModuleResult, TailResult
 from esdtool.report.html.markup import rounded
 from esdtool.report.html.rows import ModuleRows
-from esdtool.report.tables.density import drawn_fit, esd_histogram, null_density
+from esdtool.report.tables.density import drawn_fit, esd_histogram, height_at_xmin, null_density
 from esdtool.spectra.marchenko_pastur import mp_edges
 from esdtool.spectra.measure import all_quantities
 from esdtool.spectra.pair_measure import all_pair_quantities
@@ -34,6 +34,7 @@ _METRICS: tuple[tuple[str, str], ...] = (
     ("matrix_rank", "matrix rank"),
     ("entropy", "spectral entropy"),
     ("alpha_weighted", "alpha log₁₀ λ max"),
+    ("truncation_lambda", "Λ of the truncation"),
     *((quantity.name, quantity.title) for quantity in all_quantities()),
 )
 
@@ -92,6 +93,8 @@ def _entry(module: ModuleResult, analysis: Analysis, nulls: _Nulls, pairs: Seque
     fits = [_fit(module.fits.get(name)) for name in analysis.settings.fit]
     drawn = drawn_fit(module)
     words = [module.status if not module.ok else None, module.warning, module.spectrum]
+    if module.best_law is not None:
+        words.append(module.best_law)
     return [
         [
             *(rounded(getattr(module, field)) for field, _ in _METRICS),
@@ -109,7 +112,10 @@ def _fit(fit: TailResult | None) -> list[Any] | None:
     if fit is None:
         return None
     numbers = [rounded(value) for value in (fit.alpha, fit.alpha_stderr, fit.xmin, fit.num_tail)]
-    return [*numbers, rounded(fit.ks_distance, 4)]
+    numbers.append(rounded(fit.ks_distance, 4))
+    if fit.xmin is None or (fit.xmax is None and fit.truncation_lambda is None):
+        return numbers
+    return [*numbers, rounded(height_at_xmin(fit)), rounded(fit.truncation_lambda)]
 
 
 def _histogram(module: ModuleResult, analysis: Analysis) -> list[Any] | None:

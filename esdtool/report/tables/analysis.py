@@ -89,6 +89,10 @@ def module_columns(analysis: Analysis, *, narrow: bool) -> list[Column[ModuleRes
         heading="slq +-", cell=lambda module: format_number(module.alpha_half_width, ".3f")
     )
     doubtful = Column[ModuleResult](heading="identified by", cell=doubt, is_text=True)
+    law = Column[ModuleResult](heading="best law", cell=lambda module: module.best_law or "-", is_text=True)
+    truncation = Column[ModuleResult](
+        heading="Lambda", cell=lambda module: format_number(module.truncation_lambda, ".3g")
+    )
     rest: list[Column[ModuleResult]] = [
         Column(heading="KS", cell=lambda module: format_number(module.ks_distance, ".3f")),
         Column(heading="stable rank", cell=lambda module: format_number(module.stable_rank, ".1f")),
@@ -105,11 +109,13 @@ def module_columns(analysis: Analysis, *, narrow: bool) -> list[Column[ModuleRes
         Column(heading="alpha", cell=lambda module: format_number(module.alpha, ".3f")),
         Column(heading="+-", cell=lambda module: format_number(module.alpha_stderr, ".2f")),
         *([estimated] if any(module.alpha_ci for module in analysis.modules) else []),
+        *([truncation] if "tpl" in fit and not narrow else []),
         *(Column(heading=name, cell=other(name)) for name in fit[1:]),
         Column(heading="null", cell=lambda module: format_number(module.mp_alpha, ".2f")),
         *([] if narrow else rest),
         *distances,
         *([doubtful] if any(map(doubt, analysis.modules)) else []),
+        *([law] if any(module.best_law for module in analysis.modules) and not narrow else []),
         Column(heading="verdict", cell=lambda module: verdict_words(module, fit[0]), is_text=True),
     ]
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esdtool.analysis.document import ModuleResult, TailResult
+from esdtool.spectra.estimators.tpl import tpl_moments
 from esdtool.spectra.marchenko_pastur import mp_density
 
 Vector = npt.NDArray[np.float64]
@@ -84,7 +85,7 @@ def in_drawable_units(module: ModuleResult, eigenvalues: Vector) -> tuple[Module
     exponent = math.floor(math.log10(largest))
     unit = 10.0**exponent
     fits = {
-        name: None if fit is None or fit.xmin is None else fit.model_copy(update={"xmin": fit.xmin / unit})
+        name: None if fit is None or fit.xmin is None else fit.model_copy(update=_over(fit, unit))
         for name, fit in module.fits.items()
     }
     # It is only squared, for the null: the half power of an odd exponent is no matter.
@@ -94,7 +95,9 @@ def in_drawable_units(module: ModuleResult, eigenvalues: Vector) -> tuple[Module
 
 
 def tail_density(eigenvalues: Vector, fit: TailResult, total: int) -> Vector:
-    """The fitted power law on the scale of the ESD: (num_tail / total) (alpha - 1) / xmin (lambda / xmin)^-alpha.
+    """The fitted law on the scale of the ESD: (num_tail / total) h / xmin (lambda / xmin)^-alpha.
+
+    The height h is `height_at_xmin`. A truncated power law has the factor exp(-Lambda (lambda - xmin)) as well.
 
     Args:
         eigenvalues: [k], at or above xmin.
@@ -102,9 +105,35 @@ def tail_density(eigenvalues: Vector, fit: TailResult, total: int) -> Vector:
         total: eigenvalues of the module.
     """
     assert fit.xmin is not None
-    scale = fit.num_tail / total * (fit.alpha - 1) / fit.xmin
+    scale = fit.num_tail / total * height_at_xmin(fit) / fit.xmin
     density: Vector = scale * (eigenvalues / fit.xmin) ** -fit.alpha
-    return density
+    return (
+        density
+        if fit.truncation_lambda is None
+        else density * np.exp(-fit.truncation_lambda * (eigenvalues - fit.xmin))
+    )
+
+
+def height_at_xmin(fit: TailResult) -> float:
+    """Compute the density of a law at xmin, times xmin: alpha - 1 for a power law that has no end and no bend."""
+    assert fit.xmin is not None
+    exponent = fit.alpha - 1
+    if fit.truncation_lambda is not None:
+        return 1 / tpl_moments(fit.alpha, fit.truncation_lambda * fit.xmin)[0]
+    if fit.xmax is not None:
+        length = math.log(fit.xmax / fit.xmin)
+        return 1 / length if abs(exponent * length) < 1e-9 else exponent / -math.expm1(-exponent * length)
+    return exponent
+
+
+def _over(fit: TailResult, unit: float) -> dict[str, float | None]:
+    """Return the numbers of a fit that have a scale, over a unit."""
+    assert fit.xmin is not None
+    return {
+        "xmin": fit.xmin / unit,
+        "xmax": None if fit.xmax is None else fit.xmax / unit,
+        "truncation_lambda": None if fit.truncation_lambda is None else fit.truncation_lambda * unit,
+    }
 
 
 def drawn_fit(module: ModuleResult) -> tuple[str, TailResult] | None:

@@ -44,7 +44,8 @@ def _mean(group: Sequence[ModuleResult]) -> ModuleResult:
     name = f"{starred(group[0].name, group[0].expert)} ({count})"
     if not scored:
         return group[0].model_copy(update={"name": name})
-    means: dict[str, object] = {"alpha_ci": None}  # an interval is one matrix's
+    # An interval is one matrix's, and so are a law and its parameter.
+    means: dict[str, object] = {"alpha_ci": None, "best_law": None, "truncation_lambda": None}
     for field in _AVERAGED:
         values = [value for module in scored if (value := getattr(module, field)) is not None]
         means[field] = fmean(values) if values else None

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from esdtool.spectra.estimator import Estimator
 from esdtool.spectra.options import ScoreOptions
-from esdtool.spectra.tail import TailFit, Vector, ascending, fit_at, kolmogorov_smirnov
+from esdtool.spectra.tail import TailFit, Vector, ascending, fit_at
+
+Indices = npt.NDArray[np.intp]
+
+Cumulative = Callable[[Any, Vector], Vector]
 
 _POINTS = 64
 """Points of each candidate's tail from which a lower bound of its distance is computed."""
@@ -39,7 +45,7 @@ def ks_fit(eigenvalues: npt.ArrayLike, *, window: tuple[float, float] | None = N
     positive = ordered[zeros:]
     if positive.size < 2:
         raise ValueError(f"a tail fit needs at least two positive eigenvalues, not {positive.size}")
-    candidates = _candidates(positive, window)
+    candidates = xmin_candidates(positive, window)
     fit = _scan(positive, candidates)
     return replace(fit, xmin_index=fit.xmin_index + zeros)
 
@@ -58,7 +64,7 @@ def ks_distances(eigenvalues: npt.ArrayLike) -> tuple[Vector, Vector, Vector]:
     """
     ordered = ascending(eigenvalues)
     positive = ordered[ordered > 0]
-    candidates = _candidates(positive, None)
+    candidates = xmin_candidates(positive)
     fits = [fit_at(positive, int(index)) for index in candidates]
     return (
         np.array([fit.xmin for fit in fits]),
@@ -67,8 +73,16 @@ def ks_distances(eigenvalues: npt.ArrayLike) -> tuple[Vector, Vector, Vector]:
     )
 
 
-def _candidates(positive: Vector, window: tuple[float, float] | None) -> npt.NDArray[np.intp]:
-    """Indices that may be xmin: the first of each run of equal values, below the maximum, inside the window."""
+def xmin_candidates(positive: Vector, window: tuple[float, float] | None = None) -> Indices:
+    """Return the indices [m] that may be xmin: the first of each run of equal values, below the maximum.
+
+    Args:
+        positive: [n] ascending, above 0.
+        window: admit only xmin in this closed interval.
+
+    Raises:
+        ValueError: if there is none.
+    """
     first = np.ones(positive.size, dtype=bool)
     first[1:] = positive[1:] > positive[:-1]
     first &= positive < positive[-1]
@@ -82,31 +96,56 @@ def _candidates(positive: Vector, window: tuple[float, float] | None) -> npt.NDA
     return candidates
 
 
-def _scan(positive: Vector, candidates: npt.NDArray[np.intp]) -> TailFit:
-    """Fit the candidate with the smallest KS distance, the smallest xmin among equals."""
-    size = positive.size
-    logs = np.log(positive)
-    logs -= logs[-1]  # centred at the top, so that the suffix sums cancel least
-    suffix = np.cumsum(logs[::-1])[::-1]
-    tails = size - candidates
-    alphas = 1 + tails / (suffix[candidates] - tails * logs[candidates])
+def log_sums(logs: Vector, candidates: Indices) -> tuple[Indices, Vector]:
+    """Return the size of each candidate's tail, and the sum of ln(lambda_j / xmin) over it, [m] each.
 
+    Args:
+        logs: [n] logarithms of the eigenvalues over the largest, ascending, so that the suffix sums cancel least.
+        candidates: [m] indices of xmin.
+    """
+    tails = logs.size - candidates
+    return tails, np.cumsum(logs[::-1])[::-1][candidates] - tails * logs[candidates]
+
+
+def nearest(logs: Vector, candidates: Indices, cumulative: Cumulative) -> tuple[int, float]:
+    """Find the candidate whose law has the smallest KS distance, the smallest xmin among equals.
+
+    Args:
+        logs: [n] logarithms of the eigenvalues, ascending.
+        candidates: [m] indices of xmin.
+        cumulative: gives the distribution function of candidates' laws, of their positions among `candidates` and of
+            ln(lambda / xmin).
+
+    Returns:
+        Its position among the candidates, and the distance.
+    """
+    tails = logs.size - candidates
     # Any subset of a tail's points bounds its distance from below.
-    steps = np.linspace(0.0, 1.0, min(_POINTS, size))
+    steps = np.linspace(0.0, 1.0, min(_POINTS, logs.size))
     offsets = np.floor(steps[None, :] * (tails[:, None] - 1)).astype(np.intp)
     gaps = logs[candidates[:, None] + offsets] - logs[candidates][:, None]
-    model = -np.expm1((1 - alphas[:, None]) * gaps)
+    model = cumulative(np.arange(candidates.size)[:, None], gaps)
     bounds = np.abs(model - offsets / tails[:, None]).max(axis=1)
 
     best_distance, best = math.inf, -1
     for position in np.argsort(bounds, kind="stable"):
         if bounds[position] > best_distance:
             break
-        index = int(candidates[position])
-        distance = kolmogorov_smirnov(logs[index:] - logs[index], float(alphas[position]))
-        if distance < best_distance or (distance == best_distance and index < best):
-            best_distance, best = distance, index
-    return fit_at(positive, best)
+        gap = logs[candidates[position] :] - logs[candidates[position]]
+        distance = float(np.abs(cumulative(position, gap) - np.arange(gap.size) / gap.size).max())
+        if distance < best_distance or (distance == best_distance and position < best):
+            best_distance, best = distance, int(position)
+    return best, best_distance
+
+
+def _scan(positive: Vector, candidates: Indices) -> TailFit:
+    """Fit the candidate with the smallest KS distance."""
+    logs = np.log(positive)
+    logs -= logs[-1]
+    tails, sums = log_sums(logs, candidates)
+    alphas = 1 + tails / sums
+    best, _ = nearest(logs, candidates, lambda positions, gaps: -np.expm1((1 - alphas[positions]) * gaps))
+    return fit_at(positive, int(candidates[best]))
 
 
 def _fit(eigenvalues: Vector, options: ScoreOptions) -> TailFit:

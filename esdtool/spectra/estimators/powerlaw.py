@@ -6,8 +6,6 @@ comparison: is the tail a power law, or would a lognormal do as well?
 
 from __future__ import annotations
 
-import threading
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -16,18 +14,13 @@ import numpy.typing as npt
 
 from esdtool.spectra.estimator import Estimator
 from esdtool.spectra.estimators import ks
+from esdtool.spectra.laws import compare_laws, quiet_package
 from esdtool.spectra.options import ScoreOptions
 from esdtool.spectra.tail import LikelihoodRatio, TailFit, Vector
 
-ALTERNATIVES = ("lognormal", "exponential", "truncated_power_law")
-"""Distributions that the power law is tested against, by their names in the package."""
-
-# `warnings.catch_warnings` changes the state of the whole process.
-_LOCK = threading.Lock()
-
 
 def powerlaw_fit(eigenvalues: npt.ArrayLike) -> tuple[TailFit, dict[str, LikelihoodRatio]]:
-    """Fit the positive eigenvalues with `powerlaw.Fit`, and test the fit against `ALTERNATIVES`.
+    """Fit the positive eigenvalues with `powerlaw.Fit`, and test the fit against the laws of `esdtool.spectra.laws`.
 
     Args:
         eigenvalues: [n], any order, not negative.
@@ -44,22 +37,14 @@ def powerlaw_fit(eigenvalues: npt.ArrayLike) -> tuple[TailFit, dict[str, Likelih
         raise ValueError("a tail fit needs at least two distinct positive eigenvalues")
     # The package's optimisers have absolute tolerances: give them numbers near 1.
     scale = float(np.median(positive))
-    with _LOCK, warnings.catch_warnings(), np.errstate(all="ignore"):
-        # Notes on its own optimisers' progress, and a deprecated call of its own.
-        warnings.simplefilter("ignore")
-        import powerlaw  # imports pyplot, so not at the top
-
+    with quiet_package() as powerlaw:
         fit: Any = powerlaw.Fit(
             positive / scale,
             verbose=False,
             # Its default range ends at 3, and a true alpha of 5 would come back as 3.
             parameter_ranges={"alpha": [1, None]},
         )
-        comparisons = {}
-        for alternative in ALTERNATIVES:
-            ratio, p_value = fit.distribution_compare("power_law", alternative, normalized_ratio=True)
-            if np.isfinite(ratio) and np.isfinite(p_value):
-                comparisons[alternative] = LikelihoodRatio(ratio=float(ratio), p_value=float(p_value))
+        comparisons, best = compare_laws(fit)
         alpha, distance, xmin = float(fit.power_law.alpha), float(fit.power_law.D), float(fit.xmin) * scale
     # xmin comes back through a division and a multiplication: take the eigenvalue that it stands for.
     index = int(np.argmin(np.abs(ordered - xmin)))
@@ -70,6 +55,7 @@ def powerlaw_fit(eigenvalues: npt.ArrayLike) -> tuple[TailFit, dict[str, Likelih
             xmin_index=index,
             num_tail=ordered.size - index,
             ks_distance=distance,
+            best_law=best,
         ),
         comparisons,
     )
