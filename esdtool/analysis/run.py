@@ -84,7 +84,7 @@ def analyze(
 
     Args:
         source: a path or Hub id, a live model, a state dict, or an open checkpoint.
-        fit: one or more names of `esdtool.spectra.estimators`, such as `hill`, `ks`, `bounded`, `tpl` or `powerlaw`; the
+        fit: one or more names of `esdtool.spectra.estimators`, such as `hill`, `ks`, `bounded`, `tpl`, `powerlaw`; the
             first gives `alpha`.
         k_fraction: fraction of the eigenvalues in the Hill estimator's tail.
         min_eigs: modules with fewer eigenvalues are not scored.
