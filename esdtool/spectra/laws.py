@@ -1,4 +1,4 @@
-"""Which law describes a tail best: a comparison of four, with the package `powerlaw` (Alstott, Bullmore, Plenz 2014).
+"""Compare four laws on one tail, with the package `powerlaw` (Alstott, Bullmore and Plenz 2014).
 
 The power law is tested against each other law by a likelihood ratio (Clauset, Shalizi and Newman 2009, section 5). The
 best law is that of the smallest AIC, since two of the four have a parameter more (Akaike 1974).
