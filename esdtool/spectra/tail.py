@@ -46,7 +46,7 @@ class LikelihoodRatio:
 
 @dataclass(frozen=True, kw_only=True)
 class ModifiedLaw:
-    """What a law lambda^-alpha that ends, or is bent, has beside alpha; a pure power law has none of it."""
+    """Hold what a law lambda^-alpha that ends or bends has beside alpha; a pure power law has none of it."""
 
     log_spread: float
     """Mean of ln(lambda_j / xmin) over the tail."""
