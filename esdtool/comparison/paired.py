@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _CONFIDENCE = 0.95
 
@@ -28,6 +28,8 @@ class Paired:
     """Upper end."""
     p_value: float | None
     """Two-sided paired t-test, not corrected for the number of comparisons; None if all differences are equal."""
+    holm_p_value: float | None = None
+    """Corrected for the number of comparisons in the same table (Holm, 1979); None as `p_value`."""
 
 
 def paired(against: str, these: Mapping[int, float], others: Mapping[int, float]) -> Paired | None:
@@ -56,6 +58,32 @@ def paired(against: str, these: Mapping[int, float], others: Mapping[int, float]
         high=mean + reach,
         p_value=2 * float(student.sf(abs(mean) / error)) if error > 0 else None,
     )
+
+
+def corrected(family: Sequence[Paired | None]) -> list[Paired | None]:
+    """Fill in `holm_p_value` of the comparisons of one table; those without a p-value take no part."""
+    ranked = [found.p_value for found in family if found is not None and found.p_value is not None]
+    adjusted = iter(holm(ranked))
+    return [
+        found if found is None or found.p_value is None else replace(found, holm_p_value=next(adjusted))
+        for found in family
+    ]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values as they are after Holm's correction for so many tests (Holm, 1979), in the same order.
+
+    If one calls out every test below 0.05, the probability to do so for any true null hypothesis is at most 0.05.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
 
 
 def standard_error(values: Sequence[float]) -> float | None:

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from esdtool.comparison.paired import Paired, paired, standard_error
+from esdtool.comparison.paired import Paired, corrected, paired, standard_error
 from esdtool.errors import ConfigError, UsageError
 from esdtool.support.csv_text import csv_text
 from esdtool.train.config.loading import load_run_config
 from esdtool.train.config.train_config import is_immaterial
-from esdtool.train.run.log import CONFIG, DECAY, METRICS, read_lines
+from esdtool.train.run.log import AVERAGED, CONFIG, DECAY, METRICS, read_lines
 
 BASE: Final = "weight_decay.base"
 RATES: Final = "learning_rate.policy"
@@ -42,6 +42,12 @@ class Run:
         return [line for line in self.metrics if _is_result(line)]
 
     @property
+    def averaged_perplexity(self) -> float | None:
+        """Validation perplexity of the mean of the last weights (`eval.average`), or None."""
+        found = [line["loss"] for line in self.metrics if line["split"] == AVERAGED and line["loss"] is not None]
+        return math.exp(found[-1]) if found else None
+
+    @property
     def steps_done(self) -> int:
         """Last step that was logged."""
         return max((int(line["step"]) for line in self.metrics), default=0)
@@ -65,6 +71,8 @@ class RunRow:
     """Weight decay over all parameters, weighted by their number, and over the logged steps."""
     setting: dict[str, Any]
     """The keys in which the runs differ, besides the seed."""
+    averaged_perplexity: float | None = None
+    """Of the mean of the last weights, if `eval.average` asked for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +93,11 @@ class SettingRow:
     """Mean over the runs of the setting."""
     paired: Paired | None = None
     """Against uniform decay, if that was run with at least two of the same seeds."""
+    averaged_mean: float | None = None
+    """Mean perplexity of the averaged weights; None unless all runs of the setting have it."""
+    averaged_standard_error: float | None = None
+    averaged_paired: Paired | None = None
+    """As `paired`, of the averaged weights."""
 
     @property
     def label(self) -> str:
@@ -173,7 +186,6 @@ def compare_runs(runs: Sequence[Run], *, against: str | None = None) -> Comparis
     for row in done:
         together.setdefault(_key(row), []).append(row)
     settings = sorted((_setting(found) for found in together.values()), key=lambda row: row.final_mean)
-    perplexities = {key: {row.seed: row.final_perplexity for row in found} for key, found in together.items()}
     if against is None:
         counterparts = [_uniform(row, settings) for row in settings]
     else:
@@ -182,11 +194,23 @@ def compare_runs(runs: Sequence[Run], *, against: str | None = None) -> Comparis
             labels = ", ".join(repr(row.label) for row in settings)
             raise UsageError(f"no setting is called {against!r}; there are {labels}")
         counterparts = [None if row is chosen else chosen for row in settings]
+    finals = {key: {row.seed: row.final_perplexity for row in found} for key, found in together.items()}
+    averages = {
+        key: {row.seed: row.averaged_perplexity for row in found if row.averaged_perplexity is not None}
+        for key, found in together.items()
+    }
+
+    def differences(perplexities: Mapping[str, Mapping[int, float]]) -> list[Paired | None]:
+        return corrected(
+            [
+                None if other is None else paired(other.label, perplexities[_key(row)], perplexities[_key(other)])
+                for row, other in zip(settings, counterparts, strict=True)
+            ]
+        )
+
     settings = [
-        row
-        if other is None
-        else replace(row, paired=paired(other.label, perplexities[_key(row)], perplexities[_key(other)]))
-        for row, other in zip(settings, counterparts, strict=True)
+        replace(row, paired=final, averaged_paired=averaged)
+        for row, final, averaged in zip(settings, differences(finals), differences(averages), strict=True)
     ]
     return ComparisonTable(runs=tuple(rows), settings=tuple(settings), notes=tuple(_notes(rows, differing)))
 
@@ -217,6 +241,7 @@ def _row(run: Run, differing: Sequence[str]) -> RunRow:
         best_step=best["step"],
         mean_decay=statistics.fmean(decays) if decays else None,
         setting={key: run.settings.get(key) for key in differing if key != "weight_decay.policy"},
+        averaged_perplexity=run.averaged_perplexity,
     )
 
 
@@ -275,6 +300,8 @@ def _key(row: RunRow | SettingRow) -> str:
 def _setting(rows: Sequence[RunRow]) -> SettingRow:
     final, best = [row.final_perplexity for row in rows], [row.best_perplexity for row in rows]
     decays = [row.mean_decay for row in rows]
+    averaged = [row.averaged_perplexity for row in rows if row.averaged_perplexity is not None]
+    all_averaged = len(averaged) == len(rows)
     several = len(rows) > 1
     return SettingRow(
         policy=rows[0].policy,
@@ -286,6 +313,8 @@ def _setting(rows: Sequence[RunRow]) -> SettingRow:
         best_mean=statistics.fmean(best),
         best_std=statistics.stdev(best) if several else None,
         mean_decay=None if None in decays else statistics.fmean(decay for decay in decays if decay is not None),
+        averaged_mean=statistics.fmean(averaged) if all_averaged else None,
+        averaged_standard_error=standard_error(averaged) if all_averaged else None,
     )
 
 

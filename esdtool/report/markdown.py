@@ -45,7 +45,7 @@ from esdtool.report.tables.vectors import (
     role_rows,
     without_vectors,
 )
-from esdtool.report.terminal.runs import PAIRED_TITLE, SETTINGS_TITLE
+from esdtool.report.terminal.runs import AVERAGED_TITLE, PAIRED_TITLE, SETTINGS_TITLE
 from esdtool.support.words import visible
 
 _FOLDED = 20
@@ -240,8 +240,9 @@ def runs_markdown(table: ComparisonTable) -> str:
     headings = [(name, name == "policy") for name in arranged.headings]
     rows = [(text(label), *cells) for label, *cells in arranged.shown(bold=lambda cell: f"**{cell}**")]
     parts = [f"{SETTINGS_TITLE}:", markdown_table(headings, rows)]
-    if found := paired_rows(table.settings):
-        headings = [(name, name in PAIRED_HEADINGS[:2]) for name in PAIRED_HEADINGS]
-        parts += [f"{PAIRED_TITLE}:", markdown_table(headings, [tuple(map(text, cells)) for cells in found])]
+    for title, averaged in ((PAIRED_TITLE, False), (AVERAGED_TITLE, True)):
+        if found := paired_rows(table.settings, averaged=averaged):
+            headings = [(name, name in PAIRED_HEADINGS[:2]) for name in PAIRED_HEADINGS]
+            parts += [f"{title}:", markdown_table(headings, [tuple(map(text, cells)) for cells in found])]
     parts += [f"Note: {text(remark)}." for remark in table.notes]
     return "\n\n".join(parts)

@@ -209,6 +209,11 @@ class Spread:
         else:
             yield
 
+    def weights_changed(self) -> None:
+        """Let go of gathered copies of the parameters, after a change that no optimizer made."""
+        if self._sharded:
+            cast("FSDPModule", self.model).reshard()
+
 
 def _shard(model: nn.Module, ranks: TrainingRanks) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh

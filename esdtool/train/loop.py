@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from esdtool.errors import CheckpointError, EsdtoolError
+from esdtool.train.average import WeightAverage, first_averaged_step
 from esdtool.train.base_decay import explanation
 from esdtool.train.cautious import CautiousDecay
 from esdtool.train.config.loading import check_batch
@@ -38,7 +39,7 @@ from esdtool.train.run.checkpoints import (
     save_final,
     take_snapshot,
 )
-from esdtool.train.run.log import RunLog, check_loggers, perplexity, sync_logs
+from esdtool.train.run.log import AVERAGED, RunLog, check_loggers, perplexity, sync_logs
 from esdtool.train.run.manifest import SavedRun
 from esdtool.train.run.view import PlainView, open_view
 from esdtool.train.schedule import lr_factor
@@ -163,6 +164,11 @@ class _Run:
         )
         if config.weight_decay.cautious:
             CautiousDecay(self.optimizers)  # after the learning rates, of whose product it makes use
+        fraction = config.eval.average
+        self.average = None
+        if fraction is not None:
+            first_step = first_averaged_step(config.schedule.steps, fraction)
+            self.average = WeightAverage(self.spread.model, first_step=first_step)
         self.step = 0
         """Updates done."""
         self.window = {"loss": 0.0, "targets": 0.0, "steps": 0.0}
@@ -209,6 +215,8 @@ class _Run:
             self.policy.load_state_dict(state["policy"])
             if self.rates is not None:
                 self.rates.load_state_dict(state["learning_rate"])
+            if self.average is not None and "average" in state:
+                self.average.load_state_dict(state["average"])
             self.data.train.load_state_dict(state["data"])
             self.window = {key: float(state["window"][key]) for key in self.window}
             self.evaluation_due = bool(state.get("evaluation_due", False))
@@ -250,6 +258,8 @@ class _Run:
                 self.view.phase("evaluating")
                 evaluation = self._evaluate()
                 self._log_evaluation(evaluation, lr)
+                if is_end and self.average is not None:
+                    self._evaluate_average(self.average, lr)
             if is_end or stop is not None or self.step % config.checkpoint.every == 0:
                 self.view.phase("saving a checkpoint")
                 self._save(final=is_end)
@@ -284,6 +294,8 @@ class _Run:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
         self.window["loss"] += loss
         self.window["targets"] += targets
         self.window["steps"] += 1
@@ -341,6 +353,14 @@ class _Run:
     def _evaluate(self) -> Evaluation:
         return evaluate(self.spread.model, self.data.validation, ranks=self.ranks, autocast=self._autocast)
 
+    def _evaluate_average(self, average: WeightAverage, lr: float) -> None:
+        """Evaluate the mean of the last weights, whose line follows that of the final ones."""
+        with average.in_place():
+            self.spread.weights_changed()
+            evaluation = self._evaluate()
+        self.spread.weights_changed()
+        self._log_evaluation(evaluation, lr, split=AVERAGED, averaged_steps=average.count)
+
     def _log_training(self, norm: float, lr: float, seconds: float) -> None:
         window, loss = self.window, self.window["loss"] / max(self.window["targets"], 1.0)
         # After a resume the window holds more steps than this process has timed.
@@ -359,18 +379,19 @@ class _Run:
         self.window = {"loss": 0.0, "targets": 0.0, "steps": 0.0}
         self._log_metrics(line)
 
-    def _log_evaluation(self, evaluation: Evaluation, lr: float) -> None:
+    def _log_evaluation(self, evaluation: Evaluation, lr: float, *, split: str = "validation", **more: int) -> None:
         self._log_metrics(
             {
                 "step": self.step,
                 "tokens": self._tokens,
-                "split": "validation",
+                "split": split,
                 "loss": evaluation.loss,
                 "perplexity": evaluation.perplexity,
                 "lr": lr,
                 "grad_norm": None,
                 "tokens_per_second": None,
                 "weight_decay_mean": mean_decay(self.optimizers),
+                **more,
             }
         )
 
@@ -406,6 +427,7 @@ class _Run:
         trainer = {
             "policy": self.policy.state_dict(),
             **({} if self.rates is None else {"learning_rate": self.rates.state_dict()}),
+            **({} if self.average is None else {"average": self.average.state_dict()}),
             "data": self.data.train.state_dict(self.step),
             "window": {**self.window, "steps": 0.0},
             "evaluation_due": self.evaluation_due,

@@ -7,6 +7,7 @@ import csv
 import html
 import io
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable
@@ -201,6 +202,40 @@ def test_the_table_of_policies_against_scipy(fake_run: Callable[..., Path], tmp_
     assert {found.against for found in against.values() if found} == {"none, base 0.1"}
     with pytest.raises(UsageError, match=r"no setting is called 'non'; there are 'alphadecay, base 0\.1'"):
         compare_runs(runs, against="non")
+
+
+def test_averaged_weights_are_compared_beside_the_final_ones(fake_run: Callable[..., Path]) -> None:
+    finals = {"uniform": [20.0, 21.0, 22.5], "alphadecay": [19.0, 20.5, 21.0], "none": [20.1, 21.3, 22.4]}
+    averages = {"uniform": [19.0, 19.5, 20.0], "alphadecay": [19.1, 19.2, 20.5], "none": [18.0, 18.7, 19.2]}
+    runs = []
+    for policy, values in finals.items():
+        for seed, value in enumerate(values):
+            folder = fake_run(f"{policy}{seed}", [30, 25, value], run={"seed": seed}, weight_decay={"policy": policy})
+            line = {"step": 12, "split": "averaged", "loss": math.log(averages[policy][seed])}
+            with (folder / "metrics.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+            runs.append(load_run(folder))
+    table = compare_runs(runs)
+    rows = {row.policy: row for row in table.settings}
+    for policy in finals:
+        assert rows[policy].final_mean == pytest.approx(statistics.fmean(finals[policy]))
+        assert rows[policy].averaged_mean == pytest.approx(statistics.fmean(averages[policy]))
+    for values, found in ((finals, "paired"), (averages, "averaged_paired")):
+        tests = {policy: stats.ttest_rel(values[policy], values["uniform"]).pvalue for policy in ("alphadecay", "none")}
+        for policy, p_value in tests.items():
+            row = getattr(rows[policy], found)
+            assert row.p_value == pytest.approx(p_value)
+            # Of two tests Holm doubles the smaller p-value, and the other one is not to be below it then.
+            assert row.holm_p_value == pytest.approx(max(2 * min(tests.values()), p_value))
+    text = runs_markdown(table)
+    assert "The same of the averaged weights" in text
+    assert f"{statistics.fmean(averages['none']) - 19.5:+.3f}" in text.split("The same of")[1]
+    line = next(line for line in csv.DictReader(io.StringIO(settings_csv(table))) if line["policy"] == "none")
+    assert float(line["averaged_difference"]) == pytest.approx(statistics.fmean(averages["none"]) - 19.5)
+    # One run without an average: the setting has no mean of it.
+    plain = fake_run("x", [30, 25, 21], run={"seed": 9}, weight_decay={"policy": "uniform"})
+    (partial,) = compare_runs([*runs[:3], load_run(plain)]).settings
+    assert (len(partial.seeds), partial.averaged_mean) == (4, None)
 
 
 def test_unfinished_runs_take_no_part_in_the_means(fake_run: Callable[..., Path]) -> None:

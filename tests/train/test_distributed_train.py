@@ -71,7 +71,12 @@ def test_two_ranks_are_one(
     distributed: str, make_config: Config, write_config: Callable[..., Path], logs: Logs, tmp_path: Path
 ) -> None:
     # Rows of different lengths: a mean of means would show. One micro-batch of each rank against four.
-    common = {"data": {"packing": "document"}, "optimizer": {"max_grad_norm": 1.0}, "batch": {"global_size": 8}}
+    common = {
+        "data": {"packing": "document"},
+        "optimizer": {"max_grad_norm": 1.0},
+        "batch": {"global_size": 8},
+        "eval": {"average": 0.5},
+    }
     one = train(make_config("one", **common), quiet=True).run
     run_ranks(write_config("two", **common, run={"distributed": distributed}))
     assert_same(logs(tmp_path / "two"), logs(one))

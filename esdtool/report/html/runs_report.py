@@ -96,13 +96,16 @@ def _settings(comparison: ComparisonTable) -> Html:
 
 
 def _differences(comparison: ComparisonTable) -> list[Html]:
-    found = paired_rows(comparison.settings)
-    if not found:
-        return []
     columns = [HtmlColumn(heading=heading) for heading in PAIRED_HEADINGS]
-    rows = [Row(cells=[Cell(content=cell) for cell in cells]) for cells in found]
-    shown = table("Final perplexity, seed by seed", columns, rows, anchor="paired-table")
-    return [section("Differences", shown, anchor="paired")]
+    shown: list[Html] = []
+    for title, anchor, averaged in (
+        ("Final perplexity, seed by seed", "paired-table", False),
+        ("Perplexity of the averaged weights, seed by seed", "averaged-table", True),
+    ):
+        if found := paired_rows(comparison.settings, averaged=averaged):
+            rows = [Row(cells=[Cell(content=cell) for cell in cells]) for cells in found]
+            shown.append(table(title, columns, rows, anchor=anchor))
+    return [section("Differences", joined(shown), anchor="paired")] if shown else []
 
 
 def _runs(comparison: ComparisonTable) -> Html:

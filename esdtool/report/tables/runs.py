@@ -81,9 +81,15 @@ def _mean(row: SettingRow) -> str:
     return f"{row.final_mean:.3f}" if error is None else f"{row.final_mean:.3f} ± {error:.3f}"
 
 
-def paired_rows(settings: Sequence[SettingRow]) -> list[tuple[str, ...]]:
-    """Cells under `PAIRED_HEADINGS`, of each setting that has a counterpart."""
-    return [_paired(row.label, row.paired, row.mean_decay) for row in settings if row.paired is not None]
+def paired_rows(settings: Sequence[SettingRow], *, averaged: bool = False) -> list[tuple[str, ...]]:
+    """Cells under `PAIRED_HEADINGS`, of each setting that has a counterpart.
+
+    Args:
+        settings: of the comparison.
+        averaged: of the mean of the last weights instead of the final ones.
+    """
+    found = [(row, row.averaged_paired if averaged else row.paired) for row in settings]
+    return [_paired(row.label, difference, row.mean_decay) for row, difference in found if difference is not None]
 
 
 def _paired(label: str, found: Paired, mean_decay: float | None) -> tuple[str, ...]:
@@ -93,16 +99,17 @@ def _paired(label: str, found: Paired, mean_decay: float | None) -> tuple[str, .
         str(found.seeds),
         f"{found.difference:+.3f} ± {found.standard_error:.3f}",
         f"{found.low:+.3f} to {found.high:+.3f}",
-        "-" if found.p_value is None else f"{found.p_value:.2g}",
+        *("-" if value is None else f"{value:.2g}" for value in (found.p_value, found.holm_p_value)),
         "-" if mean_decay is None else f"{mean_decay:.3g}",
     )
 
 
 _CSV_FIELDS = (
     *("seeds", "mean", "standard_error", "is_best", "mean_decay"),
-    *("against", "paired_seeds", "difference", "difference_standard_error", "low", "high", "p_value"),
+    *("against", "paired_seeds", "difference", "difference_standard_error", "low", "high", "p_value", "holm_p_value"),
+    *("averaged_mean", "averaged_standard_error", "averaged_difference", "averaged_low", "averaged_high"),
 )
-PAIRED_HEADINGS = ("setting", "minus", "seeds", "difference", "95 % interval", "p", "mean decay")
+PAIRED_HEADINGS = ("setting", "minus", "seeds", "difference", "95 % interval", "p", "p (Holm)", "mean decay")
 
 
 def settings_csv(table: ComparisonTable) -> str:
@@ -127,6 +134,8 @@ def settings_csv(table: ComparisonTable) -> str:
                 "standard_error": row.final_standard_error,
                 "is_best": row in best,
                 "mean_decay": row.mean_decay,
+                "averaged_mean": row.averaged_mean,
+                "averaged_standard_error": row.averaged_standard_error,
             }
         )
         if test is not None:
@@ -138,6 +147,13 @@ def settings_csv(table: ComparisonTable) -> str:
                 "low": test.low,
                 "high": test.high,
                 "p_value": test.p_value,
+                "holm_p_value": test.holm_p_value,
+            }
+        if (averaged := row.averaged_paired) is not None:
+            rows[-1] |= {
+                "averaged_difference": averaged.difference,
+                "averaged_low": averaged.low,
+                "averaged_high": averaged.high,
             }
     return csv_text(["policy", *keys, *_CSV_FIELDS], rows)
 

@@ -11,6 +11,7 @@ from esdtool.support.terminal import new_console, styled
 
 SETTINGS_TITLE = "Validation perplexity at the end: mean ± standard error over seeds"
 PAIRED_TITLE = "Difference in perplexity, paired by seed"
+AVERAGED_TITLE = "The same of the averaged weights"
 
 
 def print_runs(table: ComparisonTable, *, console: Console | None = None) -> None:
@@ -20,11 +21,14 @@ def print_runs(table: ComparisonTable, *, console: Console | None = None) -> Non
     by_run = new_table("Validation perplexity by run")
     for name in ("run", "policy", *keys, "seed", "step"):
         by_run.add_column(styled(name), justify="right" if name in ("seed", "step") else "left")
-    for name in ("final", "best", "best at"):
+    averaged = any(row.averaged_perplexity is not None for row in table.runs)
+    for name in ("final", *(["averaged"] if averaged else []), "best", "best at"):
         by_run.add_column(name, justify="right")
     for row in table.runs:
         shown = [styled(_text(row.setting.get(key))) for key in keys]
         numbers = [f"{row.final_perplexity:.3f}", f"{row.best_perplexity:.3f}", str(row.best_step)]
+        if averaged:
+            numbers.insert(1, "-" if row.averaged_perplexity is None else f"{row.averaged_perplexity:.3f}")
         by_run.add_row(styled(row.run), styled(row.policy), *shown, str(row.seed), f"{row.step}/{row.steps}", *numbers)
     console.print(by_run)
     print_settings(table, console=console)
@@ -42,8 +46,11 @@ def print_settings(table: ComparisonTable, *, console: Console | None = None) ->
         marked = [styled(number, "bold" if bold else "") for number, bold in zip(numbers, best, strict=True)]
         by_base.add_row(styled(label), *marked, seeds)
     console.print(by_base)
-    if found := paired_rows(table.settings):
-        differences = new_table(PAIRED_TITLE)
+    for title, is_averaged in ((PAIRED_TITLE, False), (AVERAGED_TITLE, True)):
+        found = paired_rows(table.settings, averaged=is_averaged)
+        if not found:
+            continue
+        differences = new_table(title)
         for name in PAIRED_HEADINGS:
             differences.add_column(name, justify="left" if name in PAIRED_HEADINGS[:2] else "right")
         for cells in found:

@@ -289,6 +289,9 @@ class EvalSettings(Section):
     """Token budget: rows of the validation text, in order, until they hold this many targets."""
     micro_size: Count | None = None
     """Sequences per forward pass; default: batch.micro_size."""
+    average: Fraction | None = None
+    """Part of the steps, at the end of the run, over which the weights are averaged: 0.1 for the last tenth. Their mean
+    is evaluated at the end beside the final weights, and not saved. Default: no average."""
 
 
 class CheckpointSettings(Section):

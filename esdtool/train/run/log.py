@@ -25,6 +25,8 @@ DECAY: Final = "decay.jsonl"
 RATES: Final = "learning_rate.jsonl"
 CONFIG: Final = "config.toml"
 WANDB_ID: Final = "wandb_id"
+AVERAGED: Final = "averaged"
+"""`split` of the line in metrics.jsonl that belongs to the mean of the last weights."""
 
 
 def perplexity(loss: float) -> float:

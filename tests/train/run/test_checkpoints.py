@@ -59,7 +59,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "awd": {"weight_decay": {"policy": "awd"}},
     "adadecay": {"weight_decay": {"policy": "adadecay"}},
     "adadecay-parameter": {"weight_decay": {"policy": "adadecay", "adadecay_rule": "parameter"}},
-    "uniform": {"weight_decay": {"policy": "uniform", "unlisted": "no-decay"}},
+    "uniform": {"weight_decay": {"policy": "uniform", "unlisted": "no-decay"}, "eval": {"average": 0.75}},
     "late": {"weight_decay": {"interval": 5, "delay": 3}},  # the checkpoint of step 5 holds a refresh under way
     "document": {"data": {"packing": "document"}, "schedule": {"name": "wsd"}},
 }
