@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, get_args, get_origin
@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from esdtool.errors import ConfigError
 from esdtool.train.config.layers import section_choices
 from esdtool.train.config.loading import load_config, read_toml
-from esdtool.train.config.section import Section
+from esdtool.train.config.section import Section, Strings
 from esdtool.train.config.train_config import TrainConfig
 
 _Setting = dict[tuple[str, str], Any]
@@ -36,6 +36,11 @@ class SweepSettings(Section):
     """Folder of all runs, DIR/NAME/seed-N. Default: runs/ and the name of the sweep's file."""
     jobs: Annotated[int, Field(ge=1)] = 1
     """Runs at a time, each a process of its own."""
+    until: Strings = ()
+    """One or several rules for stopping, e.g. `alphadecay - mean: ci 0.3%`: seeds are added to these two settings until
+    the 95 % interval of their difference in perplexity, paired by seed, is narrower than that."""
+    max_seeds: Annotated[int, Field(ge=2)] = 24
+    """until: the number of seeds at which it ends in any case."""
 
 
 class SweepFile(Section):
@@ -70,18 +75,32 @@ class SweepPlan:
 
     folder: Path
     jobs: int
+    seeds: tuple[int, ...]
+    """Those of the file, then those that were added."""
+    until: tuple[str, ...]
+    """Rules for stopping, as the file has them."""
+    max_seeds: int
     runs: tuple[SweepRun, ...]
     """All settings with the first seed, then all with the second, ...: a sweep that is stopped half-way has compared
     every setting on as many seeds as were finished."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The settings, in the order of the file."""
+        return tuple(dict.fromkeys(run.name for run in self.runs))
 
-def plan_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepPlan:
+
+def plan_sweep(
+    path: str | Path, overrides: Sequence[str] = (), *, more_seeds: int = 0, of: Collection[str] = ()
+) -> SweepPlan:
     """Read a sweep and check the configuration of every run, before any is begun.
 
     Args:
         path: TOML file with [sweep] and [[grid]]; paths in it are relative to the working directory.
         overrides: `section.key=value` each, for all runs; they replace what the file's base configuration says, but not
             what its grid says.
+        more_seeds: how many seeds to add to those of the file: the numbers that follow its largest.
+        of: names of the settings that have the added seeds.
 
     Raises:
         ConfigError: for a malformed file, a configuration that does not hold, or two runs of one name.
@@ -94,13 +113,24 @@ def plan_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepPlan:
     ]
     _check_names([name for name, _ in settings], path)
     bases = [file.sweep.config] if isinstance(file.sweep.config, str) else file.sweep.config
+    given = file.sweep.seeds
+    added = range(max(given) + 1, max(given) + 1 + more_seeds)
     runs = []
-    for seed in file.sweep.seeds:
+    for seed in (*given, *added):
         for name, layer in settings:
+            if seed in added and name not in of:
+                continue
             own = {"run": {"seed": seed, "dir": (folder / name / f"seed-{seed}").as_posix()}}
             layers = [(f"{path}: [[grid]] {name}", layer), (str(path), own)]
             runs.append(SweepRun(name=name, seed=seed, config=load_config(bases, overrides, layers=layers)))
-    return SweepPlan(folder=folder, jobs=file.sweep.jobs, runs=tuple(runs))
+    return SweepPlan(
+        folder=folder,
+        jobs=file.sweep.jobs,
+        seeds=(*given, *added),
+        until=file.sweep.until,
+        max_seeds=file.sweep.max_seeds,
+        runs=tuple(runs),
+    )
 
 
 def _read(path: Path) -> SweepFile:
