@@ -31,6 +31,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "Outputs": ("out", "file_format", "json_path", "csv_path", "esd_path", "html_path", "plots", "check"),
     "Figures": ("kind", "module", "figure_format", "dpi"),
+    "Seeds": ("until", "max_seeds", "power"),
     "Tables": ("table_format", "sort", "top", "experts", "sparklines", "against"),
     "Work": (
         *("device", "jobs", "memory", "cache", "precision", "sequence_length", "tokens", "micro_size", "overrides"),
