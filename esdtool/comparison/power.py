@@ -1,4 +1,4 @@
-"""How many seeds a comparison needs, from the spread of the differences between runs at hand."""
+"""Count the seeds that a comparison needs, from the spread of the differences between runs at hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST: Final = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Power:
-    """What a paired comparison of two settings can tell. Numbers are in percent of the perplexity."""
+    """The reach of a paired comparison of two settings. Numbers are in percent of the perplexity."""
 
     first: str
     second: str
@@ -29,7 +29,7 @@ class Power:
     deviation: float
     """Sample standard deviation of the difference between two runs of a seed."""
     deviation_limit: float
-    """What the deviation is below with 90 % confidence: few seeds say little of it."""
+    """Upper 90 % confidence limit of `deviation`: few seeds say little of it."""
     detectable: float
     """The smallest difference that these seeds find with a probability of 80 %."""
     needed: tuple[int, ...]

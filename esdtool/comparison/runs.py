@@ -72,7 +72,7 @@ class RunRow:
     setting: dict[str, Any]
     """The keys in which the runs differ, besides the seed."""
     averaged_perplexity: float | None = None
-    """Of the mean of the last weights, if `eval.average` asked for it."""
+    """Perplexity of the mean of the last weights, if `eval.average` asked for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class SettingRow:
     """Mean perplexity of the averaged weights; None unless all runs of the setting have it."""
     averaged_standard_error: float | None = None
     averaged_paired: Paired | None = None
-    """As `paired`, of the averaged weights."""
+    """The same comparison as `paired`, of the averaged weights."""
 
     @property
     def label(self) -> str:

@@ -1,4 +1,4 @@
-"""When a sweep has enough seeds: a rule that is fixed before the first run, and intervals that allow for looking often.
+"""Decide when a sweep has enough seeds: a rule fixed before the first run, and intervals that allow for looking often.
 
 A sweep that adds seeds until a 95 % interval is narrow enough looks at its data several times and stops where the runs
 happen to agree. An ordinary interval then misses the truth more often than one time in twenty. The intervals here are
@@ -50,7 +50,7 @@ class Look:
 
     seeds: int
     number: int
-    """Which of the planned looks this is, counted from 1."""
+    """The place among the planned looks, counted from 1."""
     planned: int
     """Looks in all, if the sweep goes on to its maximum."""
     level: float

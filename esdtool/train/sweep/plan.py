@@ -76,7 +76,7 @@ class SweepPlan:
     folder: Path
     jobs: int
     seeds: tuple[int, ...]
-    """Those of the file, then those that were added."""
+    """The seeds of the file, then any that were added."""
     until: tuple[str, ...]
     """Rules for stopping, as the file has them."""
     max_seeds: int
