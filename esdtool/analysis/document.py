@@ -21,6 +21,7 @@ from pydantic import (
 
 from esdtool.analysis.distances import Distances, quantity_names
 from esdtool.analysis.finding import Finding
+from esdtool.analysis.head_result import HeadResult, LeftOutHeads
 from esdtool.analysis.means import Mean
 from esdtool.analysis.record import Record
 from esdtool.errors import CheckpointError
@@ -92,6 +93,7 @@ class Settings(Record):
     intruder_similarity: float | None = Field(
         default=None, description="|Cosine| with a vector of the base below which a vector is an intruder."
     )
+    per_head: bool = Field(default=False, description="Whether attention heads were analysed.")
     split_fused: bool = Field(default=True, description="Whether fused projections were split into modules.")
     split: tuple[str, ...] = Field(
         default=(), description="How the user said that tensors are split, each as 'REGEX=LAYOUT'."
@@ -361,6 +363,12 @@ class Analysis(Record):
     )
     modules: tuple[ModuleResult, ...]
     skipped: tuple[SkippedResult, ...] = ()
+    heads: tuple[HeadResult, ...] = Field(
+        default=(), description="Attention heads, with the option per_head; no part of modules, summary or findings."
+    )
+    heads_left_out: tuple[LeftOutHeads, ...] = Field(
+        default=(), description="Attention blocks whose heads are not analysed."
+    )
     summary: Summary
 
     # Not part of the file: `esdtool analyze --esd` saves them.
@@ -408,7 +416,10 @@ class Analysis(Record):
         return read_document(path, cls, format_name=FORMAT, version=VERSION, what="analysis")
 
     def to_csv(self) -> str:
-        """Write one line a module; columns are the JSON's module keys, nested values flattened (`alphas.ks`)."""
+        """Write one line a module; columns are the JSON's module keys, nested values flattened (`alphas.ks`).
+
+        Attention heads, where they were analysed, come last; the column `head` is empty for all others.
+        """
         rows = self.flat_rows()
         return csv_text(list(rows[0]) if rows else [], rows)
 
@@ -421,7 +432,7 @@ class Analysis(Record):
         return pandas.DataFrame(self.flat_rows())
 
     def flat_rows(self) -> list[dict[str, Any]]:
-        """Make one dictionary a module, for tables."""
+        """Make one dictionary a module, for tables; then one an attention head, if there are any."""
         rows = []
         any_distances = any(module.distances is not None for module in self.modules)
         for module in self.modules:
@@ -441,6 +452,10 @@ class Analysis(Record):
                 for name in quantity_names(cheap_only=not self.settings.distances):
                     row[f"distances.{name}"] = None if module.distances is None else module.distances.measure(name)
             rows.append(row)
+        if self.settings.per_head:
+            head_rows = [head.flat_row() for head in self.heads]
+            columns = dict.fromkeys(column for row in (*rows[:1], *head_rows[:1]) for column in row)
+            rows = [columns | row for row in (*rows, *head_rows)]
         return rows
 
 

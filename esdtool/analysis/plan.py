@@ -19,6 +19,7 @@ from esdtool.checkpoint.adapters import MergedCheckpoint, is_adapter, merged
 from esdtool.checkpoint.remote.path import RemotePath
 from esdtool.errors import CheckpointError, NothingToAnalyzeError, UsageError
 from esdtool.modules import Selection, WeightModule, select_modules
+from esdtool.modules.attention import Attention, LeftOutAttention, find_attention
 from esdtool.modules.base import cost
 from esdtool.modules.choice import ModuleChoice
 from esdtool.modules.model_code import kinds_of
@@ -75,13 +76,20 @@ class Plan:
     """Bytes that the modules in flight may take together; None: no limit."""
     pairs: PairOptions = field(default_factory=PairOptions)
     """What is measured of the modules beside those of their base."""
+    attention: tuple[Attention, ...] = ()
+    """Attention blocks whose heads are analysed as well; empty where nobody asked."""
+    left_out_attention: tuple[LeftOutAttention, ...] = ()
+    """Those whose heads are not known."""
     estimated: frozenset[str] = frozenset()
     """Names of modules whose alpha is estimated to save time (`esdtool.analysis.budget`)."""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Remarks that the user should see."""
-        return (*self.checkpoint.notes, *(() if self.base is None else self.base.notes))
+        lost = self.left_out_attention
+        more = f"; {len(lost)} blocks in all" if len(lost) > 1 else ""
+        heads = (f"no heads of {lost[0].name}: {lost[0].reason}{more}",) if lost else ()
+        return (*self.checkpoint.notes, *(() if self.base is None else self.base.notes), *heads)
 
     @property
     def cost(self) -> float:
@@ -190,6 +198,7 @@ def make_plan(
     memory: int | None = None,
     download: bool | None = None,
     pairs: PairOptions | None = None,
+    per_head: bool = False,
 ) -> Plan:
     """Open the source and choose its modules, without reading weights.
 
@@ -206,6 +215,7 @@ def make_plan(
         memory: bytes that the modules in flight may take together; None: no limit.
         download: whether models of the Hub are downloaded; see `esdtool.checkpoint.open_checkpoint`.
         pairs: what is measured of the modules beside those of `base`.
+        per_head: analyse the heads of the attention blocks as well.
 
     Raises:
         CheckpointError: if the source or the base cannot be read.
@@ -240,6 +250,7 @@ def make_plan(
             f"{checkpoint.location}: no weight matrix to analyse among {len(checkpoint.tensors)} tensors"
             + _reasons(selection)
         )
+    attention, left_out = _attention(checkpoint, selection, paired) if per_head else ((), ())
     available = available_cores() if chosen.type == "cpu" else accelerator_workers()
     if checkpoint.collective_reads or (other is not None and other.collective_reads):
         jobs = 1  # one thread, one order
@@ -253,6 +264,8 @@ def make_plan(
         parents=parents,
         merged_with=merged_with,
         choice=choice,
+        attention=attention,
+        left_out_attention=left_out,
         # What is in memory changes and is not met again.
         cache=SpectrumCache.of_user() if cache and isinstance(source, str | Path) else None,
         memory=memory,
@@ -282,6 +295,25 @@ def _paired(
     matched = tuple(module for module in selection.modules if module.name in pairing.base)
     skipped = (*selection.skipped, *pairing.unmatched)
     return Base(checkpoint=base, pairing=pairing), Selection(modules=matched, skipped=skipped)
+
+
+def _attention(
+    checkpoint: Checkpoint, selection: Selection, base: Base | None
+) -> tuple[tuple[Attention, ...], tuple[LeftOutAttention, ...]]:
+    """Find the attention blocks, at least one whose heads are known."""
+    if base is not None:
+        raise UsageError("--per-head is for the weights of a model, not for differences: leave out --base")
+    if not checkpoint.config:
+        raise UsageError(
+            f"{checkpoint.location}: --per-head needs the number of attention heads: put the model's config.json "
+            "beside the weights"
+        )
+    found, left_out = find_attention(selection.modules, checkpoint.config)
+    if not found and left_out:
+        raise UsageError(f"{checkpoint.location}: --per-head: {left_out[0].name}: {left_out[0].reason}")
+    if not found:
+        raise UsageError(f"{checkpoint.location}: --per-head: none of the modules is a q, k, v or o projection")
+    return found, left_out
 
 
 def _open(source: Readable, revision: str | None, download: bool | None) -> Checkpoint:

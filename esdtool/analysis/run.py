@@ -17,6 +17,8 @@ from esdtool.analysis.difference import difference_of, read_pairs
 from esdtool.analysis.distances import Distances
 from esdtool.analysis.document import Analysis, ModuleResult, Settings, SkippedResult, Source
 from esdtool.analysis.execution import Batch, carry_out, lack_of_memory_named
+from esdtool.analysis.head_result import HeadResult, LeftOutHeads
+from esdtool.analysis.heads import analyze_heads
 from esdtool.analysis.module_result import module_result
 from esdtool.analysis.observation import Observation, observe, observed_before
 from esdtool.analysis.pairs import distances_of, pairs_of_merged
@@ -74,6 +76,7 @@ def analyze(
     farms_windows: int = ScoreOptions.farms_windows,
     cache: bool = True,
     memory: int | None = None,
+    per_head: bool = False,
     budget: float | None = None,
     distances: bool = PairOptions.distances,
     intruder_vectors: int = PairOptions.intruder_vectors,
@@ -116,6 +119,8 @@ def analyze(
         farms_windows: FARMS windows per dimension.
         cache: look up and keep the spectra of a path or Hub id in the user's cache (`esdtool.spectra.cache`).
         memory: bytes that the modules in flight may take together; one that needs more is done alone.
+        per_head: also analyse the parts of q, k, v and o that belong to each attention head, and their products
+            (`esdtool.analysis.heads`).
         budget: seconds; if all exactly would take longer, the most expensive modules are estimated as by `slq`, as
             few as needed.
         distances: with `base`: compare the singular vectors with the base's (`esdtool.spectra.pairs`).
@@ -163,6 +168,7 @@ def analyze(
         pairs=PairOptions(
             distances=distances, intruder_vectors=intruder_vectors, intruder_similarity=intruder_similarity
         ),
+        per_head=per_head,
     )
     if budget is not None:
         from esdtool.analysis.budget import keep_within
@@ -190,13 +196,14 @@ def run(plan: Plan, *, ranks: AnalysisRanks | None = None, on_progress: OnProgre
         return results
 
     scored = {found[0].name: found for found in (work() if ranks is None else ranks.collect(work))}
+    heads = analyze_heads(plan, ranks=ranks) if plan.attention else ()
     if plan.cache is not None:
         plan.cache.trim()
     all_here = ranks is None or ranks.is_first
-    return _analysis(plan, [scored[module.name] for module in plan.selection.modules if all_here])
+    return _analysis(plan, [scored[module.name] for module in plan.selection.modules if all_here], heads)
 
 
-def _analysis(plan: Plan, results: Sequence[Scored]) -> Analysis:
+def _analysis(plan: Plan, results: Sequence[Scored], heads: tuple[HeadResult, ...]) -> Analysis:
     """Bring the results into the form of the file."""
     checkpoint, options = plan.checkpoint, plan.options
     uses_farms = "farms" in options.fit
@@ -228,6 +235,7 @@ def _analysis(plan: Plan, results: Sequence[Scored]) -> Analysis:
             distances=plan.pairs.distances,
             intruder_vectors=plan.pairs.intruder_vectors if plan.pairs.distances else None,
             intruder_similarity=plan.pairs.intruder_similarity if plan.pairs.distances else None,
+            per_head=bool(plan.attention),
             split_fused=plan.choice.split_fused,
             split=tuple(request.words for request in plan.choice.split),
             include=plan.choice.include,
@@ -241,6 +249,8 @@ def _analysis(plan: Plan, results: Sequence[Scored]) -> Analysis:
             )
             for tensor in plan.selection.skipped
         ),
+        heads=heads,
+        heads_left_out=tuple(LeftOutHeads(name=block.name, reason=block.reason) for block in plan.left_out_attention),
         summary=summarize([result for result, *_ in results], num_skipped=len(plan.selection.skipped)),
     )
     esds = {result.name: eigenvalues for result, eigenvalues, _ in results if eigenvalues is not None}

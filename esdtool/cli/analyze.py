@@ -180,6 +180,14 @@ def analyze(
             "most localised ones. Takes about twice as long.",
         ),
     ] = ScoreOptions.vectors,
+    per_head: Annotated[
+        bool,
+        typer.Option(
+            "--per-head",
+            help="Also analyse each attention head: its parts of q, k, v and o, and W_q^T W_k and W_o W_v. Needs the "
+            "head counts of config.json.",
+        ),
+    ] = False,
     farms_rows: Annotated[int, typer.Option(help="Rows of a 'farms' window.")] = ScoreOptions.farms_rows,
     farms_ratio: Annotated[
         float, typer.Option(help="Columns divided by rows of a 'farms' window.", callback=finite)
@@ -291,6 +299,7 @@ def analyze(
                     memory=memory_bytes,
                     download=True if download else False if in_part else None,
                     pairs=pairs,
+                    per_head=per_head,
                 )
                 for checkpoint in in_order_of_training(checkpoints)
             ]

@@ -11,7 +11,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "Modules": ("base", "revision", "include", "exclude", "split_fused", "split", "model", "names", "unlisted"),
     "Estimates": (
         *("fit", "k_fraction", "min_eigs", "spectrum", "budget", "fast", "fix_finger_bound"),
-        *("traps", "seed", "vectors"),
+        *("traps", "seed", "vectors", "per_head"),
         *("farms_rows", "farms_ratio", "farms_windows"),
     ),
     "Decays": (

@@ -26,6 +26,7 @@ from esdtool.report.tables.analysis import (
 )
 from esdtool.report.tables.experts import Experts
 from esdtool.report.tables.findings import findings_of, findings_title, headline, lines
+from esdtool.report.tables.heads import HEADS_TITLE, block_columns, block_rows, nulls_words, unscored_words
 from esdtool.report.tables.means import (
     MEAN_COLUMNS,
     MEANS_TITLE,
@@ -53,7 +54,7 @@ _FOLDED = 20
 
 _ZERO_WIDTH = "&#8203;"
 
-_NAMES: Final = frozenset({"module", "role", "checkpoint", "name"})
+_NAMES: Final = frozenset({"attention", "module", "role", "checkpoint", "name"})
 """Headings of columns that hold names."""
 
 _LONE_UNDERSCORE = r"(?<![^\W_])_|_(?![^\W_])"
@@ -85,6 +86,9 @@ def analysis_markdown(
         parts.append(_titled(ROLE_MEANS_TITLE, role_mean_columns(), by_role))
     parts.append(_titled(found.title, module_columns(analysis, narrow=False), found.rows))
     parts += _vectors(analysis)
+    if analysis.heads:
+        parts.append(_titled(HEADS_TITLE, block_columns(analysis), block_rows(analysis)))
+        parts += [text(words) for words in (nulls_words(analysis), unscored_words(analysis)) if words is not None]
     if analysis.skipped:
         rows = skipped_rows(analysis.skipped)
         parts.append(_titled(f"skipped: {len(analysis.skipped)} tensors", _counted("tensors"), rows))

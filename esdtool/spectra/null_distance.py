@@ -38,8 +38,20 @@ def null_distance(eigenvalues: Vector, rows: int, columns: int) -> float:
     Returns:
         A number in [0, 1].
     """
+    return distance_from(eigenvalues, mp_quantiles(rows, columns, eigenvalues.size))
+
+
+def distance_from(eigenvalues: Vector, quantiles: Vector) -> float:
+    """Compute the share of a spectrum's sum that lies elsewhere than in another spectrum, brought to the same sum.
+
+    Args:
+        eigenvalues: [n] ascending, not all zero.
+        quantiles: [n] ascending, not all zero: the other one.
+
+    Returns:
+        A number in [0, 1].
+    """
     total = float(eigenvalues.sum())
-    quantiles = mp_quantiles(rows, columns, eigenvalues.size)
     return float(np.abs(eigenvalues / total - quantiles / float(quantiles.sum())).sum()) / 2
 
 

@@ -133,6 +133,14 @@ def test_vectors_of_known_spectra_fetch_the_weights_once(on_hub, sharded):
     assert on_hub.sent < 1.02 * header_bytes(sharded)
 
 
+def test_heads_that_are_known_are_not_fetched_again(on_hub, sharded):
+    first = esdtool.analyze(REPO, include=[CHOSEN], download=False, per_head=True)
+    assert first.heads == esdtool.analyze(sharded, include=[CHOSEN], per_head=True, cache=False).heads
+    on_hub.sent = 0
+    assert esdtool.analyze(REPO, include=[CHOSEN], download=False, per_head=True).heads == first.heads
+    assert on_hub.sent < 1.02 * header_bytes(sharded)
+
+
 def test_spectra_that_are_gone_are_computed_from_fetched_weights(on_hub, own_cache):
     first = esdtool.analyze(REPO, include=[CHOSEN], download=False)
     spectra = sorted(own_cache.rglob("*.esd"))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from esdtool.analysis.document import Analysis
 from esdtool.report.html.chart import depth_chart, range_glyph
 from esdtool.report.html.colours import sequential
+from esdtool.report.html.heads import heads_part
 from esdtool.report.html.heatmap import Place, heat_maps, stack_of
 from esdtool.report.html.lead import lead, subject
 from esdtool.report.html.markup import DASH, Html, joined, name_tag, tag
@@ -43,7 +44,7 @@ def analysis_page(analysis: Analysis, *, experts: Experts = "mean") -> str:
         ),
         *_alpha_parts(analysis, rows),
         *([] if means is None else [section("Means", means, anchor="means")]),
-        *filter(None, [vectors_part(analysis, rows)]),
+        *filter(None, [vectors_part(analysis, rows), heads_part(analysis)]),
         section("Modules", _modules(analysis, rows, data["missing"]), anchor="modules"),
     ]
     if analysis.skipped:

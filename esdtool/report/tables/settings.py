@@ -42,6 +42,8 @@ def settings_in_words(settings: Settings) -> list[SettingInWords]:
     if settings.distances:
         vectors = f"below {settings.intruder_similarity:g}, of {settings.intruder_vectors} vectors"
         found.append(_setting("intruders", vectors))
+    if settings.per_head:
+        found.append(_setting("attention heads", "each"))
     split = "split" if settings.split_fused else "not split"
     found.append(SettingInWords(term="fused projections", values=(split,), is_usual=settings.split_fused))
     if settings.sample_layers is not None:

@@ -27,6 +27,7 @@ from esdtool.report.tables.experts import Experts, starred
 from esdtool.report.tables.means import MEAN_COLUMNS, MEANS_TITLE, mean_rows
 from esdtool.report.terminal.console import left_out_words, new_table
 from esdtool.report.terminal.findings import print_findings
+from esdtool.report.terminal.heads import print_heads
 from esdtool.report.terminal.heatmap import alpha_heat_map
 from esdtool.report.terminal.sparkline import ESD_BINS, esd_sparkline, esds_of_rows, ramp_for, shortened, sparkline
 from esdtool.report.terminal.vectors import print_vectors
@@ -96,6 +97,7 @@ def print_analysis(
         for part in alpha_heat_map(analysis, console):
             console.print(part)
     print_vectors(analysis, console)
+    print_heads(analysis, console)
     if analysis.skipped:
         console.print(_skipped(analysis.skipped))
     console.print(styled(closing_words(analysis)))
