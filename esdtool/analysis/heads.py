@@ -20,7 +20,7 @@ from esdtool.analysis.head_result import HeadResult
 from esdtool.analysis.plan import Plan
 from esdtool.analysis.ranks import AnalysisRanks
 from esdtool.analysis.record import Record
-from esdtool.analysis.weights import Matrices, ModuleWeights, weights_of_batch
+from esdtool.analysis.weights import ModuleWeights, Read, weights_of_batch
 from esdtool.modules import WeightModule
 from esdtool.modules.attention import PRODUCTS, Attention, Part
 from esdtool.modules.base import cost
@@ -35,6 +35,7 @@ from esdtool.spectra.scoring import NOT_FINITE, MatrixScore, null_alpha, score_m
 from esdtool.spectra.spectrum import rounding_error
 from esdtool.spectra.tail import Vector
 from esdtool.support.balance import balance
+from esdtool.support.devices import own_stream
 
 VERSION = 1
 """Raise it when the numbers change for the same weights: cached results are then computed again."""
@@ -72,15 +73,15 @@ def _carry_out(plan: Plan, blocks: Sequence[Attention]) -> list[tuple[str, tuple
             return weights_of_batch(plan, batch, _read)
 
     def compute(batch: Batch, weights: list[ModuleWeights]) -> tuple[str, tuple[HeadResult, ...]]:
-        with lack_of_memory_named(batch, limits, location=location):
+        with lack_of_memory_named(batch, limits, location=location), own_stream(plan.device):
             block = by_module[batch[0].name]
             return block.name, _known_heads(plan, block, dict(zip(block.projections, weights, strict=True)))
 
     return [found for _, found in carry_out([block.modules for block in blocks], read, compute, limits=limits)]
 
 
-def _read(plan: Plan, module: WeightModule, shared: Rows | None) -> Matrices:
-    return read_matrices(plan.checkpoint, module, shared=shared), module.roundoff
+def _read(plan: Plan, module: WeightModule, shared: Rows | None) -> Read:
+    return Read(matrices=read_matrices(plan.checkpoint, module, shared=shared), roundoff=module.roundoff)
 
 
 def _known_heads(plan: Plan, block: Attention, weights: Mapping[Part, ModuleWeights]) -> tuple[HeadResult, ...]:
@@ -113,7 +114,7 @@ def _heads(
     """Compute the parts of each projection, head by head, then the products."""
     shared: Rows = {}
     matrices = {
-        part: weights[part].matrices[0] if weights[part].load is None else _read(plan, item.module, shared)[0][0]
+        part: weights[part].matrices[0] if weights[part].load is None else _read(plan, item.module, shared).matrices[0]
         for part, item in block.projections.items()
     }
     results = []
