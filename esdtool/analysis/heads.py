@@ -42,7 +42,7 @@ VERSION = 1
 
 
 class _Note(Record):
-    """What the cache keeps of one attention block."""
+    """The entry of one attention block in the cache."""
 
     heads: tuple[HeadResult, ...]
 
@@ -159,7 +159,7 @@ def _heads(
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """What a head's result says besides its numbers; see `HeadResult`."""
+    """The part of a head's result that is no measurement; see `HeadResult`."""
 
     name: str
     role: str

@@ -79,7 +79,7 @@ class Plan:
     attention: tuple[Attention, ...] = ()
     """Attention blocks whose heads are analysed as well; empty where nobody asked."""
     left_out_attention: tuple[LeftOutAttention, ...] = ()
-    """Those whose heads are not known."""
+    """Attention blocks whose heads are not known."""
     estimated: frozenset[str] = frozenset()
     """Names of modules whose alpha is estimated to save time (`esdtool.analysis.budget`)."""
 
