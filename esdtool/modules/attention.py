@@ -69,7 +69,7 @@ class Attention:
     key_value_heads: int
     """Heads of keys and values; each is shared by heads / key_value_heads queries."""
     projections: Mapping[Part, Projection]
-    """Those that are analysed; usually all four."""
+    """The projections that are analysed; usually all four."""
 
     @property
     def modules(self) -> tuple[WeightModule, ...]:
