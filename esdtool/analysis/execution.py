@@ -174,6 +174,25 @@ def batches_of(modules: Sequence[WeightModule], *, together: bool, limits: Limit
     return list(map(tuple, batches))
 
 
+def in_turn(batches: Sequence[Batch], *, jobs: int) -> list[Batch]:
+    """Return jobs that are fetched over a network, so ordered that fetching and computing keep each other busy.
+
+    A large module has more bytes for its work than a small one (n m for n^2 m + 4/3 n^3). One after the other from the
+    most expensive on, the cores would wait for the link first, and later the link for the cores. So the first is the
+    cheapest, which comes soonest, the second the most expensive, and so on from both ends. Where there are few for each
+    core the order stays: then it counts most that no expensive one is begun late.
+
+    Args:
+        batches: from the most expensive to the cheapest.
+        jobs: modules computed at a time.
+    """
+    if len(batches) <= 4 * jobs:
+        return list(batches)
+    half = len(batches) // 2
+    pairs = zip(reversed(batches[half:]), [*batches[:half], None], strict=False)
+    return [batch for pair in pairs for batch in pair if batch is not None]
+
+
 def _go_together(one: WeightModule, other: WeightModule) -> bool:
     is_small = min(one.matrix_shape) <= _BATCH_ORDER and one.num_matrices == other.num_matrices == 1
     return is_small and (one.matrix_shape, one.dtype, one.rank) == (other.matrix_shape, other.dtype, other.rank)

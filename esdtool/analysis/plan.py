@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from esdtool.analysis.execution import Batch, Limits, batches_of, peak_bytes, read_bytes
+from esdtool.analysis.execution import Batch, Limits, batches_of, in_turn, peak_bytes, read_bytes
 from esdtool.analysis.pairing import Pairing, pair_modules
 from esdtool.checkpoint import Checkpoint, from_model, from_state_dict, open_checkpoint
 from esdtool.checkpoint.adapters import MergedCheckpoint, is_adapter, merged
@@ -97,14 +97,14 @@ class Plan:
         return sum(cost(module) for module in self.selection.modules)
 
     def batches(self, modules: Sequence[WeightModule]) -> list[Batch]:
-        """Return the jobs, the most expensive first."""
+        """Return the jobs, the most expensive first; of a remote checkpoint cheap and expensive ones in turn."""
         ordered = sorted(modules, key=cost, reverse=True)
         if isinstance(self.checkpoint.folder, RemotePath) and self.device.type == "cpu":
             # Bytes come over a network once, whatever number of modules they are for.
             parts: dict[tuple[str, tuple[int, int]], list[WeightModule]] = {}
             for module in ordered:
                 parts.setdefault((module.parameter, module.rows), []).append(module)
-            return [tuple(batch) for batch in parts.values()]
+            return in_turn([tuple(batch) for batch in parts.values()], jobs=self.jobs)
         return batches_of(ordered, together=self.device.type != "cpu", limits=self.limits)
 
     @property

@@ -19,7 +19,16 @@ from safetensors.torch import load_file, save_file
 
 import esdtool
 from esdtool.analysis import plan
-from esdtool.analysis.execution import Batch, Limits, MemoryGate, batches_of, carry_out, peak_bytes, working_bytes
+from esdtool.analysis.execution import (
+    Batch,
+    Limits,
+    MemoryGate,
+    batches_of,
+    carry_out,
+    in_turn,
+    peak_bytes,
+    working_bytes,
+)
 from esdtool.analysis.plan import make_plan
 from esdtool.analysis.ranks import AnalysisRanks
 from esdtool.modules import WeightModule
@@ -77,6 +86,22 @@ def test_all_is_done_once_on_so_many_slots_with_one_read_ahead() -> None:
     watch = Watch()
     list(carry_out(work, watch.read, watch.compute, limits=Limits(jobs=1, read_ahead=False)))
     assert watch.most_held == 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 9, 21, 40])
+def test_fetched_modules_come_large_and_small_in_turn(count: int) -> None:
+    """Each once; the cheapest and the most expensive first, so that at every point the work is about half done."""
+    work = modules(*range(200, 200 - count, -1))
+    ordered = in_turn(work, jobs=2)
+    assert sorted(ordered, key=work.index) == work
+    if count <= 8:
+        assert ordered == work
+        return
+    assert ordered[:2] == [work[-1], work[0]]
+    done = 0.0
+    for number, (module,) in enumerate(ordered, start=1):
+        done += module.shape[0] - 200 + (count - 1) / 2  # the sizes without their mean
+        assert abs(done) <= count, number
 
 
 def test_memory_is_bounded_and_what_is_too_large_is_done_alone() -> None:
