@@ -34,11 +34,6 @@ _BATCH_BYTES = 256 * 2**20
 """Most memory of a batch."""
 
 
-_FETCHED_TOGETHER = 2**25
-"""Bytes of modules that are fetched from a remote store at a time. Of large modules that are two: more would share the
-link, and the first one would come later, and nothing be computed meanwhile."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """The limits on the work done at a time."""
@@ -111,12 +106,10 @@ def carry_out(
     """
     gate = MemoryGate(limits.memory)
     slots = threading.BoundedSemaphore(limits.jobs)
-    link = MemoryGate(_FETCHED_TOGETHER if limits.is_remote else None)
 
     def work(batch: Batch) -> Result:
         with gate.hold(limits.need(batch)):
-            with link.hold(min(_bytes_ahead(batch, limits), _FETCHED_TOGETHER // 2)):
-                weights = read(batch)
+            weights = read(batch)
             with slots:
                 return compute(batch, weights)
 

@@ -62,6 +62,23 @@ def test_cut_connections_go_on_from_where_they_stopped(server, checkpoint, weigh
     assert server.sent - BYTES <= (0 if server.is_hub else LOST * len(cuts))
 
 
+def test_parts_of_a_large_tensor_go_on_each_by_itself(server, checkpoint, weight, monkeypatch):
+    monkeypatch.setattr("esdtool.checkpoint.remote.transfer._PART", BYTES // 5 - 1)
+    server.faults.extend([Fault(cut_after=300_000), Fault(), Fault(status=503), Fault(cut_after=0)])
+    before = FETCHED.bytes
+    assert checkpoint.read(NAME).equal(weight)
+    assert FETCHED.bytes - before == BYTES
+    asked = {part for method, _, part in server.requests if method == "GET" and part}
+    assert 6 + server.is_hub <= len(asked) <= 7  # one was taken up again: by aiohttp's dropping, from its beginning
+
+
+def test_part_that_fails_ends_the_others(server, checkpoint, monkeypatch):
+    monkeypatch.setattr("esdtool.checkpoint.remote.transfer._PART", BYTES // 64)
+    server.always = Fault(status=403)
+    assert why(checkpoint).startswith("access denied (403)")
+    assert len([path for _, path, _ in server.requests if "resolve" not in path]) < 32
+
+
 def test_busy_servers_are_asked_again(server, checkpoint, weight):
     server.faults.extend([Fault(status=429, headers=(("Retry-After", "0"),)), Fault(status=503), Fault(status=500)])
     assert checkpoint.read(NAME).equal(weight)

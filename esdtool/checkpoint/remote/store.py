@@ -5,9 +5,13 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+
+_REQUESTS = 3
+"""Requests for weights at a time: enough to keep a link busy, and the more there are, the later comes the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,8 @@ class RemoteStore(ABC):
     def __init__(self) -> None:
         self._opened: dict[str, Entry] = {}
         self._lock = threading.Lock()
+        self.queue = ThreadPoolExecutor(_REQUESTS, "esdtool-fetch")
+        """Requests for weights, made in the order in which they come."""
 
     @abstractmethod
     def shown(self, key: str) -> str:

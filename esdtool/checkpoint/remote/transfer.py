@@ -1,14 +1,17 @@
 """Fetch ranges of remote objects into memory: with patience, and after a cut from where it stopped.
 
 What arrives is written where it belongs at once, so that nothing is held twice, and a server that sends more than was
-asked for is left.
+asked for is left. All requests of a store for weights stand in one queue, a large tensor with several: so the tensor
+that is waited for longest gets most of the link, while the next request is on its way already.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, TypeVar, cast
@@ -26,6 +29,12 @@ FIRST_WAIT = 0.5
 
 _PROGRESS = 2**16
 """Bytes that make an attempt count as one that brought something."""
+
+_AT_ONCE = 2**20
+"""Bytes up to which a request does not stand in the queue: of headers many may be asked for side by side."""
+
+_PART = 2**24
+"""Bytes of a tensor that one request is for. Fewer would let the Hub's limit of requests bound the speed."""
 
 _BLOCK = 2**16
 """Bytes that are read ahead where a library reads an open file in small steps."""
@@ -52,7 +61,10 @@ class RemoteBytes(ByteSource):
     def read_into(self, start: int, target: memoryview) -> None:
         """Fetch bytes into memory."""
         try:
-            _fetch(self.store, self.entry, start, target)
+            if len(target) <= _AT_ONCE:
+                _fetch(self.store, self.entry, start, target)
+            else:
+                _fetch_in_parts(self.store, self.entry, start, target)
             self.store.confirm(self.entry)
         except Exception as error:
             raise AccessError(self.path, said(error, self.store)) from error
@@ -72,14 +84,37 @@ def patiently(ask: Callable[[], Answer]) -> Answer:
             patience.wait_after(error)
 
 
-def _fetch(store: RemoteStore, entry: Entry, start: int, target: memoryview) -> None:
-    """Fill the memory with an object's bytes from `start` on."""
+def _fetch_in_parts(store: RemoteStore, entry: Entry, start: int, target: memoryview) -> None:
+    """Fill the memory by equal requests that stand in the store's queue."""
+    each = math.ceil(len(target) / math.ceil(len(target) / _PART))
+    left = threading.Event()
+    parts = [
+        store.queue.submit(_fetch, store, entry, start + first, target[first : first + each], left)
+        for first in range(0, len(target), each)
+    ]
+    try:
+        wait(parts, return_when=FIRST_EXCEPTION)
+    finally:
+        left.set()
+        for part in parts:
+            part.cancel()
+    for part in parts:
+        if part.done() and not part.cancelled():
+            part.result()
+
+
+def _fetch(
+    store: RemoteStore, entry: Entry, start: int, target: memoryview, left: threading.Event | None = None
+) -> None:
+    """Fill the memory with an object's bytes from `start` on; not to the end if nobody waits for it any more."""
     done, patience = 0, _Patience()
     while done < len(target):
         before = done
         try:
             with store.stream(entry, start + done, start + len(target)) as pieces:
                 for piece in pieces:
+                    if left is not None and left.is_set():
+                        return
                     FETCHED.add(len(piece))
                     if len(piece) > len(target) - done:
                         raise RangeError("the server sends more bytes than it was asked for")
