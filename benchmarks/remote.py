@@ -1,12 +1,14 @@
 """Measure an analysis of a remote checkpoint against a local one: bytes, peak memory, and how far reading overlaps.
 
-    python benchmarks/remote.py [--layers N] [--hidden N] [--inner N] [--rates BITS ...] [--folder PATH] [--json PATH]
+    python benchmarks/remote.py [--layers N] [--analysed N] [--hidden N] [--inner N] [--rates BITS ...] [--folder PATH]
+                                [--json PATH]
 
 This writes a LLaMA-shaped checkpoint of random bfloat16 weights in shards (3.2 GB by default), serves it as a Hub on
-the loopback address from a process of its own, and analyses the first, the middle and the last layer: from the disk
-(first and last, the better time counts), from the Hub, and from the Hub over links of `--rates` bits a second. It
-prints the bytes sent over those of the weights and headers, the peak memory of each, and the time over each link
-divided by the larger one of the local analysis and the transfer alone.
+the loopback address from a process of its own, and analyses some layers, evenly by depth: from the disk (first and
+last, the better time counts), from the Hub, and from the Hub over links of `--rates` bits a second. Rate 0, the hardest
+case, is the one at which the transfer takes as long as the local analysis. It prints the bytes sent over those of the
+weights and headers, the peak memory of each, and the time over each link divided by the larger one of the local
+analysis and the transfer alone.
 """
 
 from __future__ import annotations
@@ -47,9 +49,10 @@ print(json.dumps({"seconds": seconds, "memory": memory, "modules": modules}))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--analysed", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--inner", type=int, default=5504)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e9, 8e7])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e9, 0])
     parser.add_argument("--folder", type=Path, help="where the checkpoint is kept; default a temporary folder")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -86,19 +89,20 @@ def write(folder: Path, arguments: argparse.Namespace) -> None:
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Analyse the checkpoint in the three ways."""
-    last = arguments.layers - 1
-    include = rf"layers\.(0|{last // 2}|{last})\."
+    last, steps = arguments.layers - 1, max(arguments.analysed - 1, 1)
+    include = rf"layers\.({'|'.join(str(step * last // steps) for step in range(arguments.analysed))})\."
     local = analyse(str(folder), include, {})
     weights = sum(2 * module["shape"][0] * module["shape"][1] for module in local["modules"])
     headers = header_bytes(folder)
     ways = {"local": local}
-    for name, rate in (("hub", None), *((f"{rate:g} bit/s", rate) for rate in arguments.rates)):
+    rates = [rate or (weights + headers) * 8 / local["seconds"] for rate in arguments.rates]
+    for name, rate in (("hub", None), *((f"{rate:g} bit/s", rate) for rate in rates)):
         with served(folder, None if rate is None else rate / 8) as (url, sent):
             ways[name] = analyse(REPO, include, {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0"})
             ways[name]["sent"] = sent.value
     again = analyse(str(folder), include, {})
     computing = min(local["seconds"], again["seconds"])
-    transfers = {f"{rate:g} bit/s": (weights + headers) * 8 / rate for rate in arguments.rates}
+    transfers = {f"{rate:g} bit/s": (weights + headers) * 8 / rate for rate in rates}
     same = all(way["modules"] == local["modules"] for way in ways.values())
     record = {
         "same_numbers": same,

@@ -79,6 +79,7 @@ def serve(folder: Path, *, is_hub: bool = False, rate: float | None = None) -> I
     server = Server(folder=folder, is_hub=is_hub, rate=rate)
     lock = threading.Lock()
     free_at = [0.0]
+    buffered = 0.05  # seconds of data in the buffers on the way: a sender that comes late does not leave the link idle
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -208,7 +209,7 @@ def serve(folder: Path, *, is_hub: bool = False, rate: float | None = None) -> I
                     piece = file.read(min(2**18, until - start))
                     if server.rate is not None:
                         with lock:
-                            free_at[0] = max(free_at[0], time.monotonic()) + len(piece) / server.rate
+                            free_at[0] = max(free_at[0], time.monotonic() - buffered) + len(piece) / server.rate
                             wait = free_at[0] - time.monotonic()
                         time.sleep(max(0.0, wait))
                     try:

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-_REQUESTS = 3
-"""Requests for weights at a time: enough to keep a link busy, and the more there are, the later comes the first."""
+_REQUESTS = 2
+"""Requests for weights at a time: one arrives while the other is on its way. With more the first would come later."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,8 @@ FIRST_WAIT = 0.5
 _PROGRESS = 2**16
 """Bytes that make an attempt count as one that brought something."""
 
-_AT_ONCE = 2**20
-"""Bytes up to which a request does not stand in the queue: of headers many may be asked for side by side."""
+_AT_ONCE = 2**22
+"""Bytes up to which a request does not stand in the queue: of short ones many are needed to keep a link busy."""
 
 _PART = 2**24
 """Bytes of a tensor that one request is for. Fewer would let the Hub's limit of requests bound the speed."""
