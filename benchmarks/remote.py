@@ -9,6 +9,9 @@ last, the better time counts), from the Hub, and from the Hub over links of `--r
 case, is the one at which the transfer takes as long as the local analysis. It prints the bytes sent over those of the
 weights and headers, the peak memory of each, and the time over each link divided by the larger one of the local
 analysis and the transfer alone.
+
+`overlap` is the last of these where other processes do not count: the link is as slow as the computation, and instead
+of computing each module two threads wait, `WAITING` seconds in all, in proportion to the modules' work.
 """
 
 from __future__ import annotations
@@ -31,6 +34,29 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.checkpoint.remote_server import REPO, serve  # noqa: E402
+
+WAITING = 20.0
+
+WAITED = """
+import json, sys, time
+from esdtool.analysis.execution import carry_out
+from esdtool.analysis.plan import make_plan
+from esdtool.modules.base import cost
+from esdtool.modules.choice import ModuleChoice
+from esdtool.modules.reading import read_matrices
+from esdtool.spectra.options import ScoreOptions
+seconds = float(sys.argv[3])
+plan = make_plan(
+    sys.argv[1], ScoreOptions(), choice=ModuleChoice.of(include=[sys.argv[2]]), jobs=2, cache=False, download=False
+)
+def read(batch):
+    return [read_matrices(plan.checkpoint, module) for module in batch]
+def compute(batch, weights):
+    time.sleep(2 * seconds * sum(map(cost, batch)) / plan.cost)
+start = time.perf_counter()
+list(carry_out(plan.batches(plan.selection.modules), read, compute, limits=plan.limits))
+print(json.dumps({"over_larger": (time.perf_counter() - start) / seconds}))
+"""
 
 MEASURED = """
 import json, sys, time
@@ -91,16 +117,18 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Analyse the checkpoint in the three ways."""
     last, steps = arguments.layers - 1, max(arguments.analysed - 1, 1)
     include = rf"layers\.({'|'.join(str(step * last // steps) for step in range(arguments.analysed))})\."
-    local = analyse(str(folder), include, {})
+    local = analyse(str(folder), include)
     weights = sum(2 * module["shape"][0] * module["shape"][1] for module in local["modules"])
     headers = header_bytes(folder)
     ways = {"local": local}
     rates = [rate or (weights + headers) * 8 / local["seconds"] for rate in arguments.rates]
     for name, rate in (("hub", None), *((f"{rate:g} bit/s", rate) for rate in rates)):
         with served(folder, None if rate is None else rate / 8) as (url, sent):
-            ways[name] = analyse(REPO, include, {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0"})
+            ways[name] = analyse(REPO, include, HF_ENDPOINT=url, HF_HUB_OFFLINE="0")
             ways[name]["sent"] = sent.value
-    again = analyse(str(folder), include, {})
+    with served(folder, (weights + headers) / WAITING) as (url, _):
+        overlap = run(WAITED, REPO, include, str(WAITING), HF_ENDPOINT=url, HF_HUB_OFFLINE="0")
+    again = analyse(str(folder), include)
     computing = min(local["seconds"], again["seconds"])
     transfers = {f"{rate:g} bit/s": (weights + headers) * 8 / rate for rate in rates}
     same = all(way["modules"] == local["modules"] for way in ways.values())
@@ -113,6 +141,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "peak_memory": {name: way["memory"] for name, way in ways.items()},
         "transfer_seconds": transfers,
         "over_larger": {name: ways[name]["seconds"] / max(computing, transfer) for name, transfer in transfers.items()},
+        "overlap": overlap["over_larger"],
     }
     print(json.dumps(record, indent=2))
     return record
@@ -127,10 +156,15 @@ def header_bytes(folder: Path) -> int:
     return total
 
 
-def analyse(location: str, include: str, environment: dict[str, str]) -> dict[str, Any]:
+def analyse(location: str, include: str, **environment: str) -> dict[str, Any]:
     """Analyse in a process of its own."""
+    return run(MEASURED, location, include, **environment)
+
+
+def run(program: str, *arguments: str, **environment: str) -> dict[str, Any]:
+    """Run a program in a process of its own, and return what it prints."""
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED, location, include],
+        [sys.executable, "-c", program, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         cwd=tempfile.gettempdir(),
         capture_output=True,
