@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from esdtool.analysis.task_vectors import TaskVectors
-from esdtool.spectra.cache import MatrixFacts
-from esdtool.spectra.elements import ElementStatistics, element_statistics
+from esdtool.spectra.cache import SpectrumCache
+from esdtool.spectra.elements import ElementStatistics, known_elements
 from esdtool.spectra.spectrum import Spectrum
 
 
@@ -29,33 +29,30 @@ class Observation:
 
 
 def observe(
-    matrices: Sequence[torch.Tensor],
+    read: Callable[[], Sequence[torch.Tensor]],
     spectrum: Spectrum | None,
     *,
     content: str,
     is_product: bool,
     tasks: TaskVectors | None = None,
+    cache: SpectrumCache | None = None,
 ) -> Observation:
-    """Look at a module's matrices.
+    """Look at a module's matrices, unless the cache knows them.
 
     Args:
-        matrices: tensors [rows, columns] of one shape, floating point.
+        read: gives the matrices, [rows, columns] of one shape, floating point.
         spectrum: their eigenvalues, if they were computed.
         content: `content_hash` of the matrices.
         is_product: whether they stand for a low-rank product that is larger than they are.
         tasks: what the parents of a merge changed in the module.
+        cache: where statistics of elements are looked up and kept.
     """
     return Observation(
         content=content,
-        elements=None if is_product else element_statistics(matrices),
+        elements=None if is_product else known_elements(read, cache=cache, content=content),
         storage_floor=_storage_floor(spectrum),
         tasks=tasks,
     )
-
-
-def observed_before(known: MatrixFacts, spectrum: Spectrum | None) -> Observation:
-    """Return what an earlier analysis noticed of the same matrices, with their spectrum."""
-    return Observation(content=known.content, elements=known.elements, storage_floor=_storage_floor(spectrum))
 
 
 def _storage_floor(spectrum: Spectrum | None) -> float | None:

@@ -20,7 +20,7 @@ from esdtool.analysis.execution import Batch, carry_out, lack_of_memory_named
 from esdtool.analysis.head_result import HeadResult, LeftOutHeads
 from esdtool.analysis.heads import analyze_heads
 from esdtool.analysis.module_result import module_result
-from esdtool.analysis.observation import Observation, observe, observed_before
+from esdtool.analysis.observation import Observation, observe
 from esdtool.analysis.pairs import distances_of, pairs_of_merged
 from esdtool.analysis.plan import Plan, Readable, make_plan
 from esdtool.analysis.ranks import AnalysisRanks
@@ -302,21 +302,26 @@ def _score(plan: Plan, batch: Sequence[WeightModule], weights: Sequence[ModuleWe
             score = replace(score, status=_UNCHANGED)
         distances = _distances(plan, read)
         if read.known is None:
-            noticed = observe(
-                read.matrices,
-                score.spectrum,
-                content=read.content,
-                is_product=module.rank is not None,
-                tasks=read.tasks,
-            )
-            remember_weights(plan, read, noticed, distances)
-        else:
-            noticed = observed_before(read.known, score.spectrum)
+            remember_weights(plan, read, distances)
+        noticed = _notice(plan, module, read, request, score)
         result = module_result(module, score, request.options).model_copy(update={"distances": distances})
         if result.ok:
             result = result.model_copy(update=_traps(plan, module, request) | _vectors(plan, module, request, score))
         results.append((result, _eigenvalues(score), noticed))
     return results
+
+
+def _notice(
+    plan: Plan, module: WeightModule, read: ModuleWeights, request: ScoreRequest, score: MatrixScore
+) -> Observation:
+    return observe(
+        lambda: request.data,
+        score.spectrum,
+        content=read.content,
+        is_product=module.rank is not None,
+        tasks=read.tasks,
+        cache=plan.cache,
+    )
 
 
 def _distances(plan: Plan, read: ModuleWeights) -> Distances | None:

@@ -17,7 +17,6 @@ import torch
 from esdtool._version import __version__
 from esdtool.analysis.difference import Pairs
 from esdtool.analysis.distances import Distances
-from esdtool.analysis.observation import Observation
 from esdtool.analysis.plan import Base, Plan
 from esdtool.analysis.task_vectors import TaskVectors, task_vectors
 from esdtool.modules import WeightModule
@@ -105,7 +104,7 @@ def _weights(
     )
 
 
-def remember_weights(plan: Plan, read: ModuleWeights, noticed: Observation, distances: Distances | None) -> None:
+def remember_weights(plan: Plan, read: ModuleWeights, distances: Distances | None) -> None:
     """Keep what is known of a module's matrices by now, if their source has an identity."""
     if plan.cache is None or read.key is None:
         return
@@ -116,7 +115,6 @@ def remember_weights(plan: Plan, read: ModuleWeights, noticed: Observation, dist
         count=len(read.matrices),
         dtype=str(first.dtype).removeprefix("torch."),
         roundoff=read.roundoff,
-        elements=noticed.elements,
         relative_distance=None if distances is None else distances.measure("relative_distance"),
     )
     plan.cache.remember(read.key, facts)

@@ -25,7 +25,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from esdtool.errors import OutputError
-from esdtool.spectra.elements import ElementStatistics
 from esdtool.spectra.options import Solver, SpectrumPath
 from esdtool.spectra.spectrum import Spectrum
 from esdtool.support.files import atomic_write, atomic_write_text, cache_directory
@@ -78,8 +77,6 @@ class MatrixFacts(BaseModel):
     """Name of the type without the `torch.` prefix, e.g. `bfloat16`."""
     roundoff: float | None
     """Relative rounding error of the stored weights, where it is more than that of the dtype."""
-    elements: ElementStatistics | None
-    """Statistics of their elements, as an analysis takes them."""
     relative_distance: float | None = None
     """The Frobenius norm of a difference over that of the base."""
 

@@ -6,16 +6,22 @@ One pass over the elements, in blocks, beside which an eigenvalue decomposition 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import TypeAdapter
 
+from esdtool.spectra.cache import SpectrumCache, note_key
 from esdtool.spectra.spectrum import peak_of
 
 Vector = npt.NDArray[np.float64]
+
+VERSION = 1
+"""Raise it when the numbers change for the same weights: cached results are then computed again."""
 
 _BLOCK = 2**22
 """Elements that are converted to float64 at a time."""
@@ -47,27 +53,6 @@ class ChannelStatistics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrapStatistics:
-    """Elements so large that each makes an eigenvalue of its own, which survives a shuffle of all elements.
-
-    After a shuffle a matrix [N, M] is noise of standard deviation s around its few large elements. One of distance
-    theta from the mean leaves the bulk if theta > s (N M)^(1/4), and its eigenvalue is then
-    (theta^2 + s^2 N)(theta^2 + s^2 M) / theta^2 (Benaych-Georges and Nadakuditi 2012).
-    """
-
-    count: int
-    """Number of those elements."""
-    row: int
-    """Row of the largest one."""
-    column: int
-    """Column of the largest one."""
-    deviation: float
-    """Distance of the largest one from the mean over the standard deviation of all others."""
-    eigenvalue: float
-    """The eigenvalue that it makes, in units of the weights' squares."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ElementStatistics:
     """Sums over the elements of one module's matrices, which are taken together."""
 
@@ -75,8 +60,6 @@ class ElementStatistics:
     columns: ChannelStatistics
     largest: float
     """Largest absolute element."""
-    traps: TrapStatistics | None
-    """The elements that make eigenvalues of their own; None where there are none, or several matrices."""
 
 
 def element_statistics(matrices: Sequence[torch.Tensor]) -> ElementStatistics | None:
@@ -92,60 +75,46 @@ def element_statistics(matrices: Sequence[torch.Tensor]) -> ElementStatistics | 
     largest = peak_of(matrices)
     if not np.isfinite(largest) or largest == 0:
         return None
-    by_row, by_column, total, fourth = np.zeros(rows), np.zeros(columns), 0.0, 0.0
+    by_row, by_column, fourth = np.zeros(rows), np.zeros(columns), 0.0
     step = max(1, _BLOCK // columns)
     for matrix in matrices:
         for start in range(0, rows, step):
             # Over the largest element: squares do not overflow, and what vanishes is of no account.
             scaled = matrix[start : start + step].cpu().to(torch.float64) / largest
             squares = scaled.square()
-            total += float(scaled.sum())
             fourth += float(squares.square().sum())
             by_row[start : start + step] += squares.sum(dim=1).numpy()
             by_column += squares.sum(dim=0).numpy()
-    traps = None
     size = rows * columns * len(matrices)
     # Variance of a squared element over the square of its mean.
     variation = max(fourth / size / (float(by_row.sum()) / size) ** 2 - 1, 0.0)
-    if len(matrices) == 1:
-        spread = math.sqrt(max(float(by_row.sum()) / size - (total / size) ** 2, 0.0))
-        # No element is farther from the mean than this; nearly all matrices are done here.
-        if 1 + abs(total / size) > size**0.25 * spread:
-            traps = _traps(matrices[0], largest)
     return ElementStatistics(
         rows=_channels(by_row, variation * rows / size),
         columns=_channels(by_column, variation * columns / size),
         largest=largest,
-        traps=traps,
     )
 
 
-def _traps(matrix: torch.Tensor, largest: float) -> TrapStatistics | None:
-    """Find the elements beyond the threshold.
+def known_elements(
+    read: Callable[[], Sequence[torch.Tensor]], *, cache: SpectrumCache | None, content: str
+) -> ElementStatistics | None:
+    """Find the statistics in the cache, or compute them.
 
     Args:
-        matrix: [rows, columns], finite, not all zero.
-        largest: its largest absolute element.
+        read: gives the matrices; called only if the cache does not have the result.
+        cache: where results are kept.
+        content: `content_hash` of the matrices.
     """
-    rows, columns = matrix.shape
-    elements = matrix.cpu().to(torch.float64) / largest
-    distances = (elements - elements.mean()).abs()
-    beyond = distances > (rows * columns) ** 0.25 * float(distances.square().mean()) ** 0.5
-    if not beyond.any():
-        return None
-    spread = float(distances[~beyond].square().mean()) ** 0.5
-    place = int(distances.argmax())
-    theta = float(distances.flatten()[place])
-    eigenvalue = (theta**2 + spread**2 * rows) * (theta**2 + spread**2 * columns) / theta**2 * largest * largest
-    if spread == 0 or not math.isfinite(eigenvalue):
-        return None  # no noise to stand out from, or no number of that size
-    return TrapStatistics(
-        count=int(beyond.sum()),
-        row=place // columns,
-        column=place % columns,
-        deviation=theta / spread,
-        eigenvalue=eigenvalue,
-    )
+    if cache is None:
+        return element_statistics(read())
+    key, form = note_key("elements", VERSION, content), TypeAdapter(ElementStatistics | None)
+    text = cache.load_note(key)
+    if text is not None:
+        with suppress(ValueError):
+            return form.validate_json(text, strict=True)
+    found = element_statistics(read())
+    cache.save_note(key, form.dump_json(found).decode())
+    return found
 
 
 def _channels(energy: Vector, variance: float) -> ChannelStatistics:

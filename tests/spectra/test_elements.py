@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 
-from esdtool.spectra.elements import element_statistics
+from esdtool.spectra.cache import SpectrumCache, content_hash
+from esdtool.spectra.elements import element_statistics, known_elements
 from esdtool.spectra.marchenko_pastur import mp_quantiles
 from esdtool.spectra.null_distance import null_distance, random_distance
 
@@ -49,31 +52,20 @@ def test_extreme_scales_and_bad_elements() -> None:
     assert element_statistics([torch.zeros(3, 3)]) is None
 
 
-@pytest.mark.parametrize(("rows", "columns", "planted"), [(96, 200, 1), (200, 96, 3), (150, 150, 0)])
-def test_elements_that_survive_a_shuffle(rows: int, columns: int, planted: int) -> None:
-    """The analytic eigenvalue of the largest trap is the one that a shuffled matrix has."""
-    generator = np.random.default_rng(0)
-    weight = generator.standard_normal((rows, columns))
-    for place in range(planted):
-        weight[2 * place, 5 * place + 1] = 40.0 - place
-    found = element_statistics([torch.from_numpy(weight)])
-    assert found is not None
-    if not planted:
-        assert found.traps is None
-        return
-    assert found.traps is not None
-    assert (found.traps.count, found.traps.row, found.traps.column) == (planted, 0, 1)
-    places = np.arange(weight.size)
-    while True:  # until no two of them meet in a row or a column, where they would make one eigenvalue together
-        places = generator.permutation(places)
-        shuffled = weight.ravel()[places].reshape(weight.shape)
-        at = np.argwhere(shuffled > 30)
-        if all(len(set(side)) == planted for side in at.T):
-            break
-    eigenvalues = np.linalg.svd(shuffled, compute_uv=False) ** 2
-    assert found.traps.eigenvalue == pytest.approx(eigenvalues[0], rel=0.05)
-    edge = (np.sqrt(rows) + np.sqrt(columns)) ** 2
-    assert int((eigenvalues > 1.1 * edge).sum()) == planted
+def test_what_is_known_is_not_computed_again(tmp_path: Path) -> None:
+    weight = torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
+    spoilt = torch.full((4, 4), torch.nan)
+    cache = SpectrumCache(folder=tmp_path, limit=2**20)
+
+    def never() -> list[torch.Tensor]:
+        raise AssertionError("the matrices are read again")
+
+    for matrix in (weight, spoilt):
+        first = known_elements(lambda: [matrix], cache=cache, content=content_hash([matrix]))  # noqa: B023
+        assert first == element_statistics([matrix])
+        assert known_elements(never, cache=cache, content=content_hash([matrix])) == first
+    with pytest.raises(AssertionError):
+        known_elements(never, cache=cache, content=content_hash([2 * weight]))
 
 
 def test_the_distance_is_a_wasserstein_distance() -> None:

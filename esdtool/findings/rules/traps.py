@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from esdtool.analysis.finding import Evidence, Severity
 from esdtool.findings.case import Case, Suspect
 from esdtool.findings.rule import Found, Rule
-from esdtool.spectra.elements import TrapStatistics
+from esdtool.spectra.trap_records import TrapElement
 
 _SHARE = 0.5
 """Least share of the largest eigenvalue that the largest element makes."""
@@ -16,7 +16,7 @@ _SHOWN = 3
 
 
 def _find(case: Case) -> Iterator[Found]:
-    found = [(suspect, *trap) for suspect in case if (trap := _trap(suspect)) is not None]
+    found = [(suspect, *largest) for suspect in case if (largest := _largest(suspect)) is not None]
     if found:
         found.sort(key=lambda item: -item[2])
         yield Found(
@@ -24,35 +24,40 @@ def _find(case: Case) -> Iterator[Found]:
             modules=tuple(suspect.name for suspect, _, _ in found),
             evidence=tuple(
                 Evidence(
-                    measure=f"eigenvalue that element [{trap.row}, {trap.column}], {trap.deviation:.0f} standard "
-                    f"deviations from the mean, makes alone, over the largest ({trap.count} such elements)",
+                    measure=f"eigenvalue that element [{element.row}, {element.column}] = {element.value:.3g} makes "
+                    f"alone, over the largest ({_count(suspect)} such elements)",
                     module=suspect.name,
                     value=share,
                     expected=0,
                     expected_of="no trap",
                 )
-                for suspect, trap, share in found[:_SHOWN]
+                for suspect, element, share in found[:_SHOWN]
             ),
             command=case.command(found[0][0].name, "--html report.html"),
         )
 
 
-def _trap(suspect: Suspect) -> tuple[TrapStatistics, float] | None:
-    """Return a module's traps, and what the largest makes of its largest eigenvalue."""
-    elements = None if suspect.observation is None else suspect.observation.elements
-    traps = None if elements is None else elements.traps
-    largest = suspect.result.lambda_max
-    if traps is None or not largest or not suspect.is_matrix:
+def _largest(suspect: Suspect) -> tuple[TrapElement, float] | None:
+    """Return the element that makes a module's largest trap, and the share of the largest eigenvalue that it makes."""
+    traps, largest = suspect.result.traps, suspect.result.lambda_max
+    if traps is None or not traps.elements or not largest or not suspect.is_matrix:
         return None
-    share = traps.eigenvalue / largest
-    return (traps, share) if share >= _SHARE else None
+    element = traps.elements[0]
+    if element.eigenvalue is None:
+        return None
+    share = element.eigenvalue / largest
+    return (element, share) if share >= _SHARE else None
+
+
+def _count(suspect: Suspect) -> int:
+    return 0 if suspect.result.traps is None else suspect.result.traps.from_elements
 
 
 RULE = Rule(
     title="Single elements make the largest eigenvalue",
-    evidence="An element lies farther than s (rows columns)^(1/4) from the mean, so that it makes an eigenvalue that a "
-    "shuffle of all elements leaves in place, and this eigenvalue is at least half the largest one. Both are computed "
-    "from the elements, without a random draw.",
+    evidence="An element lies so far from the mean that it makes an eigenvalue above the noise that a shuffle of all "
+    "elements leaves (`num_traps` of the measures), and this eigenvalue is at least half the largest one. Both are "
+    "computed from the elements, without a random draw.",
     meaning="A correlation trap: the top of the spectrum, and the spectral norm, are those of an outlying weight and"
     " no pattern over many. The literature reads many of them as memorisation.",
     caveat="Good language models have such weights, mostly where a projection writes into the residual stream. That "
