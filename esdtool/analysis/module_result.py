@@ -51,7 +51,7 @@ def module_result(module: WeightModule, score: MatrixScore, options: ScoreOption
         return ModuleResult(**described)
     first = score.fits[options.fit[0]]
     assert first is not None
-    metrics = asdict(spectral_metrics(score.spectrum, module.matrix_shape, num_matrices=module.num_matrices))
+    metrics = asdict(spectral_metrics(score.spectrum, module.matrix_shape))
     metrics |= measure_spectrum(
         MeasuredSpectrum(
             spectrum=score.spectrum,
@@ -103,7 +103,7 @@ def _estimated(estimate: SlqEstimate, module: WeightModule, options: ScoreOption
         "mp_alpha": null_alpha("hill", module.matrix_shape, module.num_matrices, options),
         "alphas": {name: None if fit is None else fit.alpha for name, fit in fits.items()},
         "fits": fits,
-        **asdict(estimated_metrics(estimate, module.matrix_shape)) | measure_estimate(estimate, module.matrix_shape),
+        **asdict(estimated_metrics(estimate)) | measure_estimate(estimate, module.matrix_shape),
         "alpha_weighted": alpha_weighted(estimate.alpha, estimate.lambda_max),
         "log_alpha_norm": estimate.log_alpha_norm,
     }

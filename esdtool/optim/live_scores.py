@@ -139,10 +139,10 @@ class Measure:
         else:
             metrics: SpectralMetrics
             if found.estimate is not None:
-                metrics = estimated_metrics(found.estimate, module.matrix_shape)
+                metrics = estimated_metrics(found.estimate)
             else:
                 assert found.spectrum is not None
-                metrics = spectral_metrics(found.spectrum, module.matrix_shape, num_matrices=module.num_matrices)
+                metrics = spectral_metrics(found.spectrum, module.matrix_shape)
             value = score_value(cast(ScoreName, self.score), found.alpha, metrics)
         value, status = checked_score(self.score, value, is_estimated=found.estimate is not None)
         numbers = numbers_of(module_result(module, found, options)) if self.full else {}

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from esdtool.spectra.marchenko_pastur import mp_edges
 from esdtool.spectra.slq import SlqEstimate
 from esdtool.spectra.spectrum import Spectrum
 
@@ -55,33 +54,22 @@ class SpectralMetrics:
     """log10 sum lambda."""
     log_spectral_norm: float
     """log10 lambda_max."""
-    mp_bulk_max: float | None
-    """Upper Marchenko-Pastur edge of a random matrix of the same shape and mean square, spikes included. The keys of
-    this and the next two names in the analysis file have the edge of the bulk alone instead
-    (`esdtool.spectra.measures.mp_bulk`)."""
-    num_spikes: int | None
-    """Eigenvalues above that edge."""
-    mp_softrank: float
-    """mp_bulk_max / lambda_max: near 1 for noise, near 0 for strong signal (Martin and Mahoney 2021)."""
     num_trace_log: int | None
     """Size of the tail by SETOL's trace-log condition (see `num_trace_log`); None at the float32 floor."""
 
 
-def spectral_metrics(spectrum: Spectrum, shape: tuple[int, int], *, num_matrices: int = 1) -> SpectralMetrics:
+def spectral_metrics(spectrum: Spectrum, shape: tuple[int, int]) -> SpectralMetrics:
     """Compute all metrics of one pooled spectrum, whose largest eigenvalue is positive.
 
     Args:
         spectrum: the eigenvalues and their accuracy.
         shape: (rows, columns) of each matrix.
-        num_matrices: matrices in the pool (kernel positions of a convolution).
     """
     eigenvalues = spectrum.eigenvalues
     total = float(eigenvalues.sum())
     largest = float(eigenvalues[-1])
     share = eigenvalues[eigenvalues > 0] / total
     entropy = float(-(share * np.log(share)).sum())
-    mean_square = total / (shape[0] * shape[1] * num_matrices)
-    edge = mean_square * mp_edges(*shape)[1]
     rank_tolerance = (max(shape) * _EPS32) ** 2 * largest
     median = float(np.median(eigenvalues))
     trace_log = num_trace_log(eigenvalues)
@@ -99,24 +87,17 @@ def spectral_metrics(spectrum: Spectrum, shape: tuple[int, int], *, num_matrices
         matrix_rank=int((eigenvalues > rank_tolerance).sum()) if floor_resolved else None,
         log_norm=math.log10(total) + spectrum.exponent * _LOG10_2,
         log_spectral_norm=math.log10(largest) + spectrum.exponent * _LOG10_2,
-        mp_bulk_max=spectrum.unscaled(edge),
-        num_spikes=int((eigenvalues > edge).sum()),
-        mp_softrank=edge / largest,
         num_trace_log=trace_log if is_resolved(spectrum, float(eigenvalues[-trace_log])) else None,
     )
 
 
-def estimated_metrics(estimate: SlqEstimate, shape: tuple[int, int]) -> SpectralMetrics:
+def estimated_metrics(estimate: SlqEstimate) -> SpectralMetrics:
     """Compute what can be said of one matrix without its eigenvalues; the rest is None.
 
     Args:
         estimate: its sum and its top are computed, its median is estimated.
-        shape: (rows, columns) of the matrix.
     """
     total, largest = estimate.total, estimate.lambda_max
-    edge = total / (shape[0] * shape[1]) * mp_edges(*shape)[1]
-    # All above the edge are counted only if the converged ones reach below it.
-    counted = estimate.top.size > 0 and float(estimate.top[0]) <= edge
     return SpectralMetrics(
         lambda_max=largest,
         lambda_min=None,
@@ -130,9 +111,6 @@ def estimated_metrics(estimate: SlqEstimate, shape: tuple[int, int]) -> Spectral
         matrix_rank=None,
         log_norm=math.log10(total),
         log_spectral_norm=math.log10(largest),
-        mp_bulk_max=edge,
-        num_spikes=int((estimate.top > edge).sum()) if counted else None,
-        mp_softrank=edge / largest,
         num_trace_log=None,
     )
 

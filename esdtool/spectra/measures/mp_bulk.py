@@ -1,8 +1,8 @@
 """The Marchenko-Pastur bulk of a trained matrix: the part of its spectrum that noise explains, and what exceeds it.
 
 The variance of the noise comes from the lower half of the eigenvalues alone, which spikes and a heavy tail do not
-touch: sigma^2 is their sum over the sum of the same quantiles of the Marchenko-Pastur law for variance 1. That differs
-from the variance of all elements (what `spectral_metrics` takes), which signal raises.
+touch: sigma^2 is their sum over the sum of the same quantiles of the Marchenko-Pastur law for variance 1. The variance
+of all elements, which signal raises, would hide spikes.
 """
 
 from __future__ import annotations
