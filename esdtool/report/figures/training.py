@@ -79,25 +79,33 @@ def save_alpha_curves(
     return path
 
 
+def decay_ranges(run: Run) -> list[tuple[float, float, float, float]]:
+    """(step, smallest, mean, largest) decay of the modules at each refresh and at the end; none without decays."""
+    found: list[tuple[float, float, float, float]] = []
+    for line in run.decays:
+        values = [module["weight_decay"] for module in line["modules"].values()]
+        if values:
+            found.append((line["step"], min(values), fmean(values), max(values)))
+    if found:
+        # A decay holds until the next refresh, the last one until the end.
+        step, *values = found[-1]
+        found.append((max(run.steps_done, step), *values))
+    return found
+
+
 def save_decay_range(path: Path, runs: Sequence[Run], labels: Sequence[str], *, dpi: int = 150) -> Path | None:
     """Smallest, mean and largest decay of the modules over training, a colour a run; None without such decays."""
-    shown = [(index, run) for index, run in enumerate(runs) if any(line["modules"] for line in run.decays)]
+    shown = [(index, run, found) for index, run in enumerate(runs) if (found := decay_ranges(run))]
     if not shown:
         return None
     with new_figure(path, width=7.2, height=4.0, dpi=dpi) as (figure, (axes,)):
-        for index, run in shown:
-            lines = [line for line in run.decays if line["modules"]]
-            steps = [line["step"] for line in lines]
-            values = [[module["weight_decay"] for module in line["modules"].values()] for line in lines]
-            # A decay holds until the next refresh, the last one until the end.
-            steps.append(max(run.steps_done, steps[-1]))
-            values.append(values[-1])
+        for index, run, found in shown:
+            steps, lows, means, highs = zip(*found, strict=True)
             colour = COLOURS[index % len(COLOURS)]
-            low, high = [min(found) for found in values], [max(found) for found in values]
-            axes.fill_between(steps, low, high, step="post", color=colour, alpha=0.18, linewidth=0)
+            axes.fill_between(steps, lows, highs, step="post", color=colour, alpha=0.18, linewidth=0)
             axes.step(
                 steps,
-                [fmean(found) for found in values],
+                means,
                 where="post",
                 color=colour,
                 linestyle=LINES[index // len(COLOURS) % len(LINES)],

@@ -75,10 +75,11 @@ def _alpha_parts(analysis: Analysis, rows: ModuleRows) -> list[Html]:
     if analysis.summary.by_role:
         parts.append(section("Alpha by role", _roles(analysis), anchor="roles"))
     if len(analysis.summary.by_layer) > 2:
-        dots = [(place.layer, place.value) for place in places if place.value is not None]
+        dots = [(place.layer, place.value, place.role) for place in places if place.value is not None]
+        roles = list(dict.fromkeys(role for _, _, role in dots))
         means = [(row.layer, row.mean_alpha) for row in analysis.summary.by_layer]
-        words = "Each dot is a module, a hollow one lies beyond the axis; the line goes through the layers' means."
-        chart = depth_chart(dots if len(dots) <= _DOTS else [], means, sequential(values))
+        words = "Each mark is a module, a hollow one lies beyond the axis; the line goes through the layers' means."
+        chart = depth_chart(dots if len(dots) <= _DOTS else [], means, sequential(values), roles)
         parts.append(section("Alpha by depth", [tag("p", words, class_="note"), chart], anchor="depth"))
     return parts
 

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 
 from esdtool.comparison.document import CheckpointComparison, ComparedModule, Side, is_significant
-from esdtool.report.html.markup import DASH, Html, joined, name_tag, shown, tag
+from esdtool.report.html.markup import DASH, Html, cut_name, joined, name_tag, shown, tag
 from esdtool.report.html.rows import anchor
 from esdtool.report.html.table import Cell, HtmlColumn, Row, number, table
 from esdtool.report.tables.distances import DistanceColumn, distance_columns
-from esdtool.support.words import dimensions
+from esdtool.support.words import dimensions, visible
 
 _DELTA = "\N{GREEK CAPITAL LETTER DELTA}"
 SIGNED = "+z.3f"
@@ -26,9 +26,6 @@ def compared_table(comparison: CheckpointComparison) -> Html:
     )
     columns = [
         HtmlColumn(heading="module", filter=True),
-        HtmlColumn(heading="role", filter=True, choose="all roles"),
-        HtmlColumn(heading="layer", kind="number"),
-        HtmlColumn(heading="shape", kind="number"),
         *(HtmlColumn(heading=name_tag(label), kind="number") for label in (first, *others)),
         *(HtmlColumn(heading=_DELTA if two else [f"{_DELTA} ", name_tag(label)], kind="number") for label in others),
         *([HtmlColumn(heading=f"{_DELTA} / error", kind="number")] if two else []),
@@ -38,6 +35,9 @@ def compared_table(comparison: CheckpointComparison) -> Html:
             for found in distances
         ),
         HtmlColumn(heading="change", filter=True, choose="all changes"),
+        HtmlColumn(heading="role", filter=True, choose="all roles"),
+        HtmlColumn(heading="layer", kind="number"),
+        HtmlColumn(heading="shape", kind="number"),
         *([HtmlColumn(heading="verdict", filter=True, choose="all verdicts")] if two else []),
     ]
     rows = (
@@ -55,7 +55,7 @@ def difference_column(value: float | None) -> Cell:
 
 def row_link(name: str, position: int) -> Html:
     """Return a link to a module's row in the table of all."""
-    return tag("a", name_tag(name), href=f"#{anchor(position)}")
+    return tag("a", cut_name(name), href=f"#{anchor(position)}", aria_label=visible(name))
 
 
 def _cells(
@@ -64,10 +64,7 @@ def _cells(
     sides = module.sides
     change = _change(module)
     cells = [
-        Cell(content=joined([name_tag(module.name), *_other_names(module, labels)])),
-        Cell(content=name_tag(module.role)),
-        number(module.layer, "d"),
-        Cell(content=dimensions(module.shape), value=math.prod(module.shape), class_="shape"),
+        Cell(content=joined([cut_name(module.name), *_other_names(module, labels)])),
         *(number(None if side is None else side.alpha, ".3f") for side in sides),
         *(difference_column(None if side is None else side.difference) for side in sides[1:]),
     ]
@@ -78,6 +75,11 @@ def _cells(
     for side in sides[1:]:
         cells += [number(found.value(None if side is None else side.distances), found.spec) for found in distances]
     cells.append(Cell(content=change, class_="strong" if change in ("heavier", "lighter", "both") else "dull"))
+    cells += [
+        Cell(content=name_tag(module.role)),
+        number(module.layer, "d"),
+        Cell(content=dimensions(module.shape), value=math.prod(module.shape), class_="shape"),
+    ]
     if two:
         cells.append(Cell(content=_verdicts(sides[0], last)))
     return cells

@@ -1,4 +1,4 @@
-"""Values by layer (down) and role (across) as a table of coloured cells."""
+"""Values by role (down) and layer (across) as a table of coloured cells: the roles are few, the layers may be 150."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from esdtool.names import module_path, place_of_block
 from esdtool.report.html.colours import Scale
 from esdtool.report.html.markup import DASH, Content, Html, joined, name_tag, shown, tag
 from esdtool.report.html.table import scroller
+
+_ROOMY = 12
+"""Layers that do not need the page's whole width."""
+
+_NUMBERED = 32
+"""Layers whose cells still hold a readable number in a window of a laptop's width."""
+
+_GROUP = 10
+"""Layers under one heading where there are more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,37 +67,53 @@ def heat_maps(places: Sequence[Place], scale: Scale, *, caption: str, spec: str 
 
 def _heat_map(places: Sequence[Place], scale: Scale, caption: Content, spec: str) -> Html:
     roles = list(dict.fromkeys(place.role for place in places))
+    layers = sorted({place.layer for place in places})
     cells: dict[tuple[int, str], list[Place]] = {}
     for place in places:
         cells.setdefault((place.layer, place.role), []).append(place)
-    head = tag(
-        "tr",
-        [tag("th", "layer", scope="col"), *(tag("th", name_tag(role), scope="col") for role in roles)],
-    )
+    head = tag("tr", [tag("th", "layer", scope="col"), *_layer_heads(layers)])
     rows = [
         tag(
             "tr",
             [
-                tag("th", str(layer), scope="row"),
-                *(_cell(cells.get((layer, role)), scale, spec) for role in roles),
+                tag("th", name_tag(role), scope="row"),
+                *(_cell(cells.get((layer, role)), scale, spec, f"{role} of layer {layer}") for layer in layers),
             ],
         )
-        for layer in sorted({place.layer for place in places})
+        for role in roles
     ]
     body = [tag("caption", joined(caption)), tag("thead", head), tag("tbody", rows)]
-    return scroller(tag("table", body, class_="heat"), label="Heat map, layer by role")
+    return scroller(tag("table", body, class_=_classes(len(layers))), label="Heat map, role by layer")
 
 
-def _cell(places: Sequence[Place] | None, scale: Scale, spec: str) -> Html:
+def _classes(layers: int) -> str:
+    """Of many layers the cells are too narrow for a number: it can be pointed at, and is there for other readers."""
+    return "heat" if layers <= _ROOMY else "heat wide" if layers <= _NUMBERED else "heat wide dense"
+
+
+def _layer_heads(layers: Sequence[int]) -> list[Html]:
+    if len(layers) <= _NUMBERED:
+        return [tag("th", str(layer), scope="col") for layer in layers]
+    starts = range(0, len(layers), _GROUP)
+    return [
+        tag("th", str(layers[start]), scope="colgroup", colspan=min(_GROUP, len(layers) - start)) for start in starts
+    ]
+
+
+def _cell(places: Sequence[Place] | None, scale: Scale, spec: str, where: str) -> Html:
     if places is None:
-        return tag("td", DASH, class_="none", title="no such module")
+        return tag("td", DASH, class_="none", title=f"{where}: no such module")
     values = [place.value for place in places if place.value is not None]
     if not values:
-        return tag("td", "n/s", class_="none", title="not scored")
+        return tag("td", "n/s", class_="none", title=f"{where}: not scored")
     mean = fmean(values)
     shades = [place.shade for place in places if place.value is not None and place.shade is not None]
     shade = fmean(shades) if shades else mean
-    title = None if len(places) == 1 else f"mean of {len(values)} modules"
-    if title and len(values) < len(places):
+    title = f"{where}: {shown(mean, spec)}"
+    if shades:
+        title += f", {100 * shade:.0f} % from random"
+    if len(places) > 1:
+        title += f", mean of {len(values)} modules"
+    if len(values) < len(places):
         title += f", {len(places) - len(values)} more not scored"
     return tag("td", shown(mean, spec), class_=scale.css_class(shade), title=title)

@@ -21,6 +21,9 @@ class Html(str):
 _LONGEST = 240
 """Characters of a name; real ones stay far below."""
 
+_TAIL = 18
+"""Characters at the end of a name that always show: `self_attn.q_proj` and what stands before; report.css knows it."""
+
 DASH = "\N{EN DASH}"
 """Where there is no number."""
 
@@ -62,9 +65,27 @@ def name_tag(name: str) -> Html:
 
     Of one so long that it would bury the page the middle is left out.
     """
-    if len(name) > _LONGEST:
-        name = f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 :]}"
-    return tag("bdi", Html(re.sub(r"([./])", r"\1<wbr>", escaped(name))), class_="name")
+    return tag("bdi", _broken(_bounded(name)), class_="name")
+
+
+def cut_name(name: str) -> Html:
+    """A name that keeps its beginning and its end where there is no room for all of it, as in a column of a table.
+
+    The style leaves out the end of `head`; the whole name stays in the page, to be copied, searched and pointed at.
+    """
+    name = visible(_bounded(name))
+    if len(name) <= _TAIL:
+        return name_tag(name)
+    parts = [tag("span", name[:-_TAIL], class_="head"), tag("span", name[-_TAIL:], class_="tail")]
+    return tag("bdi", parts, class_="name cut", title=name)
+
+
+def _bounded(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 :]}"
+
+
+def _broken(name: str) -> Html:
+    return Html(re.sub(r"([./])", r"\1<wbr>", escaped(name)))
 
 
 def shown(value: float, spec: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from esdtool.analysis.document import Analysis, ModuleResult
 from esdtool.analysis.verdict import OVER_TRAINED_BELOW, UNDER_TRAINED_ABOVE, Verdict, verdict, verdict_words
-from esdtool.report.html.markup import Content, Html, joined, name_tag, tag
+from esdtool.report.html.markup import Content, Html, cut_name, joined, name_tag, tag
 from esdtool.report.html.page import details
 from esdtool.report.html.rows import ModuleRows, anchor
 from esdtool.report.html.table import Cell, HtmlColumn, Row, number, table
@@ -36,15 +36,15 @@ def module_table(analysis: Analysis, rows: ModuleRows) -> Html:
     distances = distance_columns(module.distances for module in analysis.modules)
     columns = [
         HtmlColumn(heading="module", filter=True),
-        HtmlColumn(heading="role", filter=True, choose="all roles"),
-        HtmlColumn(heading="layer", kind="number"),
-        HtmlColumn(heading="shape", kind="number"),
-        HtmlColumn(heading="dtype"),
-        HtmlColumn(heading="alpha", kind="number"),
+        HtmlColumn(heading="alpha", kind="number"),  # beside the name: a phone shows no more
         HtmlColumn(heading="±", kind="number"),
         *([HtmlColumn(heading="slq ±", kind="number")] if estimated else []),
         *(HtmlColumn(heading=name, kind="number") for name in fit[1:]),
         HtmlColumn(heading="null", kind="number"),
+        HtmlColumn(heading="role", filter=True, choose="all roles"),
+        HtmlColumn(heading="layer", kind="number"),
+        HtmlColumn(heading="shape", kind="number"),
+        HtmlColumn(heading="dtype"),
         HtmlColumn(heading="KS", kind="number"),
         HtmlColumn(heading="stable rank", kind="number"),
         HtmlColumn(heading=_LAMBDA_MAX, kind="number"),
@@ -72,16 +72,16 @@ def _cells(
 ) -> list[Cell]:
     judged = verdict(module, fit[0])
     return [
-        Cell(content=name_tag(module.name)),
-        Cell(content=name_tag(module.role)),
-        number(module.layer, "d"),
-        Cell(content=dimensions(module.shape), value=math.prod(module.shape), class_="shape"),
-        Cell(content=module.dtype),
+        Cell(content=cut_name(module.name)),
         number(module.alpha, ".3f", class_="alpha"),
         number(module.alpha_stderr, ".2f"),
         *([number(module.alpha_half_width, ".3f")] if estimated else []),
         *(number(module.alphas.get(name), ".3f") for name in fit[1:]),
         number(module.mp_alpha, ".2f"),
+        Cell(content=name_tag(module.role)),
+        number(module.layer, "d"),
+        Cell(content=dimensions(module.shape), value=math.prod(module.shape), class_="shape"),
+        Cell(content=module.dtype),
         number(module.ks_distance, ".3f"),
         number(module.stable_rank, ".1f"),
         number(module.lambda_max, ".4g"),

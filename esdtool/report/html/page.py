@@ -12,7 +12,7 @@ from typing import Any
 from esdtool.report.html.colours import scale_css
 from esdtool.report.html.markup import Content, Html, escaped, joined, tag
 
-_SCRIPTS = ("report.js", "table.js", "figure.js")
+_SCRIPTS = ("report.js", "table.js", "figure.js", "curves.js")
 _JSON_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 

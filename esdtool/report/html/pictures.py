@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,16 +14,27 @@ if TYPE_CHECKING:
     from esdtool.report.figures.kind import Material
 
 
-def pictures_of(material: Material) -> dict[str, tuple[str, list[Html]]]:
-    """Draw all figures that the material has: (heading, pictures) by the name of their kind."""
-    from esdtool.report.figures.collect import draw_figures
+def pictures_of(material: Material, *, leave_out: Collection[str] = ()) -> dict[str, tuple[str, list[Html]]]:
+    """Draw all figures that the material has: (heading, pictures) by the name of their kind.
+
+    Args:
+        material: what to draw.
+        leave_out: kinds that the page shows in another way.
+    """
     from esdtool.report.figures.kind import FigureTarget
+    from esdtool.report.figures.kinds import FIGURES
 
     found: dict[str, tuple[str, list[Html]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for figure in draw_figures(material, FigureTarget(folder=Path(folder), suffix="svg")):
-            heading, pictures = found.setdefault(figure.name, (figure.kind.heading or figure.kind.summary, []))
-            pictures.append(_picture(figure.path.read_bytes(), f"{heading}: {figure.path.stem}"))
+        target = FigureTarget(folder=Path(folder), suffix="svg")
+        for name, kind in FIGURES.items():
+            if name in leave_out:
+                continue
+            heading = kind.heading or kind.summary
+            for path in kind.draw(material, target):
+                if path is not None:
+                    picture = _picture(path.read_bytes(), f"{heading}: {path.stem}")
+                    found.setdefault(name, (heading, []))[1].append(picture)
     return found
 
 

@@ -55,6 +55,7 @@ function start() {
   const tables = [...document.querySelectorAll("table[data-sortable]")].map((table) =>
     sortableTable(table, "panels" in table.dataset ? (index, place) => fillPanel(data, index, place) : null),
   );
+  document.querySelectorAll("figure.chart").forEach(livelyChart);
   for (const link of document.querySelectorAll('a[href^="#m"]')) {
     // Before the browser follows the link, which it can only to a row that is there.
     link.addEventListener("click", () => tables.some((table) => table.reveal(link.hash.slice(1))));

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from esdtool._version import __version__
-from esdtool.report.html.markup import DASH, Html, joined, name_tag, tag
+from esdtool.names import role_rank
+from esdtool.report.html.curves import Curve, line_chart
+from esdtool.report.html.markup import DASH, Html, cut_name, joined, tag
 from esdtool.report.html.page import facts, noscript, page, section
 from esdtool.report.html.pictures import pictures_of
 from esdtool.report.html.table import Cell, HtmlColumn, Row, number, table
@@ -15,8 +17,15 @@ from esdtool.report.tables.runs import PAIRED_HEADINGS, paired_rows
 if TYPE_CHECKING:
     from esdtool.comparison.runs import ComparisonTable, Run, RunRow, SettingRow
 
-_FIRST = ("perplexity", "loss", "decay-steps", "alpha-steps", "decay")
-"""Kinds of figures that open the section on curves; any others follow in their own order."""
+_DRAWN = ("perplexity", "loss", "decay-steps", "alpha-steps")
+"""Kinds of figures that the page draws itself; the others follow as pictures."""
+
+
+_VALIDATED: tuple[tuple[Literal["perplexity", "loss"], str], ...] = (
+    ("perplexity", "perplexity"),
+    ("loss", "loss (nats per token)"),
+)
+"""What is drawn of the validation, and the title of its axis."""
 
 
 def runs_page(comparison: ComparisonTable, runs: Sequence[Run]) -> str:
@@ -116,7 +125,7 @@ def _runs(comparison: ComparisonTable) -> Html:
     rows = [
         Row(
             cells=[
-                Cell(content=name_tag(row.run)),
+                Cell(content=cut_name(row.run)),
                 Cell(content=row.policy),
                 *(Cell(content=_text(row.setting.get(key))) for key in keys),
                 number(row.seed, "d"),
@@ -137,9 +146,65 @@ def _text(value: object) -> str:
 
 
 def _curves(runs: Sequence[Run]) -> list[Html]:
-    """Show the figures of `esdtool plot` as vector pictures, a section for each kind."""
+    """Draw the curves, and show the other figures of `esdtool plot` as vector pictures, a section for each kind."""
     from esdtool.report.figures.kind import Material
+    from esdtool.report.figures.training import alpha_curves, run_label
 
-    found = pictures_of(Material(runs=tuple(runs)))
-    order = sorted(found, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
-    return [section(found[name][0], found[name][1], anchor=f"curves-{name}") for name in order]
+    sections = []
+    for what, up in _VALIDATED:
+        if chart := _validation(runs, what, up):
+            sections.append(section(f"Validation {what}", chart, anchor=f"curves-{what}"))
+    if chart := _decays(runs):
+        sections.append(section("Weight decay", chart, anchor="curves-decay-steps"))
+    alphas = [
+        line_chart(
+            [Curve(label=role, points=tuple(curves[role])) for role in sorted(curves, key=role_rank)],
+            heading=f"Mean alpha by role: {run_label(run)}",
+            across="step",
+            up="mean alpha",
+        )
+        for run in runs
+        if (curves := alpha_curves(run))
+    ]
+    if alphas:
+        sections.append(section("Alpha by role", tag("div", alphas, class_="charts"), anchor="curves-alpha-steps"))
+    pictures = pictures_of(Material(runs=tuple(runs)), leave_out=_DRAWN)
+    sections += [section(heading, found, anchor=f"curves-{name}") for name, (heading, found) in pictures.items()]
+    return sections
+
+
+def _validation(runs: Sequence[Run], what: Literal["perplexity", "loss"], up: str) -> Html | None:
+    from esdtool.report.figures.training import by_setting, mean_curve, validation_curve
+
+    curves = []
+    for label, members in by_setting(runs).items():
+        lines = [validation_curve(run, what) for run in members]
+        mean = mean_curve(lines)
+        if mean:
+            behind = tuple(tuple(line) for line in lines) if len(lines) > 1 else ()
+            curves.append(Curve(label=label, points=tuple(mean), behind=behind))
+    if not curves:
+        return None
+    heading = f"Validation {what} by setting"
+    if any(curve.behind for curve in curves):
+        heading += ": mean over the seeds, each seed pale behind it"
+    return line_chart(curves, heading=heading, across="step", up=up)
+
+
+def _decays(runs: Sequence[Run]) -> Html | None:
+    from esdtool.report.figures.training import decay_ranges, run_label
+
+    curves = [
+        Curve(
+            label=f"{run_label(run)} ({run.settings['weight_decay.policy']})",
+            points=tuple((step, mean) for step, _, mean, _ in found),
+            band=tuple((step, low, high) for step, low, _, high in found),
+            holds=True,
+        )
+        for run in runs
+        if (found := decay_ranges(run))
+    ]
+    if not curves:
+        return None
+    heading = "Weight decay of the modules: mean (line), smallest to largest (band)"
+    return line_chart(curves, heading=heading, across="step", up="weight decay")

@@ -6,6 +6,8 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from esdtool._version import __version__
+from esdtool.names import role_rank
+from esdtool.report.html.curves import Curve, line_chart
 from esdtool.report.html.markup import Html, name_tag, tag
 from esdtool.report.html.page import facts, noscript, page, section
 from esdtool.report.html.pictures import pictures_of
@@ -65,11 +67,19 @@ def _line(finding: Finding) -> list[Html | str]:
 
 def _curves(trajectory: Trajectory) -> list[Html]:
     from esdtool.report.figures.kind import Material
+    from esdtool.report.figures.training import trajectory_curves
 
     if len(trajectory.steps) < 2:
         return []
-    found = pictures_of(Material(trajectories=(trajectory,)))
-    return [section(heading, pictures, anchor=f"curves-{name}") for name, (heading, pictures) in found.items()]
+    curves, across = trajectory_curves(trajectory)
+    sections = []
+    if curves:
+        lines = [Curve(label=role, points=tuple(curves[role])) for role in sorted(curves, key=role_rank)]
+        chart = line_chart(lines, heading="Mean alpha of each role", across=across, up="mean alpha")
+        sections.append(section("Alpha by role", chart, anchor="curves-alpha-steps"))
+    found = pictures_of(Material(trajectories=(trajectory,)), leave_out=("alpha-steps",))
+    sections += [section(heading, pictures, anchor=f"curves-{name}") for name, (heading, pictures) in found.items()]
+    return sections
 
 
 def _checkpoints(trajectory: Trajectory) -> Html:
