@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from statistics import fmean
@@ -13,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import esdtool
-from esdtool.analysis.document import Analysis
+from esdtool.analysis.document import Analysis, ModuleResult
 from esdtool.comparison.trajectory import make_trajectory
 from esdtool.errors import OutputError, UsageError
-from esdtool.report.figures import KINDS, Material, save_comparison, save_figures
+from esdtool.report.figures import KINDS, Material, save_comparison, save_figures, style
 from esdtool.report.figures.alphas import alpha_grid
 from esdtool.report.figures.collect import chosen_modules
 from esdtool.report.figures.decays import Decay, save_decays
@@ -27,6 +28,20 @@ from esdtool.report.figures.style import new_figure, role_styles
 @pytest.fixture(scope="module")
 def analysis(bundled: Path) -> Analysis:
     return esdtool.analyze(bundled)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Every figure that the test makes."""
+    made: list[Figure] = []
+
+    class Recorded(Figure):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)  # type: ignore[arg-type]
+            made.append(self)
+
+    monkeypatch.setattr(style, "Figure", Recorded)
+    return made
 
 
 def _lines(figure: Figure) -> dict[str, Line2D]:
@@ -232,3 +247,50 @@ def test_the_command_refuses_in_one_line(esdtool_cli, bundled: Path, tmp_path: P
         assert result.returncode == code, result.stderr
         assert len(lines) == 1
         assert words in lines[0]
+
+
+def _first_block_repeated(analysis: Analysis, layers: int) -> Analysis:
+    first = [module for module in analysis.modules if module.layer == 0]
+    modules = [
+        module.model_copy(update={"name": module.name.replace(".0.", f".{layer}."), "layer": layer})
+        for layer in range(layers)
+        for module in first
+    ]
+    return analysis.model_copy(update={"modules": tuple(modules)})
+
+
+def test_the_heat_map_is_coloured_by_distance_and_its_labels_are_apart(
+    analysis: Analysis, tmp_path: Path, drawn: list[Figure]
+) -> None:
+    for layers in (5, 100, 150):
+        repeated = _first_block_repeated(analysis, layers)
+        save_figures([repeated], tmp_path / str(layers), kinds=["heat-map"])
+        figure = drawn[-1]
+        axes, bar = figure.axes
+        assert bar.get_ylabel() == "distance from random (%)"
+        shades = axes.images[0].get_array()
+        assert float(shades[0, 0]) == pytest.approx(100 * (repeated.modules[0].null_distance or 0))
+        assert len(axes.texts) == (35 if layers == 5 else 0)
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+        assert figure.get_figwidth() <= 11
+    save_figures([analysis.model_copy(update={"modules": _undistanced(analysis)})], tmp_path / "n", kinds=["heat-map"])
+    assert drawn[-1].axes[1].get_ylabel().startswith("α")
+
+
+def _undistanced(analysis: Analysis) -> tuple[ModuleResult, ...]:
+    return tuple(module.model_copy(update={"null_distance": None}) for module in analysis.modules)
+
+
+def test_titles_of_any_length_stay_in_the_figure_and_are_readable(
+    analysis: Analysis, tmp_path: Path, drawn: list[Figure]
+) -> None:
+    for count in (1, 5, 30):
+        source = analysis.source.model_copy(update={"checkpoint": "-".join(["model_name"] * count)})
+        save_figures([analysis.model_copy(update={"source": source})], tmp_path / str(count), kinds=["roles", "depth"])
+        for figure in drawn[-2:]:
+            title = figure.axes[0]._left_title  # type: ignore[attr-defined]
+            assert title.get_fontsize() >= 7
+            renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+            assert title.get_window_extent(renderer).x1 <= figure.bbox.x1
+            assert title.get_text().endswith("name")

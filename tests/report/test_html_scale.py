@@ -89,7 +89,8 @@ def test_pages_fit_and_the_table_is_near(shown: dict[str, Opened]) -> None:
         page = shown[name].page
         width = page.viewport_size["width"]
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert _box(page, "#module-table")["y"] < 2800
+        for part in ("map", "roles", "depth") if name == "analysis" else ("map", "roles"):
+            assert _box(page, f"section:has(#{part})")["height"] < 700
         # The map uses the width, and not more than a few lines of the height.
         heat = _box(page, ".scroll:has(.heat)")
         assert heat["height"] < 400

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.ticker import MaxNLocator
 
-from esdtool.analysis.document import Analysis
+from esdtool.analysis.document import Analysis, ModuleResult
 from esdtool.names import role_rank
 from esdtool.report.figures.style import (
     COLOUR_MAP,
@@ -34,6 +34,12 @@ Grid = npt.NDArray[np.float64]
 _MOST_NUMBERS = 600
 """Cells of a heat map that still hold a readable number."""
 
+_MOST_NUMBERED = 33
+"""Layers whose cells do; a figure with more is wider than a page."""
+
+_MARKED = 40
+"""Layers up to which each module has a mark of its own in a figure by depth."""
+
 
 def alpha_grid(analysis: Analysis) -> tuple[list[int], list[str], Grid]:
     """Mean alpha by layer and role.
@@ -41,15 +47,28 @@ def alpha_grid(analysis: Analysis) -> tuple[list[int], list[str], Grid]:
     Returns:
         (layers ascending, roles in the order of a block, [roles, layers] float64 with NaN where there is no module).
     """
+    return _grid(analysis, lambda module: module.alpha)
+
+
+def distance_grid(analysis: Analysis) -> Grid | None:
+    """Mean distance from random, in percent, in the cells of `alpha_grid`; None where that of a module is not known."""
+    layered = [module for module in analysis.scored if module.layer is not None and module.alpha is not None]
+    if any(module.null_distance is None for module in layered):
+        return None
+    return 100 * _grid(analysis, lambda module: module.null_distance)[2]
+
+
+def _grid(analysis: Analysis, number: Callable[[ModuleResult], float | None]) -> tuple[list[int], list[str], Grid]:
     values: dict[tuple[str, int], list[float]] = defaultdict(list)
     for module in analysis.scored:
-        if module.layer is not None and module.alpha is not None:
-            values[module.role, module.layer].append(module.alpha)
+        value = number(module)
+        if module.layer is not None and module.alpha is not None and value is not None:
+            values[module.role, module.layer].append(value)
     layers = sorted({layer for _, layer in values})
     roles = sorted(dict.fromkeys(role for role, _ in values), key=role_rank)
     grid = np.full((len(roles), len(layers)), np.nan)
-    for (role, layer), alphas in values.items():
-        grid[roles.index(role), layers.index(layer)] = fmean(alphas)
+    for (role, layer), found in values.items():
+        grid[roles.index(role), layers.index(layer)] = fmean(found)
     return layers, roles, grid
 
 
@@ -59,7 +78,10 @@ def save_heat_map(path: Path, analysis: Analysis, *, dpi: int = 150) -> Path | N
     if not layers:
         return None
     title = f"{_alpha_name(analysis)} by layer and role\n{subject(analysis)}"
-    return _heat_map(path, layers, roles, grid, title=title, label="α (smaller: heavier tail)", dpi=dpi)
+    # Alphas compare across shapes only with their nulls in mind; distances from random do as they are.
+    shades = distance_grid(analysis)
+    label = "α (smaller: heavier tail)" if shades is None else "distance from random (%)"
+    return _heat_map(path, layers, roles, grid, shades=shades, title=title, label=label, dpi=dpi)
 
 
 def save_difference_map(path: Path, first: Analysis, second: Analysis, *, dpi: int = 150) -> Path | None:
@@ -87,22 +109,26 @@ def _heat_map(
     title: str,
     label: str,
     dpi: int,
+    shades: Grid | None = None,
     diverging: bool = False,
 ) -> Path:
+    """Colour the cells by `shades`, or else by the numbers in them."""
+    coloured = grid if shades is None else shades
     colours = colormaps[DIVERGING_MAP if diverging else COLOUR_MAP].with_extremes(bad="#F2F2F2")
-    norm = _norm(grid, diverging=diverging)
-    numbers = grid.size <= _MOST_NUMBERS
-    width = 2.6 + len(layers) * (0.42 if numbers else 0.12)
+    norm = _norm(coloured, diverging=diverging)
+    numbers = len(layers) <= _MOST_NUMBERED and grid.size <= _MOST_NUMBERS
+    # A figure that is wider is shown smaller, and its letters with it.
+    width = min(2.6 + len(layers) * (0.42 if numbers else 0.12), 16.5 if numbers else 11.0)
     with new_figure(path, width=max(width, 5.0), height=1.4 + 0.3 * len(roles), dpi=dpi) as (figure, (axes,)):
-        image = axes.imshow(grid, aspect="auto", cmap=colours, norm=norm)
+        image = axes.imshow(coloured, aspect="auto", cmap=colours, norm=norm)
         axes.grid(visible=False)
-        step = max(1, len(layers) // 40)
+        step = 1 if numbers else _label_step(len(layers))
         axes.set_xticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
         axes.set_yticks(range(len(roles)), [plain(role) for role in roles])
         axes.set_xlabel("layer")
         set_title(axes, title)
         if numbers:
-            _write_numbers(axes, grid, lambda value: colours(norm(value)), signed=diverging)
+            _write_numbers(axes, grid, colours(norm(coloured)), signed=diverging)
         figure.colorbar(image, ax=axes, label=label, pad=0.02)
     return path
 
@@ -115,11 +141,20 @@ def _norm(grid: Grid, *, diverging: bool) -> Normalize:
     return TwoSlopeNorm(0.0, -reach, reach)
 
 
-def _write_numbers(axes: Axes, grid: Grid, colour: Callable[[float], tuple[float, ...]], *, signed: bool) -> None:
+def _label_step(layers: int) -> int:
+    """Return a round step between labels of layers that are told apart.
+
+    >>> [_label_step(layers) for layers in (20, 48, 100, 150)]
+    [1, 2, 5, 10]
+    """
+    return next((step for step in (1, 2, 5, 10, 20, 50) if layers / step <= 24), 100)
+
+
+def _write_numbers(axes: Axes, grid: Grid, colours: Grid, *, signed: bool) -> None:
     for (row, column), value in np.ndenumerate(grid):
         if np.isnan(value):
             continue
-        red, green, blue, *_ = colour(float(value))
+        red, green, blue, *_ = colours[row, column]
         dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.45
         text = f"{value:+.2f}" if signed else f"{value:.2f}"
         axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
@@ -131,10 +166,13 @@ def save_depth(path: Path, analysis: Analysis, *, dpi: int = 150) -> Path | None
     if len(layers) < 2:
         return None
     styles = role_styles(roles)
-    with new_figure(path, width=7.2, height=4.0, dpi=dpi) as (figure, (axes,)):
+    many = len(layers) > _MARKED
+    with new_figure(path, width=11.0 if many else 7.2, height=4.6 if many else 4.0, dpi=dpi) as (figure, (axes,)):
         for role, values in zip(roles, grid, strict=True):
             there = np.isfinite(values)
-            axes.plot(np.array(layers)[there], values[there], label=plain(role), **styles[role])
+            # Among many layers a mark each would hide the lines: one in ten still tells the roles apart.
+            sparse = {"markevery": (roles.index(role), 10), "linewidth": 0.9} if many else {}
+            axes.plot(np.array(layers)[there], values[there], label=plain(role), **styles[role] | sparse)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("layer")
         axes.set_ylabel("α (smaller: heavier tail)")

@@ -27,6 +27,8 @@ COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E
 """Okabe and Ito's palette without yellow, which white paper swallows."""
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 LINES: Final = ("-", "--", "-.", ":")
+_SMALLEST_TITLE: Final = 7.0
+"""Points; smaller letters are not read."""
 BULK: Final = "#8C8C8C"
 """The untrained null, in every figure."""
 COLOUR_MAP: Final = "cividis"
@@ -157,13 +159,26 @@ def nth_style(index: int) -> dict[str, Any]:
 
 
 def set_title(axes: Axes, text: str) -> None:
-    """A title that stays within the figure, in smaller letters if it is long."""
+    """A title that stays within the figure: a long line in smaller letters, a longer one without its middle."""
     figure = axes.get_figure(root=True)
     assert figure is not None
-    width = figure.get_figwidth() - 1.0  # inches right of the axes' left end
-    longest = max(len(line) for line in text.splitlines())
-    # A letter of this font is about 0.58 times as wide as it is high; a point is 1/72 inch.
-    axes.set_title(text, fontsize=max(5.0, min(10.0, 72 * width / (0.58 * longest))))
+    # Points right of the axes' left end. A letter of this font is at most some 0.64 times as wide as it is high.
+    width = 72 * (figure.get_figwidth() - 1.0)
+    lines = [_fitting(line, int(width / (0.64 * _SMALLEST_TITLE))) for line in text.splitlines()]
+    longest = max(map(len, lines))
+    axes.set_title("\n".join(lines), fontsize=max(_SMALLEST_TITLE, min(10.0, width / (0.64 * longest))))
+
+
+def _fitting(line: str, most: int) -> str:
+    r"""Leave out the middle of a line, and nothing of an escaped sign.
+
+    >>> _fitting("a/model/of/many/words", 11), _fitting("short", 11), _fitting(r"aaaaa\$b", 6)
+    ('a/mod…words', 'short', 'aa…b')
+    """
+    if len(line) <= most:
+        return line
+    kept = (most - 1) // 2
+    return f"{line[:kept].removesuffix(chr(92))}…{line[-kept:].removeprefix('$')}"
 
 
 def legend_beside(figure: Figure, axes: Axes) -> None:

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Literal
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from esdtool.comparison.runs import Run, compare_runs, described
 from esdtool.comparison.trajectory import Trajectory
@@ -185,8 +185,11 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 
 
 def _plain_log_scale(axes: Axes) -> None:
-    """A logarithmic axis with numbers that people read: 20, 50, 100."""
+    """A logarithmic axis with numbers that people read: 20, 50, 100, or 22, 24, 26 where it covers less."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(
+        LogLocator(base=10, subs=(1.0, 2.0, 5.0)) if high > 10 * low else MaxNLocator(nbins=6, steps=[1, 2, 5, 10])
+    )
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())

@@ -50,7 +50,7 @@ def _lead(comparison: CheckpointComparison) -> Html:
         listed += [", " if position else "", name_tag(label)]
     heading = [tag("span", "Alphas compared: ", class_="kind"), *listed, " against ", name_tag(first)]
     words = [
-        tag("p", [_sentence(comparison, position), " ", intruders(comparison, position) or ""], class_="lead")
+        tag("p", joined([_sentence(comparison, position), *_more(intruders(comparison, position))]), class_="lead")
         for position in range(1, len(others) + 1)
     ]
     notes = [tag("li", note) for note in comparison.notes]
@@ -66,6 +66,10 @@ def _lead(comparison: CheckpointComparison) -> Html:
     if notes:
         parts.append(tag("div", [tag("p", tag("b", "Mind that")), tag("ul", notes)], class_="bad"))
     return tag("header", [*parts, facts([(term, value) for term, value in pairs])])
+
+
+def _more(sentence: str | None) -> list[str]:
+    return [] if sentence is None else [" ", sentence]
 
 
 def _sentence(comparison: CheckpointComparison, position: int) -> Html:
