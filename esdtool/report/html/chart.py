@@ -12,7 +12,7 @@ from esdtool.report.html.table import scroller
 _WIDTH, _HEIGHT = 720, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 40
 _COLOURS = 7
-"""As many as report.css has for roles and curves."""
+"""The number of colours that report.css has for roles and curves."""
 
 
 def range_glyph(low: float, mean: float, high: float, null: float | None, *, ends: tuple[float, float]) -> Html:

@@ -87,7 +87,7 @@ def _heat_map(places: Sequence[Place], scale: Scale, caption: Content, spec: str
 
 
 def _classes(layers: int) -> str:
-    """Of many layers the cells are too narrow for a number: it can be pointed at, and is there for other readers."""
+    """Return the classes of a map; cells of many layers are too narrow for a number, which can be pointed at."""
     return "heat" if layers <= _ROOMY else "heat wide" if layers <= _NUMBERED else "heat wide dense"
 
 
