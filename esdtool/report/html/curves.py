@@ -130,7 +130,7 @@ def _whole(values: Sequence[float]) -> list[float]:
 
 
 def _values(curves: Sequence[Curve], x_of: object, across: str, digits: int) -> str:
-    """Return what the script tells of each place: [place, heading, [value of each curve]]; an empty text where it has none."""
+    """Return what the script tells of each place: [place, heading, [value of each curve, empty for none]]."""
     assert callable(x_of)
     known = [dict(curve.points) for curve in curves]
     places = sorted({x for curve in curves for x, _ in curve.points})

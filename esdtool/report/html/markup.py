@@ -69,7 +69,7 @@ def name_tag(name: str) -> Html:
 
 
 def cut_name(name: str) -> Html:
-    """Return a name that keeps its beginning and its end where there is no room for all of it, as in a column of a table.
+    """Return a name that keeps its beginning and its end where there is no room for all of it, as in a table.
 
     The style leaves out the end of `head`; the whole name stays in the page, to be copied, searched and pointed at.
     """
