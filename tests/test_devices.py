@@ -18,6 +18,7 @@ from esdtool.optim import AlphaDecay
 from esdtool.spectra.options import ScoreOptions
 from esdtool.spectra.scoring import score_matrices
 from esdtool.spectra.spectrum import compute_spectrum
+from esdtool.spectra.vectors import find_vectors
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -47,6 +48,18 @@ def test_alphas(device: torch.device, dtype: torch.dtype, fast: bool) -> None:
     expected = esdtool.hill(np.linalg.svd(matrix.double().numpy(), compute_uv=False) ** 2).alpha
     found = score_matrices([matrix], ScoreOptions(fast=fast), device=device).alpha
     assert found == pytest.approx(expected, rel=1e-4 if fast else 1e-9)
+
+
+@pytest.mark.parametrize("shape", [(200, 300), (300, 200)])
+def test_singular_vectors(device: torch.device, shape: tuple[int, int]) -> None:
+    matrix = weight(*shape)
+    matrix[:, 7] *= 30
+    spectrum = compute_spectrum([matrix], "gram-float64")
+    found = find_vectors([matrix], spectrum, xmin=float(np.median(spectrum.eigenvalues)), device=device)
+    left, _, right = np.linalg.svd(matrix.double().numpy(), full_matrices=False)
+    assert found.rows.tail.ipr == pytest.approx((left[:, :100] ** 4).sum(axis=0).mean(), rel=1e-6)
+    assert found.columns.bulk.ipr == pytest.approx((right[100:] ** 4).sum(axis=1).mean(), rel=1e-6)
+    assert found.columns.most_localised[0].channels[0].index == 7
 
 
 def test_degenerate_matrices(device: torch.device) -> None:

@@ -177,7 +177,7 @@ def analyze(
         typer.Option(
             "--vectors",
             help="Also compute the singular vectors: how localised they are, and the rows and columns that carry the "
-            "most localised ones. Takes about twice as long.",
+            "most localised ones. Takes two to three times as long.",
         ),
     ] = ScoreOptions.vectors,
     per_head: Annotated[

@@ -147,10 +147,10 @@ def _attention(name: str, members: Sequence[WeightModule], config: Mapping[str, 
     path = tuple(name.split("."))
     if members[0].expert is not None or _NOT_SOFTMAX in path:
         raise _UnknownHeadsError("its heads are not those of config.json")
-    sizes = Fusion(shape=(), parts=1, config=sizes_of(config, path), neighbours={})
+    sizes = Fusion(shape=(), parts=1, config=_sizes(config, path), neighbours={})
     if sizes.size("kv_lora_rank", "qk_nope_head_dim") is not None:
         raise _UnknownHeadsError("its heads share a latent (multi-head latent attention), which is not supported")
-    heads = (sizes.size("decoder_attention_heads") if "decoder" in path else None) or sizes.heads
+    heads = sizes.heads
     if heads is None:
         raise _UnknownHeadsError("config.json does not tell the number of its heads")
     transposed = any(
@@ -191,6 +191,13 @@ def _attention(name: str, members: Sequence[WeightModule], config: Mapping[str, 
         key_value_heads=groups[0] if groups else heads,
         projections=projections,
     )
+
+
+def _sizes(config: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any]:
+    """Return the sizes of the part of the model that a block belongs to; BART's decoder has heads of its own."""
+    sizes = sizes_of(config, path)
+    own = sizes.get("decoder_attention_heads") if "decoder" in path else None
+    return sizes if own is None else {**sizes, "num_attention_heads": own}
 
 
 def _shared(module: WeightModule, axis: int, width: int, heads: int) -> int:

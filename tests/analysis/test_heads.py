@@ -115,6 +115,19 @@ def test_gpt2_stores_them_transposed_and_in_one() -> None:
     check(analysis.heads, matrices, 6, 6)
 
 
+def test_gpt2_cross_attention_is_transposed_too() -> None:
+    # The queries stand alone and are square: only the keys beside them tell.
+    matrices = attention(6, 6)
+    weights = {
+        "h.0.crossattention.q_attn.weight": matrices["q"].T,
+        "h.0.crossattention.c_attn.weight": np.concatenate([matrices[part].T for part in "kv"], axis=1),
+        "h.0.crossattention.c_proj.weight": matrices["o"].T,
+    }
+    analysis = analysed(weights, {"model_type": "gpt2", "n_embd": HIDDEN, "n_head": 6})
+    found = (head.model_copy(update={"role": head.role.removeprefix("cross_")}) for head in analysis.heads)
+    check(tuple(found), matrices, 6, 6)
+
+
 def test_neox_stores_them_head_by_head() -> None:
     matrices = attention(6, 6)
     parts = [np.split(matrices[part], 6) for part in "qkv"]
@@ -152,6 +165,20 @@ def test_self_and_cross_attention_of_one_layer_are_two_blocks() -> None:
     second = [head for head in found if head.attention == "encoder.layer.0.crossattention"]
     assert len(first) + len(second) == len(found)
     check(tuple(head.model_copy(update={"role": head.role.removeprefix("cross_")}) for head in second), cross, 6, 6)
+
+
+def test_a_decoder_with_heads_of_its_own() -> None:
+    encoder, decoder = attention(6, 6), attention(3, 3, seed=4)
+    names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
+    weights = {
+        f"model.{tower}.layers.0.self_attn.{names[part]}.weight": matrix
+        for tower, matrices in (("encoder", encoder), ("decoder", decoder))
+        for part, matrix in matrices.items()
+    }
+    config = {"model_type": "bart", "encoder_attention_heads": 6, "decoder_attention_heads": 3, "head_dim": WIDTH}
+    found = analysed(weights, config).heads
+    check(tuple(head for head in found if "decoder" in head.attention), decoder, 3, 3)
+    check(tuple(head for head in found if "encoder" in head.attention), encoder, 6, 6)
 
 
 def test_the_bundled_checkpoint() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from esdtool.analysis.document import Analysis
 from esdtool.report.html.colours import sequential
-from esdtool.report.html.heatmap import Place, heat_maps
+from esdtool.report.html.heatmap import Place, heat_maps, stack_of
 from esdtool.report.html.markup import Html, name_tag, tag
 from esdtool.report.html.page import section
 from esdtool.report.html.table import Cell, HtmlColumn, Row, table
-from esdtool.report.tables.heads import HEADS_TITLE, block_columns, block_rows, kind, nulls_words, unscored_words
+from esdtool.report.tables.heads import HEADS_TITLE, block_columns, block_rows, nulls_words, unscored_words
 
 _CELLS = 20_000
 """More make a page that browsers are slow with; --csv has every head."""
@@ -32,8 +32,19 @@ def heads_part(analysis: Analysis) -> Html | None:
         for words in (nulls_words(analysis), unscored_words(analysis))
         if words is not None
     ]
+    stacks = {
+        head.attention: stack_of(f"{head.modules[0]}.weight", head.layer)
+        for head in analysis.heads
+        if head.layer is not None
+    }
+    several = len(set(stacks.values())) > 1
     places = [
-        Place(stack=kind(head), layer=head.layer, role=str(head.head), value=head.alpha)
+        Place(
+            stack=f"{stacks[head.attention]} {head.role}" if several else head.role,
+            layer=head.layer,
+            role=str(head.head),
+            value=head.alpha,
+        )
         for head in analysis.heads
         if head.layer is not None
     ]
