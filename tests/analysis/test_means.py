@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,39 @@ def test_a_measure_that_no_module_has_is_null() -> None:
         for mean in summary.means.values()
     )
     assert summary.by_role == ()
+
+
+BAD: dict[str, torch.Tensor] = {
+    "nan": torch.full((64, 64), torch.nan),
+    "zero": torch.zeros(64, 64),
+    "rank_one": torch.outer(torch.arange(1.0, 65), torch.ones(64)),
+    "row": torch.arange(1.0, 65)[None],
+    "constant": torch.eye(64),
+    "huge": torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1e200,
+}
+
+
+@pytest.mark.parametrize("fit", ["hill", "ks", "bounded"])
+@pytest.mark.parametrize("bad", [*BAD, None])
+def test_means_of_bad_modules_are_finite_or_left_out(bad: str | None, fit: str) -> None:
+    """Without and with a number in a block of a layer; and all bad modules together."""
+    weights = {
+        f"model.layers.{layer}.mlp.{name}_proj.weight": matrix
+        for layer, (name, matrix) in enumerate(BAD.items())
+        if bad in (name, None)
+    } | {f"head_{name}.weight": matrix for name, matrix in BAD.items() if bad == name}
+    analysis = esdtool.analyze(weights, fit=fit, min_eigs=2)
+    summary = analysis.summary
+    for means, total in [
+        (summary.means, summary.num_modules),
+        *((row.means, sum(row.role == module.role for module in analysis.modules)) for row in summary.by_role),
+    ]:
+        for mean in means.values():
+            assert mean.count + mean.left_out == total
+            assert (mean.plain is None) == (mean.by_parameters is None) == (mean.count == 0)
+            assert mean.plain is None or np.isfinite([mean.plain, mean.by_parameters]).all()
+    assert ("Means over the model" in analysis_page(analysis)) == (summary.num_scored > 0)
+    assert not re.search(r"\b(nan|inf)\b *\|", analysis_markdown(analysis))
 
 
 def test_every_output_shows_the_means_and_what_they_leave_out(

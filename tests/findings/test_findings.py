@@ -76,6 +76,26 @@ def test_a_model_without_layers() -> None:
     assert [finding.rule for finding in found] == ["untrained"]
 
 
+def test_findings_from_the_cache_look_at_no_element_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = healthy(2)
+    tensors["model.layers.1.mlp.down_proj.weight"][4, 9] = 40 * tensors["model.layers.1.mlp.down_proj.weight"].std()
+    tensors["model.layers.0.self_attn.q_proj.weight"][3] = torch.nan
+    tensors["model.layers.0.self_attn.k_proj.weight"][3] = 0
+    save_file(tensors, tmp_path / "model.safetensors")
+    first = esdtool.analyze(tmp_path)
+
+    def again(*_: object, **__: object) -> None:
+        raise AssertionError("the elements are looked at again")
+
+    monkeypatch.setattr("esdtool.spectra.elements.element_statistics", again)
+    monkeypatch.setattr("esdtool.spectra.traps.find_traps", again)
+    monkeypatch.setattr("esdtool.spectra.scoring.compute_spectrum", again)
+    second = esdtool.analyze(tmp_path)
+    assert {finding.rule for finding in first.findings or ()} >= {"not-finite", "traps", "dead"}
+    assert second.findings == first.findings
+    assert second.to_json() == first.to_json()
+
+
 def test_the_file_keeps_the_findings(faulty: esdtool.Analysis, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(faulty.to_json())
     read = esdtool.Analysis.from_json(tmp_path / "a.json")

@@ -40,6 +40,43 @@ def test_limits_of_ks_need_more_than_the_error_of_alpha() -> None:
     )
 
 
+def trapped(name: str, *eigenvalues: float | None, from_mean: int = 0) -> ModuleResult:
+    """A module whose largest eigenvalue is 100, with an element at each of these places of a shuffled copy."""
+    elements = [{"row": row, "column": 3, "value": 9.0, "eigenvalue": place} for row, place in enumerate(eigenvalues)]
+    traps = {"from_elements": len(elements), "from_mean": from_mean, "elements": elements}
+    return module(name, lambda_max=100.0, num_traps=len(elements) + from_mean, traps=traps)
+
+
+def test_traps_count_where_an_element_makes_half_of_the_largest_eigenvalue() -> None:
+    modules = [
+        trapped("half", 50.0, 20.0),
+        trapped("less", 49.0),
+        trapped("of_no_size", None),
+        trapped("of_the_mean", from_mean=1),
+        module("none", lambda_max=100.0, num_traps=0),
+        trapped("of_an_update", 90.0).model_copy(update={"rank": 8}),
+        trapped("of_a_kernel", 90.0).model_copy(update={"shape": (8, 8, 3, 3)}),
+    ]
+    (found,) = find("traps", modules)
+    assert found.modules == ("half",)
+    (evidence,) = found.evidence
+    assert evidence.value == 0.5
+    assert "[0, 3] = 9" in evidence.measure
+    assert "2 such elements" in evidence.measure
+
+
+def test_traps_of_2000_modules_are_one_finding_with_the_clearest_three() -> None:
+    modules = [trapped(f"layers.{number}.up_proj", 51 + 0.01 * number) for number in range(2000)]
+    (found,) = find("traps", modules)
+    assert len(found.modules) == 2000
+    assert [evidence.module for evidence in found.evidence] == [
+        f"layers.{1999 - number}.up_proj" for number in range(3)
+    ]
+    assert grouped(sorted(found.modules, key=lambda name: int(name.split(".")[1]))) == (
+        "layers.{0-1999}.up_proj (2000)",
+    )
+
+
 @pytest.mark.parametrize("count", [1, 35, 2000])
 def test_chance_is_shared_among_all_modules(count: int) -> None:
     case = Case(analysis=analysis_of([ks(f"layers.{i}", 4.0, 0.1) for i in range(count)]))
