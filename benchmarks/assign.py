@@ -15,7 +15,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import esdtool
-from esdtool.analysis.document import Analysis, ModuleResult, Settings, Source, Summary
+from esdtool.analysis.document import Analysis, Settings, Source, Summary
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.checkpoint import from_model
 from esdtool.modules import select_modules
 

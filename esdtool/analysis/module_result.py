@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, replace
 from typing import Any
 
-from esdtool.analysis.document import LikelihoodTest, ModuleResult, TailResult, TrainedResult
+from esdtool.analysis.module_record import LikelihoodTest, ModuleResult, TailResult, TrainedResult
 from esdtool.analysis.verdict import Verdict, within_limits
 from esdtool.modules import WeightModule
 from esdtool.spectra.measure import MeasuredSpectrum, measure_estimate, measure_spectrum

@@ -15,10 +15,11 @@ import torch
 from esdtool._version import __version__
 from esdtool.analysis.difference import difference_of, read_pairs
 from esdtool.analysis.distances import Distances
-from esdtool.analysis.document import Analysis, ModuleResult, Settings, SkippedResult, Source
+from esdtool.analysis.document import Analysis, Settings, SkippedResult, Source
 from esdtool.analysis.execution import Batch, carry_out, lack_of_memory_named
 from esdtool.analysis.head_result import HeadResult, LeftOutHeads
 from esdtool.analysis.heads import analyze_heads
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.analysis.module_result import module_result
 from esdtool.analysis.observation import Observation, observe
 from esdtool.analysis.pairs import distances_of, pairs_of_merged

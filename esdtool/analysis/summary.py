@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 
-from esdtool.analysis.document import LayerSummary, ModuleResult, RoleSummary, Summary
+from esdtool.analysis.document import LayerSummary, RoleSummary, Summary
 from esdtool.analysis.means import means_of
+from esdtool.analysis.module_record import ModuleResult
 
 _EXTREMES = 3
 

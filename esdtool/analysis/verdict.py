@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from esdtool.analysis.distances import intruder_words
-from esdtool.analysis.document import Analysis, ModuleResult
+from esdtool.analysis.document import Analysis
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.support.words import counted
 
 OVER_TRAINED_BELOW, UNDER_TRAINED_ABOVE = 2.0, 6.0

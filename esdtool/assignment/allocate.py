@@ -21,7 +21,8 @@ from esdtool.names import canonical_name
 from esdtool.support.words import listed
 
 if TYPE_CHECKING:
-    from esdtool.analysis.document import Analysis, ModuleResult
+    from esdtool.analysis.document import Analysis
+    from esdtool.analysis.module_record import ModuleResult
     from esdtool.assignment.scope import Scope
 
 _ENDS: Final[dict[SkipKind, Literal["token-embedding", "output-head"]]] = {

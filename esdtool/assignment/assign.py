@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from esdtool._version import __version__
-from esdtool.analysis.document import Analysis, ModuleResult
+from esdtool.analysis.document import Analysis
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.assignment.assign_options import AssignOptions
 from esdtool.assignment.document import Assignment, Default, Method, Origin
 from esdtool.assignment.fused import Member, merge_members

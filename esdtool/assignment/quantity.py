@@ -18,7 +18,7 @@ from esdtool.assignment.fused import weighted_mean
 from esdtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from esdtool.analysis.document import ModuleResult
+    from esdtool.analysis.module_record import ModuleResult
     from esdtool.spectra.tail import Vector
 
 ControlName = Literal["none", "mean", "shuffled", "reversed"]

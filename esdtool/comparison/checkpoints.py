@@ -12,7 +12,8 @@ from typing import Final
 from esdtool._version import __version__
 from esdtool.analysis.counterparts import Counterparts, find_counterparts
 from esdtool.analysis.distances import Distances
-from esdtool.analysis.document import Analysis, ModuleResult
+from esdtool.analysis.document import Analysis
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.analysis.verdict import alpha_words
 from esdtool.comparison.document import (
     MOVED_MOST,

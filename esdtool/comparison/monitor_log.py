@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from esdtool.analysis.document import Analysis, ModuleResult, Settings, Source
+from esdtool.analysis.document import Analysis, Settings, Source
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.analysis.summary import summarize
 from esdtool.comparison.trajectory import Trajectory, make_trajectory
 from esdtool.errors import CheckpointError

@@ -9,7 +9,7 @@ from typing import Final, Self, cast, get_args
 
 import torch
 
-from esdtool.analysis.document import ModuleResult
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.analysis.module_result import module_result
 from esdtool.assignment.options import GradientScoreName, LiveScoreName, ScoreName
 from esdtool.assignment.scores import checked_score, score_value

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from esdtool.analysis.document import Analysis, ModuleResult, Settings, Source, Summary
+from esdtool.analysis.document import Analysis, Settings, Source, Summary
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.analysis.verdict import Verdict, conclude, verdict, verdict_words
 
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from esdtool.analysis.document import Analysis, ModuleResult, Settings, SkippedResult, Source, Summary
+from esdtool.analysis.document import Analysis, Settings, SkippedResult, Source, Summary
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.analysis.run import analyze
 from esdtool.assignment.assign import assign
 from esdtool.assignment.rule import PUBLISHED_RATIOS, DecayRule, decay_ratios

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from esdtool.analysis.document import Analysis, ModuleResult, Settings, Source, Summary
+from esdtool.analysis.document import Analysis, Settings, Source, Summary
+from esdtool.analysis.module_record import ModuleResult
 
 Tensors = dict[str, torch.Tensor]
 

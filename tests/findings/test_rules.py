@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from esdtool.analysis.document import ModuleResult
 from esdtool.analysis.finding import Severity
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.findings.case import Case
 from esdtool.findings.grouping import grouped
 from esdtool.findings.rule import Found

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import esdtool
-from esdtool.analysis.document import TailResult
+from esdtool.analysis.module_record import TailResult
 from esdtool.report.tables.density import drawn_fit, esd_histogram, null_density, tail_density
 from esdtool.spectra.marchenko_pastur import mp_density, mp_edges, mp_quantiles
 

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import esdtool
-from esdtool.analysis.document import Analysis, ModuleResult
+from esdtool.analysis.document import Analysis
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.comparison.trajectory import make_trajectory
 from esdtool.errors import OutputError, UsageError
 from esdtool.report.figures import KINDS, Material, save_comparison, save_figures, style

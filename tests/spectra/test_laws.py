@@ -13,7 +13,7 @@ from scipy.optimize import minimize, minimize_scalar
 from typer.testing import CliRunner
 
 import esdtool
-from esdtool.analysis.document import TailResult
+from esdtool.analysis.module_record import TailResult
 from esdtool.cli import app
 from esdtool.errors import UsageError
 from esdtool.report.tables.density import tail_density

@@ -12,7 +12,8 @@ from scipy.optimize import brentq
 from scipy.special import airy
 
 import esdtool
-from esdtool.analysis.document import Analysis, ModuleResult
+from esdtool.analysis.document import Analysis
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.spectra.marchenko_pastur import mp_cumulative, mp_density, mp_edges
 from esdtool.spectra.measure import MeasuredSpectrum, Number, all_quantities, load_measures, measure_spectrum
 from esdtool.spectra.measures import MEASURE_NAMES

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from esdtool.analysis.document import ModuleResult, TailResult
 from esdtool.analysis.finding import Evidence, Severity
+from esdtool.analysis.module_record import ModuleResult, TailResult
 from esdtool.analysis.verdict import FITS_WITH_LIMITS, OVER_TRAINED_BELOW, UNDER_TRAINED_ABOVE
 from esdtool.findings.case import Case
 from esdtool.findings.rule import Found, Rule

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from math import log10
 from statistics import median
 
-from esdtool.analysis.document import ModuleResult
 from esdtool.analysis.finding import Evidence, Severity
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.findings.case import Case
 from esdtool.findings.rule import Found, Rule
 

@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.ticker import MaxNLocator
 
-from esdtool.analysis.document import Analysis, ModuleResult
+from esdtool.analysis.document import Analysis
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.names import role_rank
 from esdtool.report.figures.style import (
     COLOUR_MAP,

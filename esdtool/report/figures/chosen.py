@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from esdtool.analysis.document import Analysis, ModuleResult
+from esdtool.analysis.document import Analysis
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.errors import UsageError
 from esdtool.report.figures.kind import FigureTarget, Material
 from esdtool.report.figures.names import analysis_endings, distinct_parts

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 
-from esdtool.analysis.document import ModuleResult, TailResult
+from esdtool.analysis.module_record import ModuleResult, TailResult
 from esdtool.report.figures.style import BULK, COLOURS, new_figure, plain, set_title
 from esdtool.report.tables.density import drawn_fit, esd_histogram, in_drawable_units, null_density, tail_density
 from esdtool.spectra.estimators.ks import ks_distances

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from esdtool.analysis.document import Analysis, ModuleResult
+from esdtool.analysis.document import Analysis
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.analysis.verdict import OVER_TRAINED_BELOW, UNDER_TRAINED_ABOVE, Verdict, verdict, verdict_words
 from esdtool.report.html.markup import Content, Html, cut_name, joined, name_tag, tag
 from esdtool.report.html.page import details

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from esdtool.analysis.distances import quantity_names
-from esdtool.analysis.document import Analysis, ModuleResult, TailResult
+from esdtool.analysis.document import Analysis
+from esdtool.analysis.module_record import ModuleResult, TailResult
 from esdtool.report.html.markup import rounded
 from esdtool.report.html.rows import ModuleRows
 from esdtool.report.tables.density import drawn_fit, esd_histogram, height_at_xmin, null_density

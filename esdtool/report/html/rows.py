@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from esdtool.analysis.document import Analysis, ModuleResult
+from esdtool.analysis.document import Analysis
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.report.html.markup import Html, name_tag, tag
 from esdtool.report.tables.experts import Experts, fold_experts, starred
 

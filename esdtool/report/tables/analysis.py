@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from esdtool.analysis.document import Analysis, ModuleResult, RoleSummary
+from esdtool.analysis.document import Analysis, RoleSummary
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.analysis.verdict import verdict_words
 from esdtool.modules import WeightModule
 from esdtool.modules.identification import IdentifiedBy

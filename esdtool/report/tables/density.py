@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from esdtool.analysis.document import ModuleResult, TailResult
+from esdtool.analysis.module_record import ModuleResult, TailResult
 from esdtool.spectra.estimators.tpl import tpl_moments
 from esdtool.spectra.marchenko_pastur import mp_density
 

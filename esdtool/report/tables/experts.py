@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from esdtool.analysis.document import ModuleResult
+    from esdtool.analysis.module_record import ModuleResult
 
 _AVERAGED = ("alpha", "alpha_stderr", "mp_alpha", "ks_distance", "stable_rank", "lambda_max", "null_distance")
 """What the tables show of a module."""

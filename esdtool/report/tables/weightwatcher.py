@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
-from esdtool.analysis.document import Analysis, ModuleResult
+from esdtool.analysis.document import Analysis
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.errors import UsageError
 from esdtool.support.csv_text import csv_text
 

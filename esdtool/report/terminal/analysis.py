@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from esdtool.analysis.document import Analysis, ModuleResult
+from esdtool.analysis.document import Analysis
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.analysis.verdict import Verdict, alpha_words, closing_words, distance_words, verdict
 from esdtool.checkpoint.remote.path import RemotePath
 from esdtool.report.tables.analysis import (

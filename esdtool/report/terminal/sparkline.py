@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from rich.text import Text
 
-from esdtool.analysis.document import Analysis, ModuleResult
+from esdtool.analysis.document import Analysis
+from esdtool.analysis.module_record import ModuleResult
 from esdtool.report.tables.density import drawn_fit, esd_histogram
 from esdtool.report.tables.experts import starred
 from esdtool.support.terminal import can_encode
