@@ -34,11 +34,14 @@ from esdtool.spectra.spectrum import compute_spectrum, peak_of
 from esdtool.spectra.tracy_widom import noise_ceiling
 from esdtool.spectra.trap_records import MOST_ELEMENTS, MOST_LINES, TrapElement, TrapLine, Traps
 
-VERSION = 1
+VERSION = 2
 """Raise it when the numbers change for the same weights: cached results are then computed again."""
 
-_BLOCK = 2**22
-"""Elements that are converted to float64 at a time."""
+_BLOCK = 2**16
+"""Elements that are converted to float64 at a time: what a core keeps at hand between the passes over them."""
+
+_AHEAD = 0.7
+"""Share of the threshold from which elements are collected: it falls as outliers are left out, and rarely by more."""
 
 _CONSTANT = 1e-7
 """Deviation over mean of elements that are equal up to rounding."""
@@ -151,14 +154,13 @@ def _outliers(matrix: torch.Tensor) -> _Outliers:
     exponent = peak if abs(peak) > _USUAL_EXPONENT else 0
     total, squares, low, high = 0.0, 0.0, math.inf, -math.inf
     for _, block in _blocks(matrix, exponent):
-        flat = block.reshape(-1)
-        least, most = torch.aminmax(flat)
-        low, high = min(low, float(least)), max(high, float(most))
-        total += float(flat.sum())
-        squares += float(torch.dot(flat, flat))
+        low, high = min(low, float(block.min())), max(high, float(block.max()))
+        total += float(torch.from_numpy(block).sum())
+        squares += float(block @ block)
     count = rows * columns
     least_deviation = _least_deviation(rows, columns)
     places, values = np.zeros(0, dtype=np.int64), np.zeros(0)
+    large = _Large(matrix, exponent)
     while True:
         kept = count - values.size
         mean = (total - float(values.sum())) / kept
@@ -178,7 +180,7 @@ def _outliers(matrix: torch.Tensor) -> _Outliers:
             )
         if max(high - mean, mean - low) <= threshold:
             break
-        more_places, more_values = _beyond(matrix, exponent, mean, threshold)
+        more_places, more_values = large.beyond(mean, threshold)
         settled = more_values.size <= values.size
         if not settled:
             places, values = more_places, more_values
@@ -202,29 +204,49 @@ def _least_deviation(rows: int, columns: int) -> float:
     return math.sqrt((above + math.sqrt(max(above**2 - 4 * rows * columns, 0.0))) / 2)
 
 
-def _blocks(matrix: torch.Tensor, exponent: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield runs of rows in float64, over 2^`exponent`, each with the number of its first row."""
-    step = max(1, _BLOCK // matrix.shape[1])
-    for start in range(0, matrix.shape[0], step):
-        block = matrix[start : start + step].to("cpu", torch.float64)
-        yield start, block if exponent == 0 else torch.ldexp(block, torch.tensor(-exponent, dtype=torch.float64))
+def _blocks(matrix: torch.Tensor, exponent: int) -> Iterator[tuple[int, npt.NDArray[np.float64]]]:
+    """Yield runs of rows, flat in float64 over 2^`exponent`, each with the number of its first row.
+
+    All runs share their memory: one lasts until the next.
+    """
+    rows, columns = matrix.shape
+    step = min(rows, max(1, _BLOCK // columns))
+    buffer = torch.empty(step, columns, dtype=torch.float64)
+    for start in range(0, rows, step):
+        block = buffer[: min(step, rows - start)]
+        block.copy_(matrix[start : start + step])
+        yield start, (block if exponent == 0 else torch.ldexp(block, torch.tensor(-exponent))).numpy().reshape(-1)
 
 
-def _beyond(
-    matrix: torch.Tensor, exponent: int, mean: float, threshold: float
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return the flat positions and the values of the elements further from the mean than the threshold."""
-    places, values = [], []
-    for start, block in _blocks(matrix, exponent):
-        flat = block.reshape(-1)
-        found = ((flat - mean).abs() > threshold).nonzero().squeeze(1)
-        places.append(found.numpy() + start * matrix.shape[1])
-        values.append(flat[found].numpy())
-    return np.concatenate(places), np.concatenate(values)
+class _Large:
+    """The large elements of a matrix, which are looked up in a pass over all, and again as the threshold falls."""
+
+    def __init__(self, matrix: torch.Tensor, exponent: int) -> None:
+        self._matrix, self._exponent = matrix, exponent
+        self._center, self._reach = 0.0, math.inf
+        self._places, self._values = np.zeros(0, dtype=np.int64), np.zeros(0)
+
+    def beyond(self, mean: float, threshold: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Return the flat positions and the values of the elements further from the mean than the threshold."""
+        if threshold - abs(mean - self._center) < self._reach:
+            self._collect(mean, _AHEAD * threshold)
+        is_beyond = np.abs(self._values - mean) > threshold
+        return self._places[is_beyond], self._values[is_beyond]
+
+    def _collect(self, center: float, reach: float) -> None:
+        places, values = [], []
+        for start, block in _blocks(self._matrix, self._exponent):
+            found = np.flatnonzero(np.abs(block - center) > reach)
+            places.append(found + start * self._matrix.shape[1])
+            values.append(block[found])
+        self._places, self._values = np.concatenate(places), np.concatenate(values)
+        self._center, self._reach = center, reach
 
 
 def _lines(indices: Sequence[npt.NDArray[np.int64]]) -> tuple[TrapLine, ...]:
     """Count elements by their row or column, and return those with the most."""
+    if not any(each.size for each in indices):
+        return ()
     lines, counts = np.unique(np.concatenate(indices), return_counts=True)
     order = np.argsort(-counts, kind="stable")[:MOST_LINES]
     return tuple(TrapLine(index=int(lines[position]), count=int(counts[position])) for position in order)

@@ -18,14 +18,14 @@ Indices = npt.NDArray[np.intp]
 
 Cumulative = Callable[[Any, Vector], Vector]
 
-_POINTS = 64
+_POINTS = 24
 """Points of each candidate's tail from which a lower bound of its distance is computed."""
 
 
 def ks_fit(eigenvalues: npt.ArrayLike, *, window: tuple[float, float] | None = None) -> TailFit:
     """Power law whose xmin minimises the Kolmogorov-Smirnov distance of the tail (Clauset, Shalizi and Newman 2009).
 
-    The scan over every distinct xmin is exact, but does not evaluate every distance in full: 64 points of each
+    The scan over every distinct xmin is exact, but does not evaluate every distance in full: 24 points of each
     candidate's tail bound its distance from below, and candidates are evaluated in order of that bound until it
     exceeds the best distance found.
 
