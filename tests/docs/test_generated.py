@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import json
 import re
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -89,25 +87,6 @@ def test_recorded_figures_in_the_text() -> None:
     assert f"on two threads to {', '.join(two[:3])} and {two[3]} %" in training
     public = [f"{share:.2g}" for share in percent["public"]]
     assert f"to {', '.join(public[:3])} and {public[3]} %, and with N ranks" in training
-
-
-@pytest.mark.parametrize("name", ["tune-adamw", "final-adamw", "controls-adamw"])
-def test_the_study_says_what_its_runs_say(name: str) -> None:
-    """Every mean, standard error and number of seeds of a sweep's table."""
-    text = (ROOT / "docs" / "study.md").read_text()
-    recorded = (ROOT / "examples" / "study" / "results" / f"{name}.csv").read_text()
-    settings: dict[tuple[str, ...], list[float]] = {}
-    for line in csv.DictReader(recorded.splitlines()):
-        key = tuple(line.get(part) or "" for part in ("policy", "weight_decay.base", "weight_decay.control"))
-        settings.setdefault(key, []).append(float(line["final_perplexity"]))
-    for (policy, base, control), found in settings.items():
-        error = "" if len(found) == 1 else f" ± {statistics.stdev(found) / len(found) ** 0.5:.3f}"
-        label = policy if control in ("", "none") else f"{policy}, control {control}"
-        rows = [
-            row for row in text.splitlines() if row.startswith(f"| {label} |") and row.endswith(f"| {len(found)} |")
-        ]
-        shown = f"{statistics.fmean(found):.3f}{error}"
-        assert any(shown in row for row in rows), (label, base, shown)
 
 
 def test_the_page_on_use_repeats_the_figures_of_the_pages_that_it_cites() -> None:
