@@ -2,7 +2,7 @@
 
     python examples/study/page.py
 
-What stands between `<!-- NAME -->` and `<!-- end -->` on the page is replaced by what the function of that name returns.
+Between `<!-- NAME -->` and `<!-- end -->` on the page stands what the function `block_NAME` returns.
 Differences are those of the logarithms of the perplexities, in percent, paired by seed; negative is better.
 """
 
@@ -47,6 +47,8 @@ EXPLORATORY = (
 )
 """Comparisons that no rule was fixed for: setting, the one that is subtracted, and the question."""
 EARLIER = (
+    ("final-adamw", "uniform", "none"),
+    ("final-adamw", "alphadecay", "none"),
     ("final-adamw", "alphadecay", "uniform"),
     ("controls-adamw", "alphadecay", "alphadecay, control mean"),
 )
@@ -147,25 +149,18 @@ def decided(look: Look, width: float) -> str:
 
 def block_answer() -> str:
     """The answer in three sentences."""
-    sentences = []
-    search = {name: perplexities(name, sweep="search")[100] for name in ("none", "uniform-base-1")}
-    gain = 100 * math.log(search["none"] / search["uniform-base-1"])
-    words = {("alphadecay", "mean"): "the same total decay spread evenly", ("alphadecay", "uniform"): "uniform decay"}
-    found = {(first, second): (look, width) for first, second, width, look in primary()}
-    look, width = found["alphadecay", "uniform"]
-    sentences.append(
-        f"In a LLaMA of 264 thousand parameters that sees 93 kB of text 11 times, where uniform decay gains {gain:.1f} % "
-        f"of perplexity over none, AlphaDecay {outcome(look, 'uniform decay')}, each at its best base decay of a grid"
+    none, uniform = (perplexities(name, sweep="search")[100] for name in ("none", "uniform-base-1"))
+    looks = {(first, second): look for first, second, _, look in primary()}
+    sentences = (
+        "In a LLaMA of 264 thousand parameters that sees 93 kB of text 11 times, where tuned uniform decay gains "
+        f"{100 * math.log(none / uniform):.1f} % of perplexity over none, AlphaDecay "
+        f"{outcome(looks['alphadecay', 'uniform'], 'uniform decay')}, each at its best base decay of a grid.",
+        "The balance between modules, by which AlphaDecay differs from the same total decay spread evenly, "
+        f"{balance(looks['alphadecay', 'mean'])}.",
+        "In one pass over text, at 1.1 million parameters and 1.3 tokens a parameter, no decay of any kind gained what "
+        "five seeds could show; models of the paper's size were not tried.",
     )
-    look, width = found["alphadecay", "mean"]
-    sentences.append(
-        f"The balance between modules, by which AlphaDecay differs from {words['alphadecay', 'mean']}, {balance(look)}"
-    )
-    sentences.append(
-        "In one pass over text, at 1.1 million parameters and 1.3 tokens a parameter, no decay of any kind gained anything "
-        "that five seeds could show; models of the paper's size were not tried"
-    )
-    return "\n".join(f"{number}. {sentence}." for number, sentence in enumerate(sentences, 1))
+    return "\n".join(f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1))
 
 
 def outcome(look: Look, other: str) -> str:
@@ -320,7 +315,7 @@ def filled(page: str) -> str:
     def replace(match: re.Match[str]) -> str:
         return f"<!-- {match[1]} -->\n{BLOCKS[match[1]]()}\n<!-- end -->"
 
-    return re.sub(r"<!-- (\w+) -->\n.*?\n<!-- end -->", replace, page, flags=re.DOTALL)
+    return re.sub(r"<!-- (?!end)(\w+) -->\n(?:.*?\n)??<!-- end -->", replace, page, flags=re.DOTALL)
 
 
 def draw(path: Path) -> None:
@@ -328,13 +323,13 @@ def draw(path: Path) -> None:
     from esdtool.report.figures.style import BULK, new_figure, nth_style, plain, set_title
 
     rows = [
-        (f"{first} - {second}", look.difference, look.low, look.high, 0, look.seeds)
+        (f"{first} - {second} ({look.seeds})", look.difference, look.low, look.high, 0)
         for first, second, _, look in primary()
     ]
+    others = [(each, 1) for each, _ in exploratory()] + [(each, 2) for each in earlier()]
     rows += [
-        (f"{each.first} - {each.second}", each.mean, each.low, each.high, 1, each.seeds) for each, _ in exploratory()
+        (f"{each.first} - {each.second} ({each.seeds})", each.mean, each.low, each.high, kind) for each, kind in others
     ]
-    rows += [(f"{each.first} - {each.second}", each.mean, each.low, each.high, 2, each.seeds) for each in earlier()]
     kinds = (
         "little text, 0.26 million parameters: by the rule",
         "the same runs: exploratory",
@@ -343,7 +338,7 @@ def draw(path: Path) -> None:
     with new_figure(path, width=7.2, height=1.6 + 0.4 * len(rows), dpi=150) as (_, (axes,)):
         axes.axvline(0, color=BULK, linewidth=1)
         named = set()
-        for height, (_, mean, low, high, kind, _) in enumerate(reversed(rows)):
+        for height, (_, mean, low, high, kind) in enumerate(reversed(rows)):
             style = nth_style(kind)
             axes.errorbar(
                 mean,
@@ -356,9 +351,10 @@ def draw(path: Path) -> None:
                 label=None if kind in named else kinds[kind],
             )
             named.add(kind)
-        axes.set_yticks(range(len(rows)), [plain(f"{row[0]} ({row[5]})") for row in reversed(rows)])
+        axes.set_yticks(range(len(rows)), [plain(row[0]) for row in reversed(rows)])
         axes.set_xlabel("difference in perplexity, % (left is better for the first)")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), fontsize="small")
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(handles[::-1], labels[::-1], loc="lower center", bbox_to_anchor=(0.5, 1.08), fontsize="small")
         set_title(axes, "Paired differences (seeds in brackets), 95 % intervals")
 
 

@@ -2,8 +2,8 @@
 
     python examples/study/record.py [runs/study/limited] [examples/study/results]
 
-One line a run in limited-runs.csv, its curve in limited-curves.csv, and in limited-alphas.csv the mean and the spread of
-alpha over the weight modules: at each refresh of the policies that measure it, and of the final weights of every run.
+limited-runs.csv has a line for each run, limited-curves.csv its losses, and limited-alphas.csv mean and spread of alpha
+over the weight modules: at each refresh of the policies that measure it, and of the final weights of every run.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def curve(run: Run) -> Iterable[dict[str, Any]]:
 
 
 def alphas(run: Run) -> Iterable[dict[str, Any]]:
-    """Mean and standard deviation of alpha over the modules, by weights' step; the last line is of the final weights."""
+    """Mean and standard deviation of alpha over the modules, by step; the last line is of the final weights."""
     for line in run.decays:
         modules: Mapping[str, Mapping[str, Any]] = line["modules"]
         measured = [module["alpha"] for module in modules.values() if module.get("alpha") is not None]
