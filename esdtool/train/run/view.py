@@ -157,8 +157,11 @@ class LiveView(PlainView):
         """A line of metrics.jsonl."""
         if line["split"] == "train":
             self._train = line
-        else:
+        elif line["split"] == "validation":
             self._validation = line
+        else:
+            steps, value = line["averaged_steps"], line["perplexity"]
+            self.note(f"the mean of the weights over the last {steps} steps has a perplexity of {value:.2f}")
 
     def decay(self, step: int, record: DecayRecord) -> None:
         """A line of decay.jsonl."""

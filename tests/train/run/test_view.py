@@ -47,7 +47,9 @@ def plain(text: str) -> str:
 
 
 def test_a_terminal_shows_phases_a_moving_bar_and_the_end(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    config = write_config(schedule={"steps": 60}, logging={"every": 50, "tensorboard": True}, eval={"every": 30})
+    config = write_config(
+        schedule={"steps": 60}, logging={"every": 50, "tensorboard": True}, eval={"every": 30, "average": 0.1}
+    )
     said, code = on_a_terminal([sys.executable, "-m", "esdtool", "train", str(config)])
     assert code == 0, said
     text = plain(said)
@@ -56,6 +58,7 @@ def test_a_terminal_shows_phases_a_moving_bar_and_the_end(write_config: Callable
     shown = {int(step) for step in re.findall(r"(\d+)/60", text)}
     assert len(shown - {1, 50, 60}) >= 1, shown  # between two lines of metrics, too
     assert f"tensorboard --logdir {tmp_path / 'run'}" in text
+    assert "the mean of the weights over the last 6 steps has a perplexity of" in text
     assert "Traceback" not in text
 
 
