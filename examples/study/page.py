@@ -42,6 +42,10 @@ EXPLORATORY = (
     ("uniform", "none", "does tuned decay pay?"),
     ("alphadecay", "none", "does AlphaDecay pay?"),
     ("mean", "uniform", "is the total of AlphaDecay well chosen?"),
+    ("alphadecay", "shuffled", "is it which module gets which decay?"),
+    ("alphadecay", "reversed", "is it the order by alpha?"),
+    ("alphadecay-0.3", "mean-0.3", "the balance at twice the base"),
+    ("alphadecay-0.3", "uniform", "AlphaDecay at twice the base"),
     ("llr", "uniform", "layer-wise learning rates (LLR)"),
     ("llr", "llr-mean", "the balance of LLR"),
 )
