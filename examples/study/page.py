@@ -153,11 +153,11 @@ def decided(look: Look, width: float) -> str:
 
 def block_answer() -> str:
     """The answer in three sentences."""
-    none, uniform = (perplexities(name, sweep="search")[100] for name in ("none", "uniform-base-1"))
+    pays = difference("uniform", "none", *common(perplexities("uniform"), perplexities("none")))
     looks = {(first, second): look for first, second, _, look in primary()}
     sentences = (
-        "In a LLaMA of 264 thousand parameters that sees 93 kB of text 11 times, where tuned uniform decay gains "
-        f"{100 * math.log(none / uniform):.1f} % of perplexity over none, AlphaDecay "
+        "In a LLaMA of 264 thousand parameters that sees 93 kB of text 11 times, where tuned uniform decay ends "
+        f"{-pays.mean:.1f} % below none, AlphaDecay "
         f"{outcome(looks['alphadecay', 'uniform'], 'uniform decay')}, each at its best base decay of a grid.",
         "The balance between modules, by which AlphaDecay differs from the same total decay spread evenly, "
         f"{balance(looks['alphadecay', 'mean'])}.",
@@ -177,10 +177,12 @@ def outcome(look: Look, other: str) -> str:
 
 def balance(look: Look) -> str:
     """What the balance between modules did."""
-    reach = f"{abs(look.difference):.2f} % (95 % interval {interval(look.low, look.high)}, {look.seeds} seeds)"
+    reach = f"(95 % interval {interval(look.low, look.high)}, {look.seeds} seeds)"
     if look.high < 0:
-        return f"gained {reach}"
-    return f"cost {reach}" if look.low > 0 else f"made no difference that could be told from chance: {reach}"
+        return f"gained {-look.difference:.2f} % {reach}"
+    if look.low > 0:
+        return f"cost {look.difference:.2f} % {reach}"
+    return f"cannot be told from chance: {look.difference:+.2f} % {reach}"
 
 
 def block_regime() -> str:
