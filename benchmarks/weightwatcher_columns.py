@@ -54,11 +54,12 @@ REASONS = {
     "sigma_mp": _BULK,
     "num_traps": f"{_DEFINITION}from the elements, without a shuffle",
     "layer_id": "esdtool's modules are in another order, and WeightWatcher counts layers that it leaves out",
-    "layer_type": "esdtool says `dense` of an embedding",
+    "layer_type": "esdtool says `dense` of every matrix, of embeddings and of GPT-2's Conv1D too",
     "max_rand_eval": _DRAW,
     "ww_maxdist": _DRAW,
     "ww_softrank": _DRAW,
     "matrix_rank": f"{_DEFINITION}tolerance of float32, in which the weights are stored",
+    "sv_min": "a square root: a Gram matrix resolves eigenvalues to 1e-16 of the largest",
     "rank_loss": "left out: of singular values below 1e-12, which float32 weights do not have",
     "entropy": "over the logarithm of the number of eigenvalues, not of the rank",
 }

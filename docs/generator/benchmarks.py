@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from generator.markdown import table
+from generator.markdown import cell, table
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -95,6 +95,62 @@ def _slq() -> str:
     return table(head, [list(row) for row in rows])
 
 
+def _weightwatcher() -> str:
+    """Group the columns that agree, and those that differ for one reason."""
+    found = _read("weightwatcher-columns")
+    layers = sum(each["layers"] for each in found["checkpoints"].values())
+    groups: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for name, column in found["columns"].items():
+        agrees = column["largest"] is not None and column["largest"] <= _AGREE
+        groups.setdefault("" if agrees else column["reason"] or "?", []).append((name, column))
+    rows = []
+    for reason, members in sorted(groups.items(), key=lambda group: (bool(group[0]), "left out" in group[0], group[0])):
+        largest = max((column["largest"] for _, column in members if column["largest"] is not None), default=None)
+        differ = max(column["differ"] for _, column in members)
+        shown = "" if largest is None else f"{largest:.0e}" if largest < 1e-3 else f"{largest:.2g}"
+        counted = "" if largest is None else f"{differ} of {layers}"
+        rows.append([", ".join(f"`{name}`" for name, _ in members), shown, counted, cell(reason or "they agree")])
+    return table(["columns", "largest relative difference", "layers that differ", "why"], rows)
+
+
+def _weightwatcher_made() -> str:
+    made = _read("weightwatcher-columns")["made"]
+    small, other = made["small"], made["unpaired"]
+    rows: list[list[str]] = []
+    for words, factor in (
+        ("alpha of a 300 x 300 matrix", "times 1"),
+        ("of the same matrix times 1e-4", "times 0.0001"),
+    ):
+        one, two = made["scale"][factor]["weightwatcher"], made["scale"][factor]["esdtool"]
+        rows.append(
+            [words, "no fit (-1)" if one == -1 else f"{one:.4f}", f"{two:.4f}", _THRESHOLD if one == -1 else ""]
+        )
+    for size in ("3000", "4096"):
+        counts = made["overflow"][size]
+        what = f"`detX_num` of the Marchenko-Pastur law of {size} x {size}"
+        rows.append(
+            [what, str(counts["weightwatcher"]), str(counts["esdtool"]), "its product of eigenvalues overflows"]
+        )
+    words = "its estimator below 20 eigenvalues is another one"
+    rows.append(["alpha of a 16 x 64 matrix", f"{small['weightwatcher']:.3f}", f"{small['esdtool']:.3f}", words])
+    whole = abs(other["weightwatcher"] / other["norm of the weights"] - 1) < _AGREE
+    rows.append(
+        [
+            "a layer that the base does not have",
+            "weights instead of a difference" if whole else "?",
+            "left out, and listed" if other["esdtool"] else "?",
+            "it analyses the layer itself, in the same table as differences",
+        ]
+    )
+    return table(["", "WeightWatcher", "esdtool", "why"], rows)
+
+
+_AGREE = 1e-9
+"""Relative difference that counts as none."""
+
+_THRESHOLD = "it leaves out eigenvalues of at most 1e-5, whatever the scale"
+
+
 def _machine() -> str:
     machine = _read("spectra")["machine"]
     versions = machine["versions"]
@@ -117,5 +173,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "growth": _growth,
     "refresh": _refresh,
     "slq": _slq,
+    "weightwatcher-columns": _weightwatcher,
+    "weightwatcher-made": _weightwatcher_made,
 }
 """Functions that make a table, by the name of the results."""
