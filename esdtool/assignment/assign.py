@@ -14,6 +14,7 @@ from esdtool.assignment.assign_options import AssignOptions
 from esdtool.assignment.document import Assignment, Default, Method, Origin
 from esdtool.assignment.fused import Member, merge_members
 from esdtool.assignment.options import AssignName, Granularity, OptimizerName, ScoreName, Unlisted
+from esdtool.assignment.remarks import geometry_remark
 from esdtool.assignment.rule import DecayRule
 from esdtool.assignment.scope import BASE_DECAY, Patterns, Scope, choose, names_of
 from esdtool.assignment.scores import checked_score, score_value
@@ -64,7 +65,8 @@ def assign(
         unlisted: what the file says of all other parameters: `keep` the trainer's choice, `no-decay` or `base`.
         normalize: rescale so that the parameter-weighted mean decay of the assigned modules equals the base.
 
-    The logger warns if more than a tenth of the modules lie outside the blocks and get no decay of their own.
+    The logger warns if more than a tenth of the modules lie outside the blocks and get no decay of their own, if most
+    assigned modules are like random matrices.
 
     Raises:
         UsageError: if an option has no such value, a pattern matches nothing, or the fit is not in the analysis.
@@ -86,9 +88,11 @@ def assign(
         exclude=tuple(exclude),
         unlisted=unlisted,
     )
-    found = assign_in_scope(analysis, options)
+    found = assign_in_scope(analysis, options, prefix="")
     if found.scope.is_surprising:
         _LOG.warning("%s: %s", analysis.source.checkpoint, found.scope.remark)
+    if (remark := geometry_remark(analysis, found.assignment)) is not None:
+        _LOG.warning("%s: %s", analysis.source.checkpoint, remark)
     return found.assignment
 
 
@@ -100,8 +104,13 @@ class ScopedAssignment:
     scope: Scope[ModuleResult]
 
 
-def assign_in_scope(analysis: Analysis, options: AssignOptions) -> ScopedAssignment:
+def assign_in_scope(analysis: Analysis, options: AssignOptions, *, prefix: str = "--") -> ScopedAssignment:
     """Make an assignment, and tell which modules it leaves out.
+
+    Args:
+        analysis: of a checkpoint.
+        options: as the user gave them.
+        prefix: what stands before the names of options in the words for the user: nothing in Python.
 
     Raises:
         UsageError: if a pattern matches nothing, the fit is not in the analysis, the analysis is of differences, or a
@@ -120,7 +129,7 @@ def assign_in_scope(analysis: Analysis, options: AssignOptions) -> ScopedAssignm
             "without --sample-layers"
         )
     fit = _fit_in(analysis, options.fit)
-    scope = scope_of(analysis, options.include, options.exclude)
+    scope = scope_of(analysis, options.include, options.exclude, prefix=prefix)
     modules, left_out = scope.assigned, reasons_left_out(analysis, scope)
     alphas = [_alpha(module, fit, analysis) for module in modules]
     scores = [_score_of(module, options.score, alpha) for module, alpha in zip(modules, alphas, strict=True)]
@@ -225,8 +234,16 @@ def _nothing(
     return f"{analysis.source.checkpoint}: {what}, so there is nothing to assign{detail}"
 
 
-def scope_of(analysis: Analysis, include: Sequence[str], exclude: Sequence[str]) -> Scope[ModuleResult]:
+def scope_of(
+    analysis: Analysis, include: Sequence[str], exclude: Sequence[str], *, prefix: str = "--"
+) -> Scope[ModuleResult]:
     """Decide which modules of an analysis take part.
+
+    Args:
+        analysis: of a checkpoint.
+        include: regular expressions, as the user gave them.
+        exclude: regular expressions, as the user gave them.
+        prefix: what stands before the names of options in the words for the user: nothing in Python.
 
     Raises:
         UsageError: if an expression is none or matches nothing.
@@ -236,6 +253,7 @@ def scope_of(analysis: Analysis, include: Sequence[str], exclude: Sequence[str])
         exclude,
         (name for module in analysis.modules for name in names_of(module)),
         others=(canonical_name(tensor.name) for tensor in analysis.skipped),
+        prefix=prefix,
     )
     return choose(analysis.modules, patterns)
 

@@ -185,7 +185,7 @@ def _cause(module: Scorable, patterns: Patterns, names: tuple[str, ...], *, insi
     """Find why a module is left out; None if it is assigned."""
     for pattern in patterns.exclude:
         if any(pattern.search(name) for name in names):
-            return Cause.EXCLUDED, f"excluded by --exclude {pattern.pattern!r}"
+            return Cause.EXCLUDED, f"excluded by {patterns.prefix}exclude {pattern.pattern!r}"
     if module.rank is not None:
         return Cause.LOW_RANK, "low-rank update: its factors are the parameters, and share its spectrum"
     if module.trained is not None and not module.trained:
@@ -193,5 +193,5 @@ def _cause(module: Scorable, patterns: Patterns, names: tuple[str, ...], *, insi
     if patterns.include:
         if any(pattern.search(name) for pattern in patterns.include for name in names):
             return None
-        return Cause.NOT_INCLUDED, "not matched by --include"
+        return Cause.NOT_INCLUDED, f"not matched by {patterns.prefix}include"
     return None if inside else (Cause.OUTSIDE_BLOCKS, "outside the numbered blocks; include it by name to assign it")

@@ -249,6 +249,10 @@ def assign(
     assignment, scope = found.assignment, found.scope
     if scope.remark is not None:
         note(f"warning: {scope.remark}" if scope.is_surprising else scope.remark, quiet=quiet)
+    from esdtool.assignment.remarks import geometry_remark, total_remark
+
+    for warning in filter(None, (geometry_remark(analysis, assignment), total_remark(assignment))):
+        note(f"warning: {warning}", quiet=quiet)
     if names == "live":
         assignment = _with_live_names(assignment, analysis)
     if out is not None:

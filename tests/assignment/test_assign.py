@@ -370,10 +370,10 @@ def test_names_lose_the_segments_of_wrappers() -> None:
 
 
 REJECTED: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"include": ("nowhere",)}, UsageError, "--include 'nowhere' matches no analysed parameter; names look like"),
-    ({"include": ("lm_head",)}, UsageError, "--include 'lm_head' matches no analysed parameter"),
-    ({"exclude": ("nowhere",)}, UsageError, "--exclude 'nowhere' matches no analysed parameter"),
-    ({"exclude": ("(",)}, UsageError, r"--exclude '\(' is not a regular expression"),
+    ({"include": ("nowhere",)}, UsageError, "^include 'nowhere' matches no analysed parameter; names look like"),
+    ({"include": ("lm_head",)}, UsageError, "^include 'lm_head' matches no analysed parameter"),
+    ({"exclude": ("nowhere",)}, UsageError, "^exclude 'nowhere' matches no analysed parameter"),
+    ({"exclude": ("(",)}, UsageError, r"^exclude '\(' is not a regular expression"),
     ({"exclude": ("q_proj", "k_proj")}, NothingToAnalyzeError, "no module is left"),
     ({"min_ratio": 2.0, "max_ratio": 1.0}, UsageError, "more than max-ratio"),
     ({"weight_decay": -0.1}, UsageError, "not negative"),

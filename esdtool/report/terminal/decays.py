@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
+from statistics import fmean
 
 from rich.console import Console
 from rich.table import Table
 
 from esdtool.assignment.check import CheckReport
 from esdtool.assignment.document import Assignment, Entry
+from esdtool.assignment.remarks import mean_decay
 from esdtool.report.tables.analysis import format_number
+from esdtool.report.tables.numbers import aligned
 from esdtool.report.terminal.console import new_table
 from esdtool.support.terminal import new_console, styled
 from esdtool.support.words import dimensions
@@ -60,16 +62,19 @@ def _modules(assignment: Assignment) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
     largest = max((entry.weight_decay for entry in assignment.parameters.values()), default=0.0)
+    decays = [entry.weight_decay for entry in assignment.parameters.values()]
+    shown = dict(zip(assignment.parameters, aligned(decays, digits=4), strict=True))
     for name, entry in assignment.parameters.items():
         filled = round(_BAR_WIDTH * entry.weight_decay / largest) if largest > 0 else 0
-        bar = styled("█" * filled, style=_shade(entry, largest))
+        bar = styled("▏", style="grey50")  # the origin, which a decay of 0 shows alone
+        bar.append_text(styled("█" * filled, style=_shade(entry, largest)))
         if entry.note:
             bar.append_text(styled(f" {entry.note}", "yellow"))
         table.add_row(
             styled(name),
             format_number(entry.alpha, ".3f"),
             format_number(entry.ratio, ".3f"),
-            f"{entry.weight_decay:.4g}",
+            shown[name],
             bar,
         )
     return table
@@ -85,6 +90,8 @@ def _picture(assignment: Assignment) -> Table | None:
         return None
     roles = list(dict.fromkeys(role for _, role in cells))
     largest = max(entry.weight_decay for entries in cells.values() for entry in entries)
+    means = {key: fmean(entry.weight_decay for entry in entries) for key, entries in cells.items()}
+    shown = dict(zip(means, aligned(list(means.values())), strict=True))
     table = new_table("decay by layer and role")
     table.add_column("layer", justify="right")
     for role in roles:
@@ -96,23 +103,20 @@ def _picture(assignment: Assignment) -> Table | None:
             if entries is None:
                 row.append(styled("-"))
                 continue
-            mean = sum(entry.weight_decay for entry in entries) / len(entries)
-            shade = _shade(entries[0].model_copy(update={"weight_decay": mean}), largest)
-            row.append(styled(f"{mean:.3g} ■", style=shade))
+            shade = _shade(entries[0].model_copy(update={"weight_decay": means[layer, role]}), largest)
+            row.append(styled(f"{shown[layer, role]} ■", style=shade))
         table.add_row(str(layer), *row)
     return table
 
 
 def _closing_words(assignment: Assignment) -> str:
     decays = [entry.weight_decay for entry in assignment.parameters.values()]
-    sizes = [math.prod(entry.shape) if entry.shape else 1 for entry in assignment.parameters.values()]
-    mean = sum(decay * size for decay, size in zip(decays, sizes, strict=True)) / sum(sizes)
     default = assignment.default.weight_decay
     others = "keep the trainer's own decay" if default is None else f"get {default:g}"
     kind = "decoupled (AdamW)" if assignment.optimizer == "decoupled" else "L2 (Adam)"
     return (
-        f"{len(decays)} parameters, decays {min(decays):.4g} to {max(decays):.4g}, {kind}; mean over their weights "
-        f"{mean:.4g}, base {assignment.base_weight_decay:g}. All others {others}."
+        f"{len(decays)} parameters, decays {min(decays):.4g} to {max(decays):.4g}, {kind}; mean decay over their "
+        f"weights {mean_decay(assignment):.4g}, base {assignment.base_weight_decay:g}. All others {others}."
     )
 
 
