@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from esdtool.errors import AssignmentError, UsageError
 from esdtool.modules import WeightModule
 from esdtool.optim import groups
+from esdtool.optim.call_order import CallOrder
 from esdtool.optim.live_scores import LiveScore, Measure
 from esdtool.optim.managed import Managed, manage
 from esdtool.optim.measurements import Measurements, Reading
@@ -91,6 +92,7 @@ class SpectralSchedule(ABC):
         """Scores under way."""
         self._late: list[list[LiveScore]] | None = None
         """Scores that wait for their step: of `_reading`, or of a loaded state."""
+        self._order = CallOrder(self.name, groups.as_optimizers(optimizer))
 
     @abstractmethod
     def apply(self) -> None:
@@ -114,6 +116,7 @@ class SpectralSchedule(ABC):
 
     def step(self) -> None:
         """Call once per update, before `optimizer.step()`: renews the values if it is time, and writes them."""
+        self._order.note_step()
         self.update_step += 1
         if self.delay and self.is_due(self.update_step - self.delay) and self.is_pending:
             self.settle()
@@ -143,6 +146,7 @@ class SpectralSchedule(ABC):
 
     def close(self) -> None:
         """Give up spectra under way, and leave the optimizers alone from now on."""
+        self._order.close()
         self._drop()
 
     @property
