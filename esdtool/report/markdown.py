@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 from esdtool.analysis.document import Analysis, Settings
 from esdtool.analysis.verdict import closing_words
 from esdtool.comparison.checkpoints import CheckpointComparison, is_significant
+from esdtool.comparison.leading import leading_words
 from esdtool.comparison.runs import ComparisonTable
 from esdtool.comparison.trajectory import Trajectory
 from esdtool.report.tables import comparison as comparison_rows
@@ -244,6 +245,9 @@ def runs_markdown(table: ComparisonTable) -> str:
     headings = [(name, name == "policy") for name in arranged.headings]
     rows = [(text(label), *cells) for label, *cells in arranged.shown(bold=lambda cell: f"**{cell}**")]
     parts = [f"{SETTINGS_TITLE}:", markdown_table(headings, rows)]
+    if len(table.settings) > 1:
+        leading = leading_words(table)
+        parts.append(text(f"{leading[:1].upper()}{leading[1:]}."))
     for title, averaged in ((PAIRED_TITLE, False), (AVERAGED_TITLE, True)):
         if found := paired_rows(table.settings, averaged=averaged):
             headings = [(name, name in PAIRED_HEADINGS[:2]) for name in PAIRED_HEADINGS]

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from esdtool.comparison.leading import leading_words
 from esdtool.comparison.runs import compare_runs, load_run
 from esdtool.errors import ConfigError, UsageError
 from esdtool.report.figures import save_run_figures
@@ -116,8 +117,8 @@ def test_the_page_of_runs(fake_run: Callable[..., Path]) -> None:
     runs.append(load_run(fake_run(hostile, [30, 25], weight_decay={"policy": "uniform"})))
     text = runs_page(compare_runs(runs), runs)
     assert "Lowest final validation perplexity: alphadecay" in text
-    assert "20.500 ± 0.500 (2 seeds); next uniform" in text
-    assert "21.95 % higher" in text
+    assert "20.50 ± 0.50 (2 seeds); next uniform" in text
+    assert "they share fewer than two seeds" in text
     assert "<script>alert" not in text
     assert html.escape(hostile) in text
     pictures = re.findall(r'<img src="data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)"', text)
@@ -186,16 +187,16 @@ def test_the_table_of_policies_against_scipy(fake_run: Callable[..., Path], tmp_
     arranged = policy_table(table.settings)
     assert arranged.headings == ("policy", "0.1", "0.3", "seeds")
     shown = {cells[0]: cells[1:] for cells in arranged.shown(bold=lambda text: f"<{text}>")}
-    assert shown["none"] == ("20.900 ± 1.050", "<20.900 ± 1.050>", "3")
-    assert shown["alphadecay"][0] == "<20.700 ± 0.874>"
-    assert shown["uniform"][1] == "25.000 ± 0.577"
+    assert shown["none"] == ("20.9 ± 1.1", "<20.9 ± 1.1>", "3")
+    assert shown["alphadecay"][0] == "<20.70 ± 0.87>"
+    assert shown["uniform"][1] == "25.00 ± 0.58"
     found = table.settings[0].paired
     assert found is not None
     assert statistics.fmean(seed_differences(table, table.settings[0].label, found.against)) == found.difference
     assert save_run_figures(runs, tmp_path / "plots")[-1].name == "differences.png"
     lines = list(csv.DictReader(io.StringIO(settings_csv(table))))
     assert {line["policy"] for line in lines if line["is_best"] == "True"} == {"alphadecay", "none"}
-    assert "| alphadecay | **20.700 ± 0.874** | 25.533 ± 0.517 | 3 |" in runs_markdown(table)
+    assert "| alphadecay | **20.70 ± 0.87** | 25.53 ± 0.52 | 3 |" in runs_markdown(table)
 
     chosen = compare_runs(runs, against="none, base 0.1")
     against = {row.label: row.paired for row in chosen.settings}
@@ -272,3 +273,29 @@ def test_learning_rates_are_compared_with_uniform_ones(fake_run: Callable[..., P
     predicted = fake_run("predicted", [30, 19], weight_decay={"policy": "uniform", "base": "power-lines"})
     arranged = policy_table(compare_runs([load_run(path) for path in [*runs, predicted]]).settings)
     assert "uniform, base power-lines" in {row.label for row in arranged.rows}
+
+
+def test_no_winner_is_named_inside_the_noise(fake_run: Callable[..., Path]) -> None:
+    def leading(alpha: list[float], uniform: list[float]) -> str:
+        name = f"{alpha[0]}-{uniform[0]}"
+        runs = [fake_run(f"a{name}-{seed}", [30, last], run={"seed": seed}) for seed, last in enumerate(alpha)]
+        runs += [
+            fake_run(f"u{name}-{seed}", [30, last], run={"seed": seed}, weight_decay={"policy": "uniform"})
+            for seed, last in enumerate(uniform)
+        ]
+        table = compare_runs([load_run(run) for run in runs])
+        words = leading_words(table)
+        assert words.lower() in html.unescape(runs_page(table, [])).lower()
+        assert words.lower() in runs_markdown(table).lower()
+        return words
+
+    noise = leading([20.0, 21.0, 19.0], [20.5, 20.0, 20.0])
+    assert noise.startswith("no difference that these seeds can tell from chance")
+    low, high = stats.t.interval(0.95, 2, *_mean_and_error([-0.5, 1.0, -1.0]))
+    assert f"{low:+.2f} to {high:+.2f}" in noise
+    assert leading([18.0, 18.1, 18.2], [20.0, 20.0, 20.1]).startswith("alphadecay is ahead of uniform")
+    assert "fewer than two seeds" in leading([17.0], [20.0])
+
+
+def _mean_and_error(values: list[float]) -> tuple[float, float]:
+    return statistics.fmean(values), statistics.stdev(values) / len(values) ** 0.5

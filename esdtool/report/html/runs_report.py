@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from esdtool._version import __version__
+from esdtool.comparison.leading import leading_words
 from esdtool.names import role_rank
 from esdtool.report.html.curves import Curve, line_chart
 from esdtool.report.html.markup import DASH, Html, cut_name, joined, tag
@@ -13,6 +14,7 @@ from esdtool.report.html.page import facts, noscript, page, section
 from esdtool.report.html.pictures import pictures_of
 from esdtool.report.html.table import Cell, HtmlColumn, Row, number, table
 from esdtool.report.tables.runs import PAIRED_HEADINGS, paired_rows
+from esdtool.support.numbers import with_error
 
 if TYPE_CHECKING:
     from esdtool.comparison.runs import ComparisonTable, Run, RunRow, SettingRow
@@ -58,13 +60,14 @@ def _lead(comparison: ComparisonTable) -> Html:
 
 
 def _words(comparison: ComparisonTable) -> Html:
-    """Return the best setting, and how far the next one is behind."""
+    """Return the two settings with the lowest means, and whether the seeds tell them apart."""
     best, *others = comparison.settings
     words = [f"Lowest final validation perplexity: {best.policy}", _described(best), f" with {_final(best)}"]
     if others:
         second = others[0]
-        behind = 100 * (second.final_mean / best.final_mean - 1)
-        words += [f"; next {second.policy}", _described(second), f" with {_final(second)}, {behind:.2f} % higher"]
+        words += [f"; next {second.policy}", _described(second), f" with {_final(second)}"]
+        leading = leading_words(comparison)
+        words += [f". {leading[:1].upper()}{leading[1:]}"]
     return joined([*words, "."])
 
 
@@ -73,9 +76,8 @@ def _described(row: SettingRow) -> str:
 
 
 def _final(row: SettingRow) -> str:
-    spread = "" if row.final_standard_error is None else f" ± {row.final_standard_error:.3f}"
     seeds = f" ({len(row.seeds)} seeds)" if len(row.seeds) > 1 else " (one seed)"
-    return f"{row.final_mean:.3f}{spread}{seeds}"
+    return f"{with_error(row.final_mean, row.final_standard_error)}{seeds}"
 
 
 def _keys(rows: Sequence[RunRow] | Sequence[SettingRow]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from esdtool.comparison.paired import Paired
 from esdtool.comparison.runs import BASE, ComparisonTable, SettingRow, described
 from esdtool.support.csv_text import csv_text
+from esdtool.support.numbers import error_decimals, with_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +78,7 @@ def policy_table(settings: Sequence[SettingRow]) -> PolicyTable:
 
 
 def _mean(row: SettingRow) -> str:
-    error = row.final_standard_error
-    return f"{row.final_mean:.3f}" if error is None else f"{row.final_mean:.3f} ± {error:.3f}"
+    return with_error(row.final_mean, row.final_standard_error)
 
 
 def paired_rows(settings: Sequence[SettingRow], *, averaged: bool = False) -> list[tuple[str, ...]]:
@@ -93,12 +93,13 @@ def paired_rows(settings: Sequence[SettingRow], *, averaged: bool = False) -> li
 
 
 def _paired(label: str, found: Paired, mean_decay: float | None) -> tuple[str, ...]:
+    decimals = error_decimals(found.standard_error)
     return (
         label,
         found.against,
         str(found.seeds),
-        f"{found.difference:+.3f} ± {found.standard_error:.3f}",
-        f"{found.low:+.3f} to {found.high:+.3f}",
+        with_error(found.difference, found.standard_error, signed=True),
+        f"{found.low:+.{decimals}f} to {found.high:+.{decimals}f}",
         *("-" if value is None else f"{value:.2g}" for value in (found.p_value, found.holm_p_value)),
         "-" if mean_decay is None else f"{mean_decay:.3g}",
     )

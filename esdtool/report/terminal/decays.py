@@ -11,8 +11,8 @@ from esdtool.assignment.check import CheckReport
 from esdtool.assignment.document import Assignment, Entry
 from esdtool.assignment.remarks import mean_decay
 from esdtool.report.tables.analysis import format_number
-from esdtool.report.tables.numbers import aligned
 from esdtool.report.terminal.console import new_table
+from esdtool.support.numbers import aligned
 from esdtool.support.terminal import new_console, styled
 from esdtool.support.words import dimensions
 

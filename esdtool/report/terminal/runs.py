@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from esdtool.comparison.leading import leading_words
 from esdtool.comparison.runs import ComparisonTable
 from esdtool.report.tables.runs import PAIRED_HEADINGS, paired_rows, policy_table
 from esdtool.report.terminal.console import new_table
@@ -46,6 +47,9 @@ def print_settings(table: ComparisonTable, *, console: Console | None = None) ->
         marked = [styled(number, "bold" if bold else "") for number, bold in zip(numbers, best, strict=True)]
         by_base.add_row(styled(label), *marked, seeds)
     console.print(by_base)
+    if len(table.settings) > 1:
+        leading = leading_words(table)
+        console.print(styled(f"{leading[:1].upper()}{leading[1:]}."))
     for title, is_averaged in ((PAIRED_TITLE, False), (AVERAGED_TITLE, True)):
         found = paired_rows(table.settings, averaged=is_averaged)
         if not found:
