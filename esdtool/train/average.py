@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from esdtool.train.config.train_config import TrainConfig
 from esdtool.train.parameter_groups import trainable
 
 
@@ -88,3 +89,11 @@ def _like(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
     if isinstance(parameter, DTensor):
         return distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)
     return whole.to(parameter.device)
+
+
+def begin_average(model: nn.Module, config: TrainConfig) -> WeightAverage | None:
+    """Begin the mean that a configuration asks for (`eval.average`), or None if it asks for none."""
+    fraction = config.eval.average
+    if fraction is None:
+        return None
+    return WeightAverage(model, first_step=first_averaged_step(config.schedule.steps, fraction))

@@ -53,16 +53,20 @@ class TrainingRanks:
         dist.all_reduce(total)
         return cast("list[float]", total.tolist())
 
-    def on_first(self, work: Callable[[], None]) -> None:
+    def on_first(self, work: Callable[[], Result]) -> Result | None:
         """Let rank 0 do something while the others wait; its failure is every rank's.
+
+        Returns:
+            What `work` returns, on rank 0; None on the others.
 
         Raises:
             EsdtoolError: what `work` raised on rank 0, or on the other ranks one that says so.
         """
         problem: EsdtoolError | None = None
+        result: Result | None = None
         if self.is_first:
             try:
-                work()
+                result = work()
             except EsdtoolError as error:
                 problem = error
         failed = self.sum([0.0 if problem is None else 1.0])[0]
@@ -70,6 +74,7 @@ class TrainingRanks:
             raise problem
         if failed:
             raise RankZeroError("rank 0 has failed and says why")
+        return result
 
     def together(self, work: Callable[[], Result]) -> Result:
         """Do something without collectives on every rank; if it fails on any, all stop, and rank 0 says why.

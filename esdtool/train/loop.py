@@ -8,12 +8,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from esdtool.errors import CheckpointError, EsdtoolError
-from esdtool.train.average import WeightAverage, first_averaged_step
+from esdtool.train.average import WeightAverage, begin_average
 from esdtool.train.base_decay import explanation
 from esdtool.train.cautious import CautiousDecay
 from esdtool.train.config.loading import check_batch
@@ -23,12 +22,12 @@ from esdtool.train.data.open import open_data
 from esdtool.train.data.packing import MicroBatch
 from esdtool.train.distributed import RankZeroError, Spread, TrainingRanks, open_ranks
 from esdtool.train.evaluate import Evaluation, evaluate, summed_loss, to_bfloat16
-from esdtool.train.learning_rate import RateRecord
+from esdtool.train.journal import Journal
 from esdtool.train.model import build_model
 from esdtool.train.norms import clip_gradients, total_norm
 from esdtool.train.optimizers import build_optimizers, decay_scope, rate_modules, set_learning_rate, trained_modules
-from esdtool.train.parameter_groups import mean_decay, trainable
-from esdtool.train.policy import DecayRecord, HasSchedule
+from esdtool.train.parameter_groups import trainable
+from esdtool.train.policy import HasSchedule
 from esdtool.train.run import directory as run_directory
 from esdtool.train.run.checkpoints import (
     check_same_run,
@@ -39,7 +38,7 @@ from esdtool.train.run.checkpoints import (
     save_final,
     take_snapshot,
 )
-from esdtool.train.run.log import AVERAGED, RunLog, check_loggers, perplexity, sync_logs
+from esdtool.train.run.log import AVERAGED, RunLog, check_loggers, sync_logs
 from esdtool.train.run.manifest import SavedRun
 from esdtool.train.run.view import PlainView, open_view
 from esdtool.train.schedule import lr_factor
@@ -164,11 +163,7 @@ class _Run:
         )
         if config.weight_decay.cautious:
             CautiousDecay(self.optimizers)  # after the learning rates, of whose product it makes use
-        fraction = config.eval.average
-        self.average = None
-        if fraction is not None:
-            first_step = first_averaged_step(config.schedule.steps, fraction)
-            self.average = WeightAverage(self.spread.model, first_step=first_step)
+        self.average = begin_average(self.spread.model, config)
         self.step = 0
         """Updates done."""
         self.window = {"loss": 0.0, "targets": 0.0, "steps": 0.0}
@@ -180,15 +175,13 @@ class _Run:
 
         by_name = {module.name: module for module in [*rated, *modules]}
         view.begin(by_name)
-        self.log: RunLog | None = None
         self.newest = saved.path if saved else None
-        self._remark: str | None = None
 
-        def open_log() -> None:
+        def open_log() -> RunLog:
             run_directory.claim(self.run, config)
             removed = remove_later(self.run, self.step)
             remarks.extend(f"removed {path}: the run goes on from before it" for path in removed)
-            self.log = RunLog(
+            return RunLog(
                 self.run,
                 config,
                 by_name,
@@ -197,16 +190,22 @@ class _Run:
                 resumed=saved is not None,
             )
 
-        ranks.on_first(open_log)
+        self.journal = Journal(
+            ranks.on_first(open_log),
+            view,
+            config=config,
+            optimizers=self.optimizers,
+            mean_ratio=None if self.rates is None else self.rates.mean_ratio,
+        )
         for remark in remarks:
             self.view.note(remark)
         if saved is not None:
             self.view.note(f"going on from {saved.path}")
         else:
             if (record := self.policy.initial()) is not None:
-                self._log_decay(0, record)
+                self.journal.decay(0, record)
             if self.rates is not None and (rates := self.rates.initial()) is not None:
-                self._log_rates(0, rates)
+                self.journal.rates(0, rates)
         view.phase("compiling the model" if config.run.compile else "taking the first step")
 
     def _restore(self, saved: SavedRun) -> None:
@@ -230,15 +229,15 @@ class _Run:
             with StopSignals(self.view.stopping) as signals:
                 return self._go(signals)
         finally:
-            if self.log is not None:
-                self.log.close()
+            self.journal.close()
 
     def _go(self, signals: StopSignals) -> TrainResult:
         config, steps = self.config, self.config.schedule.steps
         evaluation: Evaluation | None = None
         if self.evaluation_due:
             self.view.phase("evaluating, where the run was stopped before it could")
-            self._log_evaluation(self._evaluate(), self._last_lr)
+            last_lr = config.optimizer.lr * lr_factor(config, self.step - 1)
+            self.journal.evaluation(self.step, self._evaluate(), last_lr)
             self.evaluation_due = False
         seconds = 0.0
         while self.step < steps:
@@ -249,7 +248,7 @@ class _Run:
             self.view.step(self.step)
             is_end = self.step == steps
             if self.step == 1 or is_end or self.step % config.logging.every == 0:
-                self._log_training(norm, lr, seconds)
+                self._note_training(norm, lr, seconds)
                 seconds = 0.0
             is_evaluated = is_end or self.step % config.eval.every == 0
             # Whoever stops a run may not wait for an evaluation: the process that resumes it makes up for it.
@@ -257,7 +256,7 @@ class _Run:
             if is_evaluated and not self.evaluation_due:
                 self.view.phase("evaluating")
                 evaluation = self._evaluate()
-                self._log_evaluation(evaluation, lr)
+                self.journal.evaluation(self.step, evaluation, lr)
                 if is_end and self.average is not None:
                     self._evaluate_average(self.average, lr)
             if is_end or stop is not None or self.step % config.checkpoint.every == 0:
@@ -300,9 +299,9 @@ class _Run:
         self.window["targets"] += targets
         self.window["steps"] += 1
         if record is not None:
-            self._log_decay(self.step, record)
+            self.journal.decay(self.step, record)
         if rates is not None:
-            self._log_rates(self.step, rates)
+            self.journal.rates(self.step, rates)
         stop = signal.SIGINT if interrupts else signal.SIGTERM if terms else None
         return stop, norm, config.optimizer.lr * factor
 
@@ -341,15 +340,6 @@ class _Run:
     def _autocast(self) -> bool:
         return self.config.precision.name == "bf16-autocast"
 
-    @property
-    def _last_lr(self) -> float:
-        """The learning rate of the last update."""
-        return self.config.optimizer.lr * lr_factor(self.config, self.step - 1)
-
-    @property
-    def _tokens(self) -> int:
-        return self.step * self.config.tokens_per_step
-
     def _evaluate(self) -> Evaluation:
         return evaluate(self.spread.model, self.data.validation, ranks=self.ranks, autocast=self._autocast)
 
@@ -359,67 +349,20 @@ class _Run:
             self.spread.weights_changed()
             evaluation = self._evaluate()
         self.spread.weights_changed()
-        self._log_evaluation(evaluation, lr, split=AVERAGED, averaged_steps=average.count)
+        self.journal.evaluation(self.step, evaluation, lr, split=AVERAGED, averaged_steps=average.count)
 
-    def _log_training(self, norm: float, lr: float, seconds: float) -> None:
-        window, loss = self.window, self.window["loss"] / max(self.window["targets"], 1.0)
+    def _note_training(self, norm: float, lr: float, seconds: float) -> None:
+        """Note the steps since the last such line, and begin to sum anew."""
+        window, self.window = self.window, {"loss": 0.0, "targets": 0.0, "steps": 0.0}
         # After a resume the window holds more steps than this process has timed.
         tokens = self.config.tokens_per_step * window["steps"]
-        line: dict[str, Any] = {
-            "step": self.step,
-            "tokens": self._tokens,
-            "split": "train",
-            "loss": loss,
-            "perplexity": perplexity(loss),
-            "lr": lr,
-            "grad_norm": norm,
-            "tokens_per_second": tokens / seconds if seconds > 0 else None,
-            "weight_decay_mean": mean_decay(self.optimizers),
-        }
-        self.window = {"loss": 0.0, "targets": 0.0, "steps": 0.0}
-        self._log_metrics(line)
-
-    def _log_evaluation(self, evaluation: Evaluation, lr: float, *, split: str = "validation", **more: int) -> None:
-        self._log_metrics(
-            {
-                "step": self.step,
-                "tokens": self._tokens,
-                "split": split,
-                "loss": evaluation.loss,
-                "perplexity": evaluation.perplexity,
-                "lr": lr,
-                "grad_norm": None,
-                "tokens_per_second": None,
-                "weight_decay_mean": mean_decay(self.optimizers),
-                **more,
-            }
+        self.journal.training(
+            self.step,
+            loss=window["loss"] / max(window["targets"], 1.0),
+            lr=lr,
+            norm=norm,
+            tokens_per_second=tokens / seconds if seconds > 0 else None,
         )
-
-    def _log_metrics(self, line: dict[str, Any]) -> None:
-        if self.rates is not None:
-            line = {**line, "lr_ratio_mean": self.rates.mean_ratio()}
-        if self.log is not None:
-            self.log.metrics(line)
-            self.view.metrics(line)
-
-    def _log_decay(self, step: int, record: DecayRecord) -> None:
-        if self.log is not None:
-            self.log.decay(step, record)
-            self.view.decay(step, record)
-            self._tell(record.remark)
-
-    def _log_rates(self, step: int, record: RateRecord) -> None:
-        if self.log is not None:
-            self.log.rates(step, record)
-            self.view.rates(step, record)
-            if self.config.weight_decay.policy != "alphadecay":  # which says the same of the same modules
-                self._tell(record.remark)
-
-    def _tell(self, remark: str | None) -> None:
-        """Pass on what a record has to say, unless the last one said it already."""
-        if remark != self._remark and remark is not None:
-            self.view.note(remark)
-        self._remark = remark
 
     def _save(self, *, final: bool) -> None:
         """A checkpoint of now, and `RUN/final` at the end. All ranks take part."""
