@@ -1,4 +1,4 @@
-"""What a run says of itself while it goes: lines in the files of its directory, and the same lines to the view."""
+"""Keep the journal of a run: lines in the files of its directory, and the same lines to the view."""
 
 from __future__ import annotations
 

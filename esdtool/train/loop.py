@@ -352,7 +352,7 @@ class _Run:
         self.journal.evaluation(self.step, evaluation, lr, split=AVERAGED, averaged_steps=average.count)
 
     def _note_training(self, norm: float, lr: float, seconds: float) -> None:
-        """Note the steps since the last such line, and begin to sum anew."""
+        """Note the steps since the last such line, and begin a new sum."""
         window, self.window = self.window, {"loss": 0.0, "targets": 0.0, "steps": 0.0}
         # After a resume the window holds more steps than this process has timed.
         tokens = self.config.tokens_per_step * window["steps"]
