@@ -27,6 +27,7 @@ from esdtool.analysis.document import Analysis
 from esdtool.analysis.run import analyze
 from esdtool.assignment.allocate import AllocateOptions, allocate
 from esdtool.assignment.assign_options import AssignOptions
+from esdtool.assignment.rounding import rounded_rows
 from esdtool.train.config.sections import StdlibData
 from esdtool.train.evaluate import EvalRequest, evaluate_checkpoint
 
@@ -45,9 +46,7 @@ def pruned(weight: torch.Tensor, sparsity: float) -> torch.Tensor:
 
 def rounded(weight: torch.Tensor, bits: float) -> torch.Tensor:
     """Round to the nearest level of a symmetric grid per row."""
-    levels = 2 ** (int(bits) - 1) - 1
-    step = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / levels
-    return (weight / step).round().clamp(-levels, levels) * step
+    return rounded_rows(weight, int(bits))
 
 
 def values(analysis: Analysis, quantity: str, key: str, **settings: Any) -> dict[str, float]:
@@ -128,6 +127,8 @@ def main() -> None:
         "AlphaQ, gamma 1": {},
         "AlphaQ, gamma 10": {"gamma": 10},
         "AlphaQ, error of the step": {"error": "step"},
+        "AlphaQ, measured error": {"error": "rounding"},
+        "measured error alone (gamma 0)": {"error": "rounding", "gamma": 0},
         "variance alone (gamma 0)": {"gamma": 0},
         "reversed": {"control": "reversed"},
     }.items():

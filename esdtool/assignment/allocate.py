@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from esdtool.assignment.document import Assignment, Default, Members, Origin
 from esdtool.assignment.fused import joined_roles, members_of
 from esdtool.assignment.quantities import QUANTITY_NAMES, WEIGHT_DECAY
 from esdtool.assignment.quantity import End, Given, Needs, Unit, checked_settings, load_quantity
+from esdtool.assignment.weights import RowReader, row_reader
 from esdtool.errors import NothingToAnalyzeError, UsageError
 from esdtool.modules import SkipKind
 from esdtool.names import canonical_name
@@ -82,7 +84,11 @@ class AllocateOptions:
             load_quantity(name).needs(settings) for name, settings in self.settings.items() if name != WEIGHT_DECAY
         ]
         fits = [fit for needs in found for fit in needs.fits]
-        return Needs(fits=tuple(dict.fromkeys(fits)), eigenvalues=any(needs.eigenvalues for needs in found))
+        return Needs(
+            fits=tuple(dict.fromkeys(fits)),
+            eigenvalues=any(needs.eigenvalues for needs in found),
+            weights=any(needs.weights for needs in found),
+        )
 
 
 def check_quantities(quantities: Sequence[str]) -> None:
@@ -119,6 +125,7 @@ def allocate(analysis: Analysis, options: AllocateOptions) -> ScopedAllocation:
     Raises:
         UsageError: if a pattern matches nothing, the analysis lacks what a quantity rests on, or is of an adapter or
             of differences; or if a budget cannot be kept.
+        CheckpointError: if a quantity reads the weights again, and they are not there.
         NothingToAnalyzeError: if no module is left that was scored.
     """
     source = analysis.source
@@ -129,7 +136,7 @@ def allocate(analysis: Analysis, options: AllocateOptions) -> ScopedAllocation:
     if WEIGHT_DECAY in options.settings:
         decays = assign_in_scope(analysis, options.settings[WEIGHT_DECAY]).assignment
     left_out = reasons_left_out(analysis, scope)
-    units, computed = _units(analysis, scope)
+    units, computed = _units(analysis, scope, row_reader(analysis.source) if options.needs.weights else None)
     ends = _ends(analysis, options)
     given: dict[str, dict[str, Given]] = defaultdict(dict)
     for name in names:
@@ -204,7 +211,9 @@ def _check(analysis: Analysis, scope: Scope[ModuleResult], needs: Needs, names: 
         raise NothingToAnalyzeError(f"{where}: no module was scored, so there is nothing to assign")
 
 
-def _units(analysis: Analysis, scope: Scope[ModuleResult]) -> tuple[list[Unit], dict[str, str]]:
+def _units(
+    analysis: Analysis, scope: Scope[ModuleResult], reader: RowReader | None
+) -> tuple[list[Unit], dict[str, str]]:
     """Gather the parameters that take part, and name those whose weights are computed from others."""
     groups: dict[str, list[ModuleResult]] = defaultdict(list)
     computed = {}
@@ -221,6 +230,7 @@ def _units(analysis: Analysis, scope: Scope[ModuleResult]) -> tuple[list[Unit], 
             shape=modules[0].stored_shape,
             modules=tuple(modules),
             eigenvalues=tuple(analysis.esds.get(module.name) for module in modules),
+            read_rows=tuple if reader is None else functools.partial(reader, modules),
         )
         for name, modules in zip(names, groups.values(), strict=True)
     ]

@@ -7,7 +7,7 @@ import importlib
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -18,6 +18,8 @@ from esdtool.assignment.fused import weighted_mean
 from esdtool.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from esdtool.analysis.module_record import ModuleResult
     from esdtool.spectra.tail import Vector
 
@@ -53,6 +55,8 @@ class Unit:
     """The modules in it, at least one; their spectra are what is known of it."""
     eigenvalues: tuple[Vector | None, ...]
     """Eigenvalues of each module, ascending; None where they are not at hand."""
+    read_rows: Callable[[], Iterable[torch.Tensor]] = tuple
+    """Reads the weights, some rows at a time, [rows, columns] each; nothing unless `Needs.weights` asks for them."""
 
     @property
     def layer(self) -> int | None:
@@ -124,6 +128,8 @@ class Needs:
     """Estimators of alpha."""
     eigenvalues: bool = False
     """Whether it needs whole spectra."""
+    weights: bool = False
+    """Whether it reads the weights again."""
 
 
 def needs_fit(settings: Any) -> Needs:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import nn
 
@@ -19,12 +22,14 @@ from esdtool.assignment.allocate import AllocateOptions, allocate
 from esdtool.assignment.allocation import Allocation
 from esdtool.assignment.assign_options import AssignOptions
 from esdtool.assignment.quantities import QUANTITY_NAMES
-from esdtool.assignment.quantities.bits import allocate_bits, sensitivity
+from esdtool.assignment.quantities.bits import falling, sensitivity
 from esdtool.assignment.quantities.lora_rank import allocate_ranks
 from esdtool.assignment.quantities.sparsity import sparsities
 from esdtool.assignment.quantities.train_layers import signal_to_noise
 from esdtool.assignment.quantity import checked_settings
-from esdtool.errors import UsageError
+from esdtool.assignment.rounding import rounded_rows, rounding_errors
+from esdtool.assignment.spending import spend
+from esdtool.errors import CheckpointError, UsageError
 from tests.conftest import llama_tensors
 
 FITS = ("hill", "fix-finger-legacy", "hill-classic")
@@ -105,6 +110,12 @@ def test_sparsity_per_block_role_and_module(analysis: Analysis) -> None:
 # Bits: AlphaQ.
 
 
+def allocate_bits(factors: Any, sizes: Any, *, choices: list[int], budget: float, error: str = "variance") -> list[int]:
+    ladder = sorted(choices)
+    costs = [[factor * each for each in falling(ladder, error)] for factor in factors]
+    return spend(costs, sizes, ladder=ladder, budget=budget)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_equal_sizes_cost_no_more_than_the_integer_program(seed: int) -> None:
@@ -154,6 +165,48 @@ def test_bits_of_a_model_are_within_the_budget_by_weights(analysis: Analysis) ->
     bits = allocation.values("bits")
     assert set(bits.values()) <= {2, 3, 4}
     assert 3.0 < np.average(list(bits.values()), weights=[size(allocation, name) for name in bits]) <= 3.1
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_rounding_errors_are_those_of_the_nearest_levels(bits: int) -> None:
+    rows = torch.randn(6, 40, generator=torch.Generator().manual_seed(bits)).bfloat16()
+    rows[2] = 0
+    expected = []
+    for row in rows.double().numpy():
+        levels = np.abs(row).max() * np.arange(-(2 ** (bits - 1)) + 1, 2 ** (bits - 1)) / (2 ** (bits - 1) - 1)
+        expected.append(np.abs(row[:, None] - levels).min(axis=1) ** 2)
+    assert rounding_errors(rows.split(4), [bits]) == pytest.approx([np.mean(expected)], rel=1e-5)
+    assert len(rounded_rows(rows[:1].float(), bits).unique()) <= 2**bits - 1
+
+
+def test_bits_by_what_rounding_changes(tmp_path: Path) -> None:
+    """With one huge element in each row, few bits leave nothing of the others: more of them help as little."""
+    tensors = llama_tensors(2)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tensors[name][:, 0] += 40 * tensors[name].std()
+    save_file(tensors, tmp_path / "model.safetensors")
+    found = analyze(tmp_path, fit=FITS, cache=False)
+    choices = {"choices": "2,3,4", "budget": 3.0, "gamma": 0}
+    by_variance = made(found, "bits", bits=choices).values("bits")
+    assert by_variance[name] == 4
+    choices["error"] = "rounding"
+    bits = made(found, "bits", bits=choices).values("bits")
+    assert bits[name] == 2 < max(bits.values())
+    # No exchange of a step of one matrix for a step of another would cost less.
+    errors = {other: dict(zip((2, 3, 4), rounding_errors([tensors[other]], [2, 3, 4]), strict=True)) for other in bits}
+    for up, down in itertools.permutations(bits, 2):
+        if tensors[up].numel() == tensors[down].numel() and bits[up] < 4 and bits[down] > 2:
+            gained = errors[up][int(bits[up])] - errors[up][int(bits[up]) + 1]
+            lost = errors[down][int(bits[down]) - 1] - errors[down][int(bits[down])]
+            assert gained <= lost * (1 + 1e-6)
+    save_file({name: tensors[name][:8].contiguous()}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"not the tensor that was analysed|no such"):
+        made(found, "bits", bits=choices)
+
+
+def test_weights_of_a_model_in_memory_cannot_be_read_again(analysis: Analysis) -> None:
+    with pytest.raises(UsageError, match=r"analysed in memory.*save"):
+        made(analysis, "bits", bits={"error": "rounding"})
 
 
 # LoRA: ranks and targets.
@@ -316,6 +369,8 @@ def test_an_unscored_matrix_takes_the_uniform_value() -> None:
         ("bits", {"choices": "2,2"}, "different whole numbers"),
         ("bits", {"choices": "two"}, "bits.choices"),
         ("bits", {"choices": "1,2", "error": "step", "budget": 1.5}, "at least 2 bits"),
+        ("bits", {"choices": "1,2", "error": "rounding", "budget": 1.5}, "at least 2 bits"),
+        ("bits", {"error": "nonsense"}, "bits.error"),
         ("lora-rank", {"budget": 0.5}, "below min_rank 1"),
         ("lora-rank", {"budget": 65}, "mean rank of 65 is more than the matrices allow"),
         ("lora-targets", {"target": 0}, "lora-targets.target"),

@@ -2,13 +2,12 @@
 
 Minimise sum_i n_i s_i e_i(b_i) with the mean of b_i, weighted by n_i, within a budget. s_i = (alpha_0 / alpha_i)^gamma,
 alpha_0 the median; e_i(b) = v_i 4^-b with the variance v_i of the weights (published: n_i = 1, however large a matrix
-is). The cost is convex in b and a sum over matrices, so that giving the next step of bits where a bit saves most is
-optimal while all steps fit; the public code solves an integer program.
+is), or the mean square of what rounding changes in the weights themselves (`esdtool.assignment.rounding`). The public
+code solves an integer program; here `esdtool.assignment.spending` gives each step of bits to where it saves most.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 import statistics
 from collections.abc import Sequence
@@ -21,12 +20,14 @@ from esdtool.assignment.quantity import (
     ControlledSettings,
     End,
     Given,
+    Needs,
     Quantity,
     Unit,
     controlled,
-    needs_fit,
     scored,
 )
+from esdtool.assignment.rounding import rounding_errors
+from esdtool.assignment.spending import spend
 from esdtool.errors import UsageError
 
 _SMALLEST_VARIANCE = 1e-12
@@ -43,10 +44,10 @@ class BitsSettings(ControlledSettings):
         default="weights",
         description="What the budget is a mean over: all weights, or, as in the public code, matrices of any size.",
     )
-    error: Literal["variance", "step"] = Field(
+    error: Literal["variance", "step", "rounding"] = Field(
         default="variance",
-        description="Error of a width b: proportional to 4^-b (published), or to the squared step of a symmetric "
-        "quantiser, (2^(b-1) - 1)^-2.",
+        description="Error of a width b: the variance times 4^-b (published) or times the squared step of a symmetric "
+        "quantiser, (2^(b-1) - 1)^-2; or 'rounding', which reads the weights again and rounds them.",
     )
     fit: str = Field(default="hill-classic", description="Estimator of alpha.")
 
@@ -59,7 +60,7 @@ class BitsSettings(ControlledSettings):
     def _sensible(self) -> Self:
         if not self.choices or min(self.choices) < 1 or len(set(self.choices)) < len(self.choices):
             raise ValueError(f"choices must be different whole numbers from 1, not {list(self.choices)}")
-        if self.error == "step" and min(self.choices) < 2:
+        if self.error != "variance" and min(self.choices) < 2:
             raise ValueError("a symmetric quantiser needs at least 2 bits")
         low, high = min(self.choices), max(self.choices)
         if not low <= self.budget <= high:
@@ -69,58 +70,22 @@ class BitsSettings(ControlledSettings):
         return self
 
 
-def allocate_bits(
-    sensitivities: Sequence[float],
-    sizes: Sequence[int],
-    *,
-    choices: Sequence[int],
-    budget: float,
-    error: Literal["variance", "step"] = "variance",
-) -> list[int]:
-    """Choose widths greedily, the step that saves most per bit first.
-
-    >>> allocate_bits([1.0, 16.0], [1, 1], choices=[2, 3, 4], budget=3.0)
-    [2, 4]
-
-    Args:
-        sensitivities: [n] factors of the error of each matrix per weight, not negative.
-        sizes: [n] what each counts in the budget and in the total error.
-        choices: widths to choose from.
-        budget: largest mean width, at least the smallest choice.
-        error: how the error falls with the width.
-
-    Returns:
-        [n] widths whose mean, weighted by size, is at most the budget.
-    """
-    ladder = sorted(choices)
-    errors = [4.0**-bits if error == "variance" else (2.0 ** (bits - 1) - 1) ** -2 for bits in ladder]
-    place = [0] * len(sizes)
-    # Rounding must not forbid a step that fits exactly.
-    left = (budget - ladder[0]) * sum(sizes) * (1 + 1e-12)
-    heap: list[tuple[float, int]] = []
-
-    def offer(index: int) -> None:
-        """Put the next step of a matrix among the candidates."""
-        here = place[index]
-        if here + 1 < len(ladder):
-            saved = sensitivities[index] * (errors[here] - errors[here + 1]) / (ladder[here + 1] - ladder[here])
-            heapq.heappush(heap, (-saved, index))
-
-    for index in range(len(sizes)):
-        offer(index)
-    while heap:
-        _, index = heapq.heappop(heap)
-        price = (ladder[place[index] + 1] - ladder[place[index]]) * sizes[index]
-        if price <= left:  # what does not fit now never will
-            left -= price
-            place[index] += 1
-            offer(index)
-    return [ladder[index] for index in place]
+def sensitivity(alpha: float, median: float, error: float, gamma: float) -> float:
+    """Compute s_i e_i, what a matrix's error per weight counts."""
+    return float((median / max(alpha, 1e-8)) ** gamma * error)
 
 
-def sensitivity(alpha: float, median: float, variance: float, gamma: float) -> float:
-    """Compute s_i v_i, the factor of a matrix's error per weight."""
-    return float((median / max(alpha, 1e-8)) ** gamma * max(variance, _SMALLEST_VARIANCE))
+def falling(ladder: Sequence[int], error: str) -> list[float]:
+    """Return how the modelled error falls with the width: 4^-b, or the squared step of a symmetric quantiser."""
+    return [(2.0 ** (bits - 1) - 1) ** -2 if error == "step" else 4.0**-bits for bits in ladder]
+
+
+def _errors(unit: Unit, ladder: Sequence[int], error: str) -> list[float]:
+    """Return the mean square error of a parameter's weights at each width."""
+    if error == "rounding":
+        return rounding_errors(unit.read_rows(), ladder)
+    variance = max(_variance(unit) or 0.0, _SMALLEST_VARIANCE)
+    return [variance * factor for factor in falling(ladder, error)]
 
 
 def _variance(unit: Unit) -> float | None:
@@ -139,12 +104,13 @@ def _assign(units: Sequence[Unit], ends: Sequence[End], settings: BitsSettings) 
         raise UsageError("bits: no matrix has an alpha by " + settings.fit)
     alphas = controlled(scores, settings.control, settings.control_seed)
     median = statistics.median(alphas)
-    factors = [
-        sensitivity(alpha, median, _variance(unit) or 0.0, settings.gamma)
+    ladder = sorted(settings.choices)
+    costs = [
+        [sensitivity(alpha, median, error, settings.gamma) for error in _errors(unit, ladder, settings.error)]
         for unit, alpha in zip(found, alphas, strict=True)
     ]
     sizes = [unit.size if settings.count == "weights" else 1 for unit in found]
-    widths = allocate_bits(factors, sizes, choices=settings.choices, budget=settings.budget, error=settings.error)
+    widths = spend(costs, sizes, ladder=ladder, budget=settings.budget)
     given = {
         unit.parameter: Given(value=width, ratio=width / settings.budget, score=score, source=OWN_SCORE)
         for unit, width, score in zip(found, widths, scores, strict=True)
@@ -163,6 +129,6 @@ QUANTITY = Quantity(
     method="AlphaQ",
     source="arXiv 2606.04980",
     settings=BitsSettings,
-    needs=needs_fit,
+    needs=lambda settings: Needs(fits=(settings.fit,), weights=settings.error == "rounding"),
     assign=_assign,
 )
