@@ -13,6 +13,7 @@ from esdtool.cli.options import (
     CacheOption,
     DeviceOption,
     DistancesOption,
+    DownloadOption,
     ExcludeOption,
     ExpertsOption,
     FastOption,
@@ -30,6 +31,7 @@ from esdtool.cli.options import (
     SplitOption,
     TableFormatOption,
     TopOption,
+    download_of,
     finite,
 )
 from esdtool.spectra.options import FixFingerBound, PairOptions, ScoreOptions, SpectrumName, TrapsName
@@ -145,14 +147,7 @@ def analyze(
     jobs: JobsOption = None,
     memory: MemoryOption = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub checkpoint.")] = None,
-    download: Annotated[
-        bool,
-        typer.Option(
-            "--download",
-            help="Download models of the Hub to its cache. Default: those of less than 1 GB that are analysed as a "
-            "whole; of others the tensors are fetched when it is their turn.",
-        ),
-    ] = False,
+    download: DownloadOption = False,
     cache: CacheOption = True,
     filter_zeros: Annotated[
         bool,
@@ -297,7 +292,7 @@ def analyze(
                     revision=revision,
                     cache=cache,
                     memory=memory_bytes,
-                    download=True if download else False if in_part else None,
+                    download=download_of(download, in_part=in_part),
                     pairs=pairs,
                     per_head=per_head,
                 )

@@ -21,7 +21,7 @@ from esdtool.assignment.options import (
 )
 from esdtool.assignment.quantities import QUANTITY_NAMES, WEIGHT_DECAY
 from esdtool.assignment.rule import DecayRule
-from esdtool.cli.options import DeviceOption, JobsOption, QuietOption, finite
+from esdtool.cli.options import DeviceOption, DownloadOption, JobsOption, QuietOption, download_of, finite
 from esdtool.spectra.options import FITS, ScoreOptions
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ def assign(
     quiet: QuietOption = False,
     device: DeviceOption = "auto",
     jobs: JobsOption = None,
+    download: DownloadOption = False,
 ) -> None:
     """Turn alphas into a weight decay for each module: the heavier the tail, the weaker the decay.
 
@@ -177,7 +178,7 @@ def assign(
             raise UsageError("--check WD.JSON and --model CKPT go together")
         if source is not None or out is not None:
             raise UsageError("--check compares a file with --model and writes nothing: leave out SOURCE and --out")
-        _check(check, model, quiet=quiet)
+        _check(check, model, download=download_of(download, in_part=True), quiet=quiet)
         return
     stdout_is_data = check_outputs({"--out": out}, sources=[] if source is None else [source])
 
@@ -200,6 +201,7 @@ def assign(
         unlisted=unlisted,
     )
 
+    work = {"device": device, "jobs": jobs, "download": download_of(download, in_part=False)}
     if (quantities is not None and set(quantities) != {WEIGHT_DECAY}) or assigned or _given(ctx, *_OF_OTHERS):
         from esdtool.cli.quantities import settings_of
 
@@ -235,8 +237,7 @@ def assign(
             out=out,
             file_format=file_format,
             learning_rate=learning_rate,
-            device=device,
-            jobs=jobs,
+            work=work,
             quiet=quiet,
             stdout_is_data=stdout_is_data,
         )
@@ -244,7 +245,7 @@ def assign(
 
     from esdtool.assignment.assign import assign_in_scope
 
-    analysis = _analysis(source, fits=() if fit is None else (fit,), device=device, jobs=jobs, quiet=quiet)
+    analysis = _analysis(source, fits=() if fit is None else (fit,), work=work, quiet=quiet)
     found = assign_in_scope(analysis, options)
     assignment, scope = found.assignment, found.scope
     if scope.remark is not None:
@@ -285,8 +286,7 @@ def _allocate(
     out: str | None,
     file_format: AssignmentFormat,
     learning_rate: float | None,
-    device: str,
-    jobs: int | None,
+    work: dict[str, Any],
     quiet: bool,
     stdout_is_data: bool,
 ) -> None:
@@ -298,7 +298,7 @@ def _allocate(
     options = AllocateOptions.of(quantities, values, decays=decays, include=decays.include, exclude=decays.exclude)
     own = (decays.fit or ScoreOptions.fit[0],) if WEIGHT_DECAY in quantities else ()
     fits = tuple(dict.fromkeys((*own, *options.needs.fits)))
-    analysis = _analysis(source, fits=fits, device=device, jobs=jobs, quiet=quiet)
+    analysis = _analysis(source, fits=fits, work=work, quiet=quiet)
     found = allocate(analysis, options)
     if found.scope.remark is not None:
         remark = found.scope.remark.replace("no decay", "no value")
@@ -314,8 +314,8 @@ def _allocate(
         note("nothing was written: name a file with --out assignment.json", quiet=quiet)
 
 
-def _analysis(source: str | None, *, fits: tuple[str, ...], device: str, jobs: int | None, quiet: bool) -> Analysis:
-    """Return the analysis of a checkpoint, the one in a file, or the latest one of the user."""
+def _analysis(source: str | None, *, fits: tuple[str, ...], work: dict[str, Any], quiet: bool) -> Analysis:
+    """Return the analysis of a checkpoint (`work`: arguments of `make_plan`), the one in a file, or the latest one."""
     from esdtool.analysis.document import Analysis
     from esdtool.cli.output import note, progress_bar
 
@@ -331,7 +331,7 @@ def _analysis(source: str | None, *, fits: tuple[str, ...], device: str, jobs: i
     from esdtool.analysis.plan import make_plan
     from esdtool.analysis.run import run
 
-    plan = make_plan(source, ScoreOptions(fit=fits or ScoreOptions.fit), device=device, jobs=jobs)
+    plan = make_plan(source, ScoreOptions(fit=fits or ScoreOptions.fit), **work)
     for remark in plan.checkpoint.notes:
         note(remark, quiet=quiet)
     with progress_bar(plan.cost, quiet=quiet) as advance:
@@ -363,7 +363,7 @@ def _rendered(assignment: Assignment, file_format: AssignmentFormat, learning_ra
     return write_as(file_format, assignment, how)
 
 
-def _check(path: Path, model: str, *, quiet: bool) -> None:
+def _check(path: Path, model: str, *, download: bool | None, quiet: bool) -> None:
     """Compare a file with a checkpoint, list the problems, and raise an error if there are any."""
     from esdtool.assignment.check import check as check_assignment
     from esdtool.assignment.reading import load_assignment
@@ -371,7 +371,7 @@ def _check(path: Path, model: str, *, quiet: bool) -> None:
     from esdtool.errors import AssignmentError
 
     assignment = load_assignment(path)
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, download=download)
     report = check_assignment(assignment, checkpoint.tensors.values(), config=checkpoint.config)
     if not quiet:
         from esdtool.report.terminal.decays import print_check

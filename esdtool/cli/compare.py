@@ -11,6 +11,7 @@ from esdtool.cli.options import (
     CacheOption,
     DeviceOption,
     DistancesOption,
+    DownloadOption,
     ExcludeOption,
     ExpertsOption,
     FastOption,
@@ -26,6 +27,7 @@ from esdtool.cli.options import (
     QuietOption,
     SplitFusedOption,
     TopOption,
+    download_of,
 )
 from esdtool.spectra.options import PairOptions, ScoreOptions
 
@@ -122,6 +124,7 @@ def compare(
     jobs: JobsOption = None,
     memory: MemoryOption = None,
     cache: CacheOption = True,
+    download: DownloadOption = False,
 ) -> None:
     """Compare checkpoints module by module, or the validation perplexities of training runs.
 
@@ -160,6 +163,7 @@ def compare(
         jobs=jobs,
         memory=None if memory is None else parse_size(memory),
         cache=cache,
+        download=download_of(download, in_part=bool(include)),
         quiet=quiet,
     )
 

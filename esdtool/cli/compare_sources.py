@@ -85,6 +85,7 @@ def analyses_of(
     jobs: int | None,
     memory: int | None,
     cache: bool,
+    download: bool | None,
     quiet: bool,
 ) -> tuple[list[Analysis], list[Mapping[str, Distances]]]:
     """Return the analyses of all sources, in their order, and the distances of all but the first from the first.
@@ -99,6 +100,7 @@ def analyses_of(
         jobs: modules worked on at a time; None takes the default.
         memory: bytes that the modules in flight may take together; None: no limit.
         cache: whether spectra are looked up and kept.
+        download: whether models of the Hub are downloaded, see `esdtool.checkpoint.open_checkpoint`.
         quiet: whether progress and remarks are left out.
 
     Raises:
@@ -130,6 +132,7 @@ def analyses_of(
                 jobs=jobs,
                 memory=memory,
                 cache=cache,
+                download=download,
             )
         except CheckpointError as error:
             if not Path(checkpoint).is_dir():

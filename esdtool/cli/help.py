@@ -34,7 +34,18 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "Seeds": ("until", "max_seeds", "power"),
     "Tables": ("table_format", "sort", "top", "experts", "sparklines", "against"),
     "Work": (
-        *("device", "jobs", "memory", "cache", "precision", "sequence_length", "tokens", "micro_size", "overrides"),
+        *(
+            "device",
+            "jobs",
+            "memory",
+            "cache",
+            "download",
+            "precision",
+            "sequence_length",
+            "tokens",
+            "micro_size",
+            "overrides",
+        ),
         *("resume", "print_config", "dry_run", "quiet"),
     ),
 }

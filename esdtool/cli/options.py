@@ -113,3 +113,16 @@ MemoryOption = Annotated[
         metavar="SIZE",
     ),
 ]
+DownloadOption = Annotated[
+    bool,
+    typer.Option(
+        "--download",
+        help="Download models of the Hub to its cache. Default: those of less than 1 GB that are analysed as a whole; "
+        "of others the tensors are fetched when it is their turn.",
+    ),
+]
+
+
+def download_of(asked: bool, *, in_part: bool) -> bool | None:
+    """Return what opening a checkpoint is told about downloads: what is read in part need not be here as a whole."""
+    return True if asked else False if in_part else None

@@ -10,17 +10,22 @@ import typer
 
 from esdtool.cli.options import (
     DeviceOption,
+    DownloadOption,
     FastOption,
     FitOption,
     JobsOption,
     KFractionOption,
     MinEigsOption,
+    download_of,
 )
 from esdtool.report.figures.kinds import FIGURES
 from esdtool.spectra.options import ScoreOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from esdtool.analysis.document import Analysis
+    from esdtool.analysis.plan import Plan
     from esdtool.assignment.document import Assignment
     from esdtool.comparison.runs import Run
     from esdtool.comparison.trajectory import Trajectory
@@ -71,13 +76,16 @@ def plot(
     fast: FastOption = False,
     device: DeviceOption = "auto",
     jobs: JobsOption = None,
+    download: DownloadOption = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print neither progress nor the names of the files.")
     ] = False,
 ) -> None:
     """Draw spectra, alphas, weight decays and training curves, as PNG, SVG or PDF files."""
+    from esdtool.analysis.plan import make_plan
     from esdtool.cli.output import wrote
     from esdtool.cli.targets import check_folder
+    from esdtool.comparison.trajectory import in_order_of_training
     from esdtool.errors import UsageError
 
     for wanted in kind or ():
@@ -92,7 +100,11 @@ def plot(
         from esdtool.cli.output import read_esds
 
         found.analyses[0] = found.analyses[0].with_esds(read_esds(esd_path))
-    material = _material(found, options, modules=tuple(module or ()), device=device, jobs=jobs, quiet=quiet)
+    plans = [
+        make_plan(checkpoint, options, device=device, jobs=jobs, download=download_of(download, in_part=False))
+        for checkpoint in in_order_of_training(found.checkpoints)
+    ]
+    material = _material(found, plans, modules=tuple(module or ()), quiet=quiet)
 
     from esdtool.report.figures import save_figures
 
@@ -142,20 +154,13 @@ def _sort_out(sources: list[str]) -> _Found:
     return found
 
 
-def _material(
-    found: _Found, options: ScoreOptions, *, modules: tuple[str, ...], device: str, jobs: int | None, quiet: bool
-) -> Material:
+def _material(found: _Found, plans: Sequence[Plan], *, modules: tuple[str, ...], quiet: bool) -> Material:
     """Collect the material of the figures, and analyse the checkpoints among it."""
-    from esdtool.analysis.plan import make_plan
     from esdtool.analysis.run import run
     from esdtool.cli.output import note, progress_bar
-    from esdtool.comparison.trajectory import in_order_of_training, make_trajectory, step_of
+    from esdtool.comparison.trajectory import make_trajectory, step_of
     from esdtool.report.figures import Material
 
-    plans = [
-        make_plan(checkpoint, options, device=device, jobs=jobs)
-        for checkpoint in in_order_of_training(found.checkpoints)
-    ]
     for plan in plans:
         for remark in plan.notes:
             note(remark, quiet=quiet)

@@ -244,6 +244,32 @@ def test_other_commands_read_the_same_names(store, tmp_path):
     assert FETCHED.bytes - before < headers
 
 
+@pytest.mark.parametrize("name", ["analyze", "compare", "assign", "plot", "check"])
+def test_download_goes_with_every_command(fake_hub, tmp_path, monkeypatch, name):
+    """With it the files come whole, and then from the Hub's cache; without it a large repository stays where it is."""
+    monkeypatch.setattr("esdtool.checkpoint.hub._SMALL_BYTES", 10)
+    path = fake_hub.folder / "model.safetensors"
+    save_file(llama_tensors(1), path)
+    (fake_hub.folder / "config.json").write_text('{"model_type": "llama"}')
+    if name == "check":
+        esdtool.assign(esdtool.analyze(fake_hub.folder)).save(tmp_path / "wd.json")
+    words = {
+        "analyze": ("analyze", REPO, "--quiet"),
+        "compare": ("compare", REPO, REPO, "--quiet"),
+        "assign": ("assign", REPO, "--out", tmp_path / "new.json", "--quiet"),
+        "plot": ("plot", REPO, "--out", tmp_path / "figures", "--kind", "depth", "--quiet"),
+        "check": ("assign", "--check", tmp_path / "wd.json", "--model", REPO, "--quiet"),
+    }[name]
+    assert command(*words).exit_code == 0
+    assert all(fake_hub.ranges)
+    fake_hub.requests.clear()
+    assert command(*words, "--download").exit_code == 0
+    assert fake_hub.ranges == [None]
+    fake_hub.requests.clear()
+    assert command(*words).exit_code == 0
+    assert fake_hub.ranges == []
+
+
 def test_parts_of_one_tensor_are_fetched_once(tmp_path):
     """Interleaved heads need the whole tensor for each of query, key and value."""
     memory = pytest.importorskip("fsspec").filesystem("memory")
