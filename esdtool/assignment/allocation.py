@@ -13,6 +13,7 @@ asked for, and `Allocation.decays` is the weight decays as such a document.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import Field
@@ -29,6 +30,7 @@ from esdtool.assignment.document import (
     document_json,
 )
 from esdtool.errors import AssignmentError
+from esdtool.support.files import atomic_write_text
 
 ALLOCATION_VERSION: Final = 2
 
@@ -164,6 +166,14 @@ class Allocation(Part):
                 if entry[key] is None:
                     del entry[key]
         return document_json(document, one_per_line=("quantities", "parameters", "members", "left_out"))
+
+    def save(self, path: str | Path) -> None:
+        """Write the file, completely or not at all.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        atomic_write_text(path, self.to_json())
 
     def _entry(self, name: str) -> Entry:
         values = self.parameters[name]

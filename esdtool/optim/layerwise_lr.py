@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from esdtool.assignment.allocation import Allocation
 from esdtool.assignment.assign_options import AssignOptions
 from esdtool.assignment.learning_rate_maps import LLR_RATIOS
 from esdtool.assignment.options import AssignName, Control, Granularity, LiveScoreName
@@ -18,6 +19,7 @@ from esdtool.errors import UsageError
 from esdtool.optim import groups
 from esdtool.optim.learning_rates import ScaledRates
 from esdtool.optim.live_decays import live_ratios
+from esdtool.optim.live_rates import live_rates
 from esdtool.optim.live_scores import LiveScore, Measure
 from esdtool.optim.schedule import SpectralSchedule
 from esdtool.optim.shared_scores import Compute
@@ -277,6 +279,19 @@ class LayerwiseLR(SpectralSchedule):
     def last_notes(self) -> dict[str, str]:
         """Why modules could not be scored, so that their ratio is 1; empty if all were scored."""
         return {name: f"ratio 1: {score.status}" for name, score in self._scores.items() if score.value is None}
+
+    def assignment(self) -> Allocation:
+        """Return the ratios that the last look asks for as an assignment of version 2."""
+        return live_rates(
+            self._modules,
+            self._scores,
+            self._targets,
+            ends={name: tuple(self._managed.parameter(name).shape) for name in self._ends},
+            rule=self._rule,
+            measure=self._measure,
+            model_type=self._managed.live.checkpoint.model_type,
+            left_out=self.skipped,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Counter, scores and ratios, as plain numbers (safe for `torch.load(weights_only=True)`).

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from esdtool.assignment.options import OptimizerName, Unlisted
+from esdtool.names import module_name
 from esdtool.train.config.section import NotNegative, Section, Strings
 from esdtool.train.parameter_groups import Group, all_groups, groups_by_parameter, trainable
 
@@ -197,3 +198,16 @@ class Target:
 def kind_of_decay(optimizer_name: str) -> OptimizerName:
     """Return how an optimizer of [optimizer] decays weights: as Adam or as AdamW does."""
     return "adam" if optimizer_name == "adam" else "adamw"
+
+
+def unscored_remark(notes: Mapping[str, str], count: int) -> str | None:
+    """Say how many of a schedule's modules have no score, and why the first has none; None if all have one.
+
+    Args:
+        notes: `last_notes` of a live schedule.
+        count: the modules that it looks at.
+    """
+    if not notes:
+        return None
+    name, reason = next(iter(notes.items()))
+    return f"{len(notes)} of {count} modules are not scored, e.g. {module_name(name)}: {reason}"

@@ -8,9 +8,9 @@ from typing import Final
 from esdtool.errors import ConfigError
 
 COEFFICIENT: Final = 1.084
-"""c of tau = c (D / N)^m, as fitted in the paper (R^2 = 0.975)."""
+"""c of tau = c (D / N)^m, as the paper is quoted; not read in the paper itself, unlike the form of the law."""
 EXPONENT: Final = -0.527
-"""m of the same law."""
+"""m of the same law, as several summaries of the paper give it."""
 SMALLEST_MODEL: Final = 111e6
 """Parameters of the smallest model of the paper's experiments."""
 LARGEST_MODEL: Final = 3.3e9

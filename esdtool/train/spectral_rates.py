@@ -16,7 +16,7 @@ from esdtool.train.config.section import Strings
 from esdtool.train.config.spectral import SpectralKeys
 from esdtool.train.learning_rate import LearningRateSettings, ModuleRate, RateRecord
 from esdtool.train.parameter_groups import trainable
-from esdtool.train.policy import Target
+from esdtool.train.policy import Target, unscored_remark
 
 if TYPE_CHECKING:
     from esdtool.optim.schedule import SpectralSchedule
@@ -153,14 +153,11 @@ class SpectralRates:
     def _record(self, seconds: float) -> RateRecord:
         schedule = self._schedule
         alphas, scores, notes = schedule.last_alphas, schedule.last_scores, schedule.last_notes
-        remark = None
-        if notes and any(score is not None for score in scores.values()):
-            name, reason = next(iter(notes.items()))
-            remark = f"{len(notes)} of {len(scores)} modules are not scored, e.g. {module_name(name)}: {reason}"
+        is_known = any(score is not None for score in scores.values())
         return RateRecord(
             seconds=seconds,
             weights_step=max(0, schedule.update_step - self._delay - 1),
-            remark=remark,
+            remark=unscored_remark(notes, len(scores)) if is_known else None,
             modules={
                 module_name(name): ModuleRate(
                     ratio=ratio,

@@ -249,7 +249,7 @@ def test_download_goes_with_every_command(fake_hub, tmp_path, monkeypatch, name)
     """With it the files come whole, and then from the Hub's cache; without it a large repository stays where it is."""
     monkeypatch.setattr("esdtool.checkpoint.hub._SMALL_BYTES", 10)
     path = fake_hub.folder / "model.safetensors"
-    save_file(llama_tensors(1), path)
+    save_file(llama_tensors(2), path)
     (fake_hub.folder / "config.json").write_text('{"model_type": "llama"}')
     if name == "check":
         esdtool.assign(esdtool.analyze(fake_hub.folder)).save(tmp_path / "wd.json")
@@ -264,7 +264,7 @@ def test_download_goes_with_every_command(fake_hub, tmp_path, monkeypatch, name)
     assert all(fake_hub.ranges)
     fake_hub.requests.clear()
     assert command(*words, "--download").exit_code == 0
-    assert fake_hub.ranges == [None]
+    assert set(fake_hub.ranges) == {None}
     fake_hub.requests.clear()
     assert command(*words).exit_code == 0
     assert fake_hub.ranges == []

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from esdtool._version import __version__
 from tests.docs.pages import ROOT
@@ -64,6 +66,22 @@ def test_the_lowest_versions_are_those_that_ci_tests() -> None:
             assert f"{name}=={version}" in (ROOT / "CONTRIBUTING.md").read_text()
             continue
         assert [*tested[name].split("."), "0"][: version.count(".") + 1] == version.split("."), name
+
+
+def test_what_the_extras_bring_is_pinned_for_ci() -> None:
+    lines = (ROOT / ".ci" / "constraints.txt").read_text().splitlines()
+    pins = {
+        canonicalize_name(name): version for name, version in (line.split("==") for line in lines if line[0] != "#")
+    }
+    needs = [
+        Requirement(text)
+        for extra, texts in PYPROJECT["project"]["optional-dependencies"].items()
+        for text in texts
+        if extra not in ("wandb", "timm")  # not installed by CI
+    ]
+    for need in needs:
+        if need.name != "esdtool":
+            assert need.specifier.contains(pins[canonicalize_name(need.name)]), need
 
 
 @pytest.mark.parametrize("words", [["-c", "import esdtool"], ["-m", "esdtool", "--version"]])

@@ -463,3 +463,46 @@ def test_lightning_learning_rates(tmp_path: Path, own_schedule: bool) -> None:
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     assert module.losses == pytest.approx(losses, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_lightning_learning_rates_resume_exactly(tmp_path: Path) -> None:
+    """A checkpoint in the middle of a line from old ratios to new ones: the same losses, ratios and rates after it."""
+    from esdtool.integrations.lightning import LayerwiseLRCallback
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+    def train(epochs: int, ckpt: Path | None = None) -> tuple[LightningLlama, list[Any]]:
+        seen: list[Any] = []
+        callback = LayerwiseLRCallback(interval=3, glide=4, fraction=1.0)
+
+        class Record(lightning.Callback):
+            def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+                seen.append((callback.schedule.last_ratios, callback.schedule.last_rates))
+
+        class Short(LightningLlama):
+            def train_dataloader(self) -> DataLoader:
+                return DataLoader(Tokens(4), batch_size=BATCH)
+
+        module = Short(own_schedule=False, epochs=2)
+        trainer = lightning.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=epochs,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[callback, Record()],
+        )
+        trainer.fit(module, ckpt_path=ckpt, weights_only=True if ckpt else None)
+        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return module, seen
+
+    whole, expected = train(2)
+    train(1)
+    resumed, seen = train(2, tmp_path / "1.ckpt")
+    assert (resumed.losses, seen) == (whole.losses[4:], expected[4:])
+    assert seen[0][0] != seen[1][0]  # on the way
+    for name, value in resumed.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,8 +12,13 @@ import pytest
 import torch
 from torch import nn
 
+from esdtool.analysis.run import analyze
+from esdtool.assignment.allocate import AllocateOptions, allocate
+from esdtool.assignment.allocation import Allocation
+from esdtool.assignment.assign_options import AssignOptions
+from esdtool.assignment.reading import load_allocation
 from esdtool.errors import AssignmentError, NothingToAnalyzeError, UsageError
-from esdtool.optim import AlphaDecay, LayerwiseLR, live_scores
+from esdtool.optim import AlphaDecay, LayerwiseLR, live_scores, param_groups
 
 ENDS = ["model.embed_tokens.weight", "lm_head.weight"]
 
@@ -54,6 +60,30 @@ def test_the_ratios_of_llr(tiny: ModuleType, model: nn.Module) -> None:
     assert schedule.last_ratios == pytest.approx(_expected(schedule.last_alphas))
     assert schedule.last_rates == pytest.approx({name: 1e-2 * ratio for name, ratio in schedule.last_ratios.items()})
     assert {group["lr"] for group in optimizer.param_groups} == {1e-2}
+
+
+def test_the_ratios_as_a_file(tiny: ModuleType, model: nn.Module, tmp_path: Path) -> None:
+    """What `assign --for learning-rate` writes for the same weights, and param_groups reads."""
+    schedule = LayerwiseLR(model, _adamw(model), 1000, glide=50)
+    schedule.assignment().save(tmp_path / "rates.json")
+    file = load_allocation(tmp_path / "rates.json")
+    assert isinstance(file, Allocation)
+    assert file.values("lr_ratio") == schedule.target_ratios
+    options = AllocateOptions.of(["learning-rate"], {}, decays=AssignOptions())
+    of_weights = allocate(analyze(model), options).allocation
+    assert of_weights.values("lr_ratio") == pytest.approx(schedule.target_ratios)
+    for name, entry in of_weights.parameters.items():
+        assert (entry.role, entry.layer, entry.shape) == (
+            "output-head" if name == ENDS[1] else "token-embedding" if name == ENDS[0] else file.parameters[name].role,
+            file.parameters[name].layer,
+            file.parameters[name].shape,
+        )
+        assert file.parameters[name].details["lr_ratio"].score == pytest.approx(entry.details["lr_ratio"].score)
+    held = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in param_groups(model, tmp_path / "rates.json", lr=0.1):
+        for parameter in group["params"]:
+            ratio = schedule.target_ratios.get(held[id(parameter)], 1.0)
+            assert group.get("lr", 0.1) == pytest.approx(0.1 * ratio)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from esdtool.errors import ConfigError
 from esdtool.names import module_name
 from esdtool.train.config.section import Count, NotNegative
 from esdtool.train.config.spectral import SpectralKeys
-from esdtool.train.policy import DecayRecord, ModuleDecay, PolicySettings, Target, kind_of_decay
+from esdtool.train.policy import DecayRecord, ModuleDecay, PolicySettings, Target, kind_of_decay, unscored_remark
 
 
 class AlphaDecaySettings(PolicySettings, SpectralKeys):
@@ -162,15 +162,12 @@ class ScheduledAlphaDecay:
     def _record(self, seconds: float) -> DecayRecord:
         schedule = self.schedule
         alphas, scores, notes = schedule.last_alphas, schedule.last_scores, schedule.last_notes
-        remark = None
         # Without scores at the start, all modules have the base decay because the configuration wants it.
-        if notes and (schedule.update_step or self._assigns_at_start):
-            name, reason = next(iter(notes.items()))
-            remark = f"{len(notes)} of {len(scores)} modules are not scored, e.g. {module_name(name)}: {reason}"
+        is_known = schedule.update_step or self._assigns_at_start
         return DecayRecord(
             seconds=seconds,
             weights_step=max(0, schedule.update_step - self._delay - 1),
-            remark=remark,
+            remark=unscored_remark(notes, len(scores)) if is_known else None,
             modules={
                 module_name(name): ModuleDecay(
                     weight_decay=decay,
