@@ -1,4 +1,4 @@
-"""What rounding changes in weights: the mean square error of a symmetric quantiser with a step for each row.
+"""Measure what rounding changes in weights: the mean square error of a symmetric quantiser with a step for each row.
 
 It is the plain round-to-nearest that other methods are compared with: a row's largest absolute value becomes the
 largest of the 2^b - 1 levels from -(2^(b-1) - 1) to 2^(b-1) - 1.

@@ -76,6 +76,7 @@ def _place(url: str, location: str) -> RemotePath:
         from fsspec.core import url_to_fs
 
         from esdtool.checkpoint.remote.objects import ObjectStore
+        from esdtool.checkpoint.remote.s3 import S3Store
     except ImportError as error:
         raise MissingExtraError(f"{location}: reading a URL", "remote") from error
     try:
@@ -92,4 +93,5 @@ def _place(url: str, location: str) -> RemotePath:
     except Exception as error:
         store: RemoteStore = ObjectStore(None, scheme)
         raise AccessError(location, said(error, store)) from error
-    return RemotePath(key=str(key).rstrip("/"), store=ObjectStore(filesystem, scheme))
+    kind = S3Store if scheme in ("s3", "s3a") else ObjectStore
+    return RemotePath(key=str(key).rstrip("/"), store=kind(filesystem, scheme))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -137,6 +138,56 @@ def test_server_that_sends_too_much(server, checkpoint, weight):
     headers = (("Content-Range", f"bytes {begin}-{begin + BYTES - 1}/{size}"), ("Content-Length", str(BYTES + 12)))
     server.always = Fault(more=12, headers=headers)
     assert why(checkpoint).startswith("the server sends more bytes than it was asked for")
+
+
+@pytest.fixture
+def s3_endpoint(web_server, monkeypatch) -> Iterator[Server]:
+    """A web server that is asked by the protocol of S3, whose objects are files in folders."""
+    kind = pytest.importorskip("s3fs").S3FileSystem
+    kind.clear_instance_cache()
+    for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", web_server.url)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    folder = web_server.folder / "bucket"
+    folder.mkdir()
+    save_file({NAME: torch.arange(1024.0 * 1024).reshape(1024, 1024), "other": torch.ones(3)}, folder / "m.safetensors")
+    yield web_server
+    kind.clear_instance_cache()
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (Fault(ignore_range=True), "the server ignores the range that was asked for, and sends the whole file ("),
+        (Fault(shift=8), "the server sends another range of bytes than it was asked for; "),
+        (Fault(headers=(("ETag", '"other"'),)), "the file was replaced by another since it was opened; run again"),
+        (Fault(headers=(("Content-Range", "bytes 0-3/77"),)), "the file was replaced by another since it was"),
+        (Fault(status=403), "access denied (403); check your credentials"),
+    ],
+    ids=repr,
+)
+def test_hostile_endpoint_of_s3(s3_endpoint, fault, expected, monkeypatch):
+    """The heads of its answers are looked at before a byte of the bodies is taken."""
+    checkpoint = open_checkpoint("s3://bucket/m.safetensors")
+    monkeypatch.setattr("esdtool.checkpoint.remote.transfer.ATTEMPTS", 1)
+    s3_endpoint.always = fault
+    before = FETCHED.bytes
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.read(NAME)
+    assert str(caught.value).partition("cannot read: ")[2].startswith(expected)
+    assert FETCHED.bytes - before <= BYTES
+
+
+def test_objects_of_s3_go_on_from_where_they_stopped(s3_endpoint):
+    checkpoint = open_checkpoint("s3://bucket/m.safetensors")
+    s3_endpoint.faults.extend([Fault(cut_after=1_300_000), Fault(cut_after=1_200_000)])
+    s3_endpoint.requests.clear()
+    before = FETCHED.bytes
+    assert checkpoint.read(NAME).equal(torch.arange(1024.0 * 1024).reshape(1024, 1024))
+    assert FETCHED.bytes - before == BYTES
+    # No further request asks whether the object is still the same: each answer says so.
+    assert [method for method, _, _ in s3_endpoint.requests] == ["GET"] * 3
 
 
 def test_slow_server(server, checkpoint, monkeypatch):

@@ -156,5 +156,6 @@ def _is_transport(error: BaseException) -> bool:
             "HTTPClientError",  # botocore
             "FSTimeoutError",
             "IncompleteRead",
+            "IncompleteReadError",
         }
     )
