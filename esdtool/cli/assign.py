@@ -330,7 +330,9 @@ def _analysis(source: str | None, *, fits: tuple[str, ...], work: dict[str, Any]
 
     from esdtool.analysis.plan import make_plan
     from esdtool.analysis.run import run
+    from esdtool.cli.sources import checkpoint_of
 
+    source = checkpoint_of(source, quiet=quiet)
     plan = make_plan(source, ScoreOptions(fit=fits or ScoreOptions.fit), **work)
     for remark in plan.checkpoint.notes:
         note(remark, quiet=quiet)

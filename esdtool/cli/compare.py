@@ -143,7 +143,7 @@ def compare(
     options = ScoreOptions(fit=tuple(fit or ScoreOptions.fit), k_fraction=k_fraction, min_eigs=min_eigs, fast=fast)
     outputs = {"--json": json_path, "--csv": csv_path, "--html": html_path}
     shown = not check_outputs(outputs, sources=sources, folder=plots) and not quiet
-    found = sort_out(sources)
+    found = sort_out(sources, quiet=quiet)
     if found.runs:
         _refuse(context, _OF_CHECKPOINTS, "concerns checkpoints, and these are training runs")
         for remark in found.notes:

@@ -12,7 +12,7 @@ from esdtool.analysis.pairs import measure_pairs
 from esdtool.analysis.plan import Plan, make_plan
 from esdtool.analysis.run import OnProgress, run
 from esdtool.cli.output import note, progress_bar
-from esdtool.cli.sources import SourceKind, format_of, kind_of, runs_in
+from esdtool.cli.sources import SourceKind, checkpoint_of, format_of, kind_of, runs_in
 from esdtool.comparison.monitor_log import last_of_log
 from esdtool.comparison.runs import has_result
 from esdtool.errors import CheckpointError, ConfigError, UsageError
@@ -46,17 +46,25 @@ class ComparedSources:
         return tuple(model for model in self.models if isinstance(model, Analysis))
 
 
-def sort_out(sources: Sequence[str]) -> ComparedSources:
+def sort_out(sources: Sequence[str], *, quiet: bool = False) -> ComparedSources:
     """Recognise each source; checkpoints are not opened yet.
 
+    Args:
+        sources: as given. Beside a checkpoint, a run directory stands for its final or newest checkpoint.
+        quiet: whether that is not mentioned.
+
     Raises:
-        UsageError: for a mixture of runs and checkpoints, or a single checkpoint.
+        UsageError: for a mixture of checkpoints and folders of runs, or a single checkpoint.
         ConfigError: for folders of runs of which none has a validation result.
         CheckpointError: for a JSON file of esdtool's that holds no analysis.
     """
     held = [(source, runs_in(source)) for source in sources]
     runs = tuple(run for _, found in held for run in found)
     others = tuple(source for source, found in held if not found)
+    if runs and others:
+        taken = tuple(checkpoint_of(source, quiet=quiet) for source in sources)
+        if not any(runs_in(source) for source in taken):
+            runs, others = (), taken
     if runs and others:
         raise UsageError(
             f"{runs[0]} is a training run and {others[0]} is not: compare runs with runs, or the run's checkpoint "

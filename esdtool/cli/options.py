@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from esdtool.cli.completion import module_names
 from esdtool.report.tables.experts import Experts
 from esdtool.spectra.options import FITS
 
@@ -42,13 +43,17 @@ FastOption = Annotated[
 IncludeOption = Annotated[
     list[str] | None,
     typer.Option(
-        help="Analyse only modules or parameters that match this regular expression; repeatable.", metavar="REGEX"
+        help="Analyse only modules or parameters that match this regular expression; repeatable.",
+        metavar="REGEX",
+        autocompletion=module_names,
     ),
 ]
 ExcludeOption = Annotated[
     list[str] | None,
     typer.Option(
-        help="Leave out modules or parameters that match this regular expression; repeatable.", metavar="REGEX"
+        help="Leave out modules or parameters that match this regular expression; repeatable.",
+        metavar="REGEX",
+        autocompletion=module_names,
     ),
 ]
 SplitFusedOption = Annotated[

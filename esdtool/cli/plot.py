@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from esdtool.cli.completion import module_names
 from esdtool.cli.options import (
     DeviceOption,
     DownloadOption,
@@ -62,6 +63,7 @@ def plot(
             help="Modules for esd and ks; repeatable. Default: the heaviest, the median and the lightest tail.",
             show_default=False,
             metavar="REGEX",
+            autocompletion=module_names,
         ),
     ] = None,
     esd_path: Annotated[
@@ -94,6 +96,10 @@ def plot(
     options = ScoreOptions(fit=tuple(fit or ScoreOptions.fit), k_fraction=k_fraction, min_eigs=min_eigs, fast=fast)
     check_folder(out)
     found = _sort_out(sources or [])
+    if not found.checkpoints and not found.analyses and any(FIGURES[wanted].of_weights for wanted in kind or ()):
+        from esdtool.cli.sources import checkpoint_of
+
+        found.checkpoints += [checkpoint_of(str(run.path), quiet=quiet) for run in found.runs]
     if esd_path is not None and len(found.analyses) != 1:
         raise UsageError("--esd goes with one analysis that is read from a file")
     if esd_path is not None:

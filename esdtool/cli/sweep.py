@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esdtool.cli.completion import settings
 from esdtool.cli.options import QuietOption
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def sweep(
             help="Override one key of the base configuration; repeatable.",
             metavar="SECTION.KEY=VALUE",
             show_default=False,
+            autocompletion=settings,
         ),
     ] = None,
     jobs: Annotated[

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esdtool.cli.completion import settings
+
 if TYPE_CHECKING:
     from esdtool.train.config.train_config import TrainConfig
 
@@ -19,7 +21,13 @@ def train(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Override one key; repeatable.", metavar="SECTION.KEY=VALUE", show_default=False),
+        typer.Option(
+            "--set",
+            help="Override one key; repeatable.",
+            metavar="SECTION.KEY=VALUE",
+            show_default=False,
+            autocompletion=settings,
+        ),
     ] = None,
     resume: Annotated[
         str | None,

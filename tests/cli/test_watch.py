@@ -251,3 +251,10 @@ def test_a_run_folder_stands_for_its_last_checkpoint(
         app(["analyze", str(run), "--json", str(tmp_path / "a.json")], standalone_mode=False)
         assert f"is a training run: taking its checkpoint {expected}" in capsys.readouterr().err
         assert json.loads((tmp_path / "a.json").read_text())["source"]["checkpoint"] == str(expected)
+        other = str(run / "checkpoints" / "step_000009")
+        app(["compare", other, str(run), "--json", str(tmp_path / "c.json")], standalone_mode=False)
+        assert f"taking its checkpoint {expected}" in capsys.readouterr().err
+        compared = json.loads((tmp_path / "c.json").read_text())["checkpoints"]
+        assert [each["checkpoint"] for each in compared] == [other, str(expected)]
+        app(["assign", str(run), "--out", str(tmp_path / "wd.json")], standalone_mode=False)
+        assert f"taking its checkpoint {expected}" in capsys.readouterr().err

@@ -56,5 +56,7 @@ class FigureKind:
     """
     heading: str | None = None
     """Title of its section in the HTML comparison of runs; None for the summary."""
+    of_weights: bool = False
+    """Whether it shows the weights of a checkpoint: for a training run its final or newest checkpoint is taken."""
     order: int = 100
     """Place among the figures; those of one place stand by the alphabet."""

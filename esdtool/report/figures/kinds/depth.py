@@ -21,4 +21,5 @@ FIGURE = FigureKind(
     summary="alpha by depth",
     needs="it needs a checkpoint or analysis with at least two numbered blocks",
     draw=_draw,
+    of_weights=True,
 )

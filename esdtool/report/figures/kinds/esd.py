@@ -20,4 +20,5 @@ FIGURE = FigureKind(
     summary="a module's spectrum with its tail and the untrained null",
     needs="it needs the eigenvalues: name a checkpoint, or give --esd FILE with an analysis from a file",
     draw=_draw,
+    of_weights=True,
 )

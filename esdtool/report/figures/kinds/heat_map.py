@@ -21,4 +21,5 @@ FIGURE = FigureKind(
     summary="alpha by layer and role",
     needs="no scored module stands in a numbered block of a checkpoint or analysis",
     draw=_draw,
+    of_weights=True,
 )

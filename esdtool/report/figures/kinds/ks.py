@@ -20,4 +20,5 @@ FIGURE = FigureKind(
     summary="KS distance against xmin",
     needs="it needs the eigenvalues: name a checkpoint, or give --esd FILE with an analysis from a file",
     draw=_draw,
+    of_weights=True,
 )

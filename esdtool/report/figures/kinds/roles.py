@@ -20,4 +20,5 @@ FIGURE = FigureKind(
     summary="mean alpha by role",
     needs="it needs a checkpoint or an analysis with a scored module",
     draw=_draw,
+    of_weights=True,
 )
