@@ -37,7 +37,10 @@ def read(path: Path) -> list[Line]:
 
 RUNS = read(STUDY / "results" / "limited-runs.csv")
 ALPHAS = read(STUDY / "results" / "limited-alphas.csv")
-PLAN = tomllib.loads((STUDY / "limited" / "decay.toml").read_text(encoding="utf-8"))["sweep"]
+PLANS = [
+    tomllib.loads((STUDY / "limited" / name).read_text(encoding="utf-8"))["sweep"]
+    for name in ("decay.toml", "rates.toml")
+]
 EXPLORATORY = (
     ("uniform", "none", "does tuned decay pay?"),
     ("alphadecay", "none", "does AlphaDecay pay?"),
@@ -47,7 +50,8 @@ EXPLORATORY = (
     ("alphadecay-0.3", "mean-0.3", "the balance at twice the base"),
     ("alphadecay-0.3", "uniform", "AlphaDecay at twice the base"),
     ("llr", "uniform", "layer-wise learning rates (LLR)"),
-    ("llr", "llr-mean", "the balance of LLR"),
+    ("llr", "llr-mean", "LLR against its mean, embedding and head included"),
+    ("llr", "llr-modules", "LLR's rate of embedding and head"),
 )
 """Comparisons that no rule was fixed for: setting, the one that is subtracted, and the question."""
 EARLIER = (
@@ -101,12 +105,15 @@ def difference(first: str, second: str, ones: Sequence[float], others: Sequence[
 
 def primary() -> list[tuple[str, str, float, Look]]:
     """First, second, wanted width and last look of each comparison of the rule, at the last planned number of seeds."""
-    looks = planned_looks(len(PLAN["seeds"]), PLAN["max_seeds"])
     found = []
-    for rule in map(parse_rule, PLAN["until"]):
-        ones, others = common(perplexities(rule.first), perplexities(rule.second))
-        count = max(count for count in looks if count <= len(ones))
-        found.append((rule.first, rule.second, rule.width, look_at(ones[:count], others[:count], looks)))
+    for plan in PLANS:
+        looks = planned_looks(len(plan["seeds"]), plan["max_seeds"])
+        rules = [plan["until"]] if isinstance(plan["until"], str) else plan["until"]
+        for rule in map(parse_rule, rules):
+            ones, others = common(perplexities(rule.first), perplexities(rule.second))
+            if done := [count for count in looks if count <= len(ones)]:
+                look = look_at(ones[: done[-1]], others[: done[-1]], looks)
+                found.append((rule.first, rule.second, rule.width, look))
     return found
 
 
