@@ -162,15 +162,25 @@ def block_answer() -> str:
     """The answer in three sentences."""
     pays = difference("uniform", "none", *common(perplexities("uniform"), perplexities("none")))
     looks = {(first, second): look for first, second, _, look in primary()}
-    sentences = (
+    others = {(each.first, each.second): each for each, _ in exploratory()}
+    sentences = [
         "In a LLaMA of 264 thousand parameters that sees 93 kB of text 11 times, where tuned uniform decay ends "
         f"{-pays.mean:.1f} % below none, AlphaDecay "
-        f"{outcome(looks['alphadecay', 'uniform'], 'uniform decay')}, each at its best base decay of a grid.",
-        "The balance between modules, by which AlphaDecay differs from the same total decay spread evenly, "
+        f"{outcome(looks['alphadecay', 'uniform'], 'uniform decay')}, each at its best base decay of a grid; the "
+        "balance between modules, by which it differs from the same total decay spread evenly, "
         f"{balance(looks['alphadecay', 'mean'])}.",
         "In one pass over text, at 1.1 million parameters and 1.3 tokens a parameter, no decay of any kind gained what "
         "five seeds could show; models of the paper's size were not tried.",
-    )
+    ]
+    if ("llr", "uniform") in others and ("llr-modules", "llr-modules-mean") in looks:
+        rates = others["llr", "uniform"]
+        sentences.insert(
+            1,
+            "With the same model, text and decay, layer-wise learning rates (LLR) ended "
+            f"{abs(rates.mean):.1f} % {'below' if rates.mean < 0 else 'above'} uniform ones (exploratory; 95 % "
+            f"interval {interval(rates.low, rates.high)}, {rates.seeds} seeds); the balance between weight modules, with "
+            f"embedding and head left alone, {balance(looks['llr-modules', 'llr-modules-mean'])}.",
+        )
     return "\n".join(f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1))
 
 
@@ -303,9 +313,17 @@ def block_power() -> str:
         ones, others = common(perplexities(first), perplexities(second))
         found = power_of(first, second, ones[: look.seeds], others[: look.seeds])
         needed = [f"{few} ({many})" for few, many in zip(found.needed, found.needed_at_most, strict=True)]
-        rows.append([f"{first} - {second}", f"{found.deviation:.2f} %", f"{found.detectable:.2f} %", *needed])
-    effects = [f"{effect:g} %" for effect in EFFECTS]
-    return table(["comparison", "spread", f"found with {look.seeds} seeds", *effects], rows)
+        rows.append(
+            [
+                f"{first} - {second}",
+                str(found.seeds),
+                f"{found.deviation:.2f} %",
+                f"{found.detectable:.2f} %",
+                *needed,
+            ]
+        )
+    effects = [f"seeds for {effect:g} %" for effect in EFFECTS]
+    return table(["comparison", "seeds", "spread", "detectable with them", *effects], rows)
 
 
 def block_earlier() -> str:
