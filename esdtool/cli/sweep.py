@@ -66,6 +66,9 @@ def sweep(
     plan = plan_sweep(path, overrides or [])
     rules = Rules.of(plan, path, until=until or (), max_seeds=max_seeds)
     if power:
+        if rules.rules:  # the seeds that were added count as well
+            added = rules.looks[-1] - len(plan.seeds)
+            plan = plan_sweep(path, overrides or [], more_seeds=added, of=rules.settings)
         show_power(plan, rules, path)
         return
     if dry_run:

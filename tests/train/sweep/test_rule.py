@@ -103,6 +103,8 @@ def test_seeds_are_added_to_the_compared_settings_until_the_interval_is_narrow(
     call(path)  # again: nothing is left to do, and the answer is the same
     assert done == []
     assert shown.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]
+    call(path, "--power")
+    assert f" {seeds} " in capsys.readouterr().out  # the added ones, too
 
 
 def test_it_ends_at_the_maximum_and_says_that_nothing_is_decided(
