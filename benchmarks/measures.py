@@ -1,6 +1,6 @@
-"""Measure what the measures beside alpha add to the time of `esdtool analyze` on a real checkpoint.
+"""Measure what the measures beside alpha add to the time of `esdtool analyze` on real checkpoints.
 
-    python benchmarks/measures.py CHECKPOINT [--repeats N] [--json PATH]
+    python benchmarks/measures.py CHECKPOINT... [--repeats N] [--json PATH]
 
 The same analysis runs in one process, in turns with and without all that is always computed beside the spectrum, the
 tail and the older metrics: the files of `esdtool/spectra/measures` (bulk and spikes, condition, ERG gap, SNR), the
@@ -83,16 +83,23 @@ def seconds(plan: Plan) -> float:
 def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint")
+    parser.add_argument("checkpoints", nargs="+")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json", type=Path, help="where the results go")
     arguments = parser.parse_args()
-    plan = make_plan(arguments.checkpoint, ScoreOptions(), jobs=1, cache=False)
     measure.all_quantities()
+    rows = [measured(checkpoint, arguments.repeats) for checkpoint in arguments.checkpoints]
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps({"rows": rows, "machine": machine.describe()}, indent=1) + "\n")
+
+
+def measured(checkpoint: str, repeats: int) -> dict[str, Any]:
+    """Measure and print one checkpoint."""
+    plan = make_plan(checkpoint, ScoreOptions(), jobs=1, cache=False)
     seconds(plan)  # loads libraries
     times: dict[str, list[float]] = {"without": [], "with": []}
     parts: list[Counter[str]] = []
-    for _ in range(arguments.repeats):
+    for _ in range(repeats):
         with without():
             times["without"].append(seconds(plan))
         parts.append(Counter())
@@ -101,22 +108,17 @@ def main() -> None:
     best = {kind: min(found) for kind, found in times.items()}
     shares = {part: min(spent[part] for spent in parts) / best["without"] for part in parts[0]}
     added = best["with"] / best["without"] - 1
-    print(
-        f"{arguments.checkpoint}: {len(plan.selection.modules)} modules, {best['without']:.3f} s without, {added:+.1%}"
-    )
+    print(f"{checkpoint}: {len(plan.selection.modules)} modules, {best['without']:.3f} s without, {added:+.1%}")
     for part, share in shares.items():
         print(f"  {part:15s} {share:+.1%}")
     print(f"  {'sum':15s} {sum(shares.values()):+.1%}")
-    if arguments.json is not None:
-        document = {
-            "checkpoint": "/".join(Path(arguments.checkpoint).parts[-2:]),
-            "modules": len(plan.selection.modules),
-            "seconds": best,
-            "added": added,
-            "parts": shares,
-            "machine": machine.describe(),
-        }
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+    return {
+        "model": "/".join(Path(checkpoint).parts[-2:]),
+        "modules": len(plan.selection.modules),
+        "seconds": best,
+        "added": added,
+        "parts": shares,
+    }
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from generator.markdown import cell, table
+from generator.markdown import cell, code, table
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -95,6 +95,20 @@ def _slq() -> str:
     return table(head, [list(row) for row in rows])
 
 
+def _measures() -> str:
+    rows = _read("measures")["rows"]
+    parts = list(rows[0]["parts"])
+    return table(
+        ["", *(row["model"] for row in rows)],
+        [
+            ["modules", *(str(row["modules"]) for row in rows)],
+            ["analysis without", *(seconds(row["seconds"]["without"]) for row in rows)],
+            ["all that is added", *(_percent(row["added"]) for row in rows)],
+            *([f"of it {code(part)}", *(_percent(row["parts"][part]) for row in rows)] for part in parts),
+        ],
+    )
+
+
 def _weightwatcher() -> str:
     """Group the columns that agree, and those that differ for one reason."""
     found = _read("weightwatcher-columns")
@@ -173,6 +187,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "growth": _growth,
     "refresh": _refresh,
     "slq": _slq,
+    "added-measures": _measures,
     "weightwatcher-columns": _weightwatcher,
     "weightwatcher-made": _weightwatcher_made,
 }

@@ -37,7 +37,7 @@ from esdtool.spectra.trap_records import MOST_ELEMENTS, MOST_LINES, TrapElement,
 VERSION = 2
 """Raise it when the numbers change for the same weights: cached results are then computed again."""
 
-_BLOCK = 2**16
+_BLOCK = 2**17
 """Elements that are converted to float64 at a time: what a core keeps at hand between the passes over them."""
 
 _AHEAD = 0.7
@@ -234,9 +234,12 @@ class _Large:
         return self._places[is_beyond], self._values[is_beyond]
 
     def _collect(self, center: float, reach: float) -> None:
-        places, values = [], []
+        places, values = [self._places[:0]], [self._values[:0]]
+        low, high = center - reach, center + reach
         for start, block in _blocks(self._matrix, self._exponent):
-            found = np.flatnonzero(np.abs(block - center) > reach)
+            if block.min() >= low and block.max() <= high:
+                continue
+            found = np.flatnonzero((block < low) | (block > high))
             places.append(found + start * self._matrix.shape[1])
             values.append(block[found])
         self._places, self._values = np.concatenate(places), np.concatenate(values)
