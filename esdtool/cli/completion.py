@@ -33,6 +33,7 @@ def module_names(ctx: typer.Context, incomplete: str) -> list[str]:
 
     given = [ctx.params.get(name) for name in ("checkpoint", "checkpoints", "source", "sources")]
     sources = [source for each in given if each for source in ([each] if isinstance(each, str) else each)]
+    sources += ctx.args  # of a line whose last option has no value yet, click has parsed no argument
     names: set[str] = set()
     for source in sources:
         if not Path(source).exists():

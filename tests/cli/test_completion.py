@@ -14,7 +14,7 @@ from tests.conftest import BUNDLED
 
 
 def _context(**parameters: Any) -> Any:
-    return SimpleNamespace(params=parameters)
+    return SimpleNamespace(params=parameters, args=parameters.pop("args", []))
 
 
 def test_settings_are_those_of_a_configuration() -> None:
@@ -25,7 +25,7 @@ def test_settings_are_those_of_a_configuration() -> None:
     assert settings("no.such") == []
 
 
-@pytest.mark.parametrize("name", ["checkpoint", "sources"])
+@pytest.mark.parametrize("name", ["checkpoint", "sources", "args"])
 def test_modules_are_those_of_the_checkpoint(name: str) -> None:
     source = str(BUNDLED) if name == "checkpoint" else [str(BUNDLED)]
     found = module_names(_context(**{name: source}), "model.layers.3.mlp")
