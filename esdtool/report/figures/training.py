@@ -114,7 +114,7 @@ def save_decay_range(path: Path, runs: Sequence[Run], labels: Sequence[str], *, 
         axes.set_ylim(bottom=0)
         axes.set_xlabel("step")
         axes.set_ylabel("weight decay of the modules")
-        set_title(axes, "Weight decay over training: mean (line), smallest to largest (band)")
+        set_title(axes, "Weight decay over training: mean of the modules (line), smallest to largest (band)")
         legend_below(figure, axes)
     return path
 

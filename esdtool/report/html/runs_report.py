@@ -208,5 +208,5 @@ def _decays(runs: Sequence[Run]) -> Html | None:
     ]
     if not curves:
         return None
-    heading = "Weight decay of the modules: mean (line), smallest to largest (band)"
+    heading = "Weight decay: mean of the modules (line), smallest to largest (band)"
     return line_chart(curves, heading=heading, across="step", up="weight decay")
