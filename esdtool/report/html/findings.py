@@ -45,9 +45,9 @@ def _finding(finding: Finding, rows: ModuleRows) -> Html:
     terms: list[tuple[str, Html]] = [
         ("where", tag("ul", [tag("li", name_tag(group)) for group in groups(finding)])),
         ("measured", tag("ul", measured)),
-        ("it usually means", tag("span", finding.meaning)),
-        ("it does not prove", tag("span", finding.caveat)),
-        ("what to do", tag("span", finding.action)),
+        ("it usually means", tag("span", _coded(finding.meaning))),
+        ("it does not prove", tag("span", _coded(finding.caveat))),
+        ("what to do", tag("span", _coded(finding.action))),
     ]
     if finding.command is not None:
         terms.append(("command", tag("code", finding.command)))
@@ -56,6 +56,11 @@ def _finding(finding: Finding, rows: ModuleRows) -> Html:
     if links := _links(finding.modules, rows):
         parts.append(links)
     return tag("li", parts)
+
+
+def _coded(words: str) -> list[Html | str]:
+    """Set what stands between backticks as code."""
+    return [tag("code", part) if place % 2 else part for place, part in enumerate(words.split("`"))]
 
 
 def _links(modules: Sequence[str], rows: ModuleRows) -> Html | None:
