@@ -57,7 +57,7 @@ def main() -> None:
         code = getattr(error, "exit_code", 2)
         if not _speaks():
             _leave(code)
-        _fail(error.format_message() + hint, code)
+        _fail(error.format_message().replace("Value error, ", "") + hint, code)  # a word of typer's own
     if code == _INTERRUPTED:  # how some versions of typer report Ctrl-C
         _interrupted()
     _leave(code or 0)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from generator import benchmarks, measures
+from generator import benchmarks, measures, quantities
 
 ROOT = Path(__file__).parents[2]
 
-_TABLES = benchmarks.TABLES | {"measures": measures.measures, "pair-measures": measures.pair_measures}
+_TABLES = benchmarks.TABLES | {
+    "measures": measures.measures,
+    "pair-measures": measures.pair_measures,
+    "quantity-settings": quantities.settings,
+}
 
 _PART = re.compile(r"(<!-- generated: (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

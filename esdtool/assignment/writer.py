@@ -7,7 +7,7 @@ import importlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -52,6 +52,8 @@ class Writer:
     """Who reads it, in a few words."""
     why_not: str = ""
     """Why its reader knows nothing else, for the message."""
+    absolute: bool = False
+    """Whether it holds learning rates themselves, not multiples of the schedule's."""
 
 
 @functools.cache
@@ -73,16 +75,34 @@ def write_as(name: str, document: Assignment | Allocation, options: WriteOptions
         UsageError: for an unknown form, or if its reader does not understand one of the quantities; the message names
             both.
     """
+    allocation = allocation_of(document) if isinstance(document, Assignment) else document
+    check_format(name, allocation.keys, options)
+    return load_writer(name).write(allocation, options)
+
+
+def check_format(name: str, keys: Sequence[str], options: WriteOptions) -> None:
+    """Refuse what a form cannot hold; before the spectra are computed, which may take hours.
+
+    Args:
+        name: the form.
+        keys: the values to write, of `VALUE_KEYS`.
+        options: what the writer will be told.
+
+    Raises:
+        UsageError: as for `write_as`, and for a learning rate that is missing or not above 0.
+    """
     if name not in formats.FORMAT_NAMES:
         raise UsageError(f"unknown format {name!r}; choose from {', '.join(formats.FORMAT_NAMES)}")
     writer = load_writer(name)
-    allocation = allocation_of(document) if isinstance(document, Assignment) else document
-    strangers = [key for key in allocation.keys if key not in writer.carries]
+    strangers = [key for key in keys if key not in writer.carries]
     if strangers:
-        able = [other for other in formats.FORMAT_NAMES if set(allocation.keys) <= load_writer(other).carries]
+        able = [other for other in formats.FORMAT_NAMES if set(keys) <= load_writer(other).carries]
         why = f": {writer.why_not}" if writer.why_not else ""
         raise UsageError(f"the format {name} cannot carry {_WORDS[strangers[0]]}{why}; choose from {', '.join(able)}")
-    return writer.write(allocation, options)
+    if options.learning_rate is not None and options.learning_rate <= 0:
+        raise UsageError(f"the learning rate of the schedule must be above 0, not {options.learning_rate:g}")
+    if writer.absolute and "lr_ratio" in keys:
+        needed_learning_rate(options, name)
 
 
 def allocation_of(assignment: Assignment) -> Allocation:
@@ -155,14 +175,17 @@ def number(value: float) -> str:
 
 
 def multipliers(allocation: Allocation) -> dict[str, tuple[float | None, float | None]]:
-    """Return (learning rate over the schedule's, weight decay over the base) by parameter; None where none is given.
+    """Return (learning rate over the schedule's, weight decay over the base) by parameter; None: the reader's own.
+
+    A parameter with a learning rate alone, such as the embedding, has the weight decay of `unlisted_multiplier`.
 
     Raises:
         UsageError: if a weight decay has no ratio.
     """
     found = {}
+    unlisted = unlisted_multiplier(allocation)
     for name, entry in allocation.parameters.items():
-        ratio = None
+        ratio = unlisted if entry.lr_ratio is not None else None
         if entry.weight_decay is not None:
             detail = entry.details.get("weight_decay", ValueDetail())
             ratio = detail.ratio
@@ -174,6 +197,14 @@ def multipliers(allocation: Allocation) -> dict[str, tuple[float | None, float |
         if entry.lr_ratio is not None or ratio is not None:
             found[name] = (entry.lr_ratio, ratio)
     return found
+
+
+def unlisted_multiplier(allocation: Allocation) -> float | None:
+    """Return the weight decay of parameters that have none in the file, over the base; None leaves it to the reader."""
+    decay, base = allocation.default.weight_decay, allocation.base_weight_decay
+    if decay is None or not base:
+        return decay
+    return decay / base
 
 
 def needed_learning_rate(options: WriteOptions, reader: str) -> float:

@@ -170,6 +170,7 @@ def assign(
     With --for, into learning rates, sparsities, bits, LoRA ranks and targets, or a choice of layers to train.
     """
     from esdtool.cli.output import note, write_text
+    from esdtool.cli.quantities import check_writing, settings_of
     from esdtool.cli.targets import check_outputs
     from esdtool.errors import UsageError
 
@@ -202,10 +203,9 @@ def assign(
     )
 
     work = {"device": device, "jobs": jobs, "download": download_of(download, in_part=False)}
+    chosen = list(dict.fromkeys(quantities or [WEIGHT_DECAY]))
+    check_writing(chosen, file_format, learning_rate)
     if (quantities is not None and set(quantities) != {WEIGHT_DECAY}) or assigned or _given(ctx, *_OF_OTHERS):
-        from esdtool.cli.quantities import settings_of
-
-        chosen = list(dict.fromkeys(quantities or [WEIGHT_DECAY]))
         shared = {
             name: value
             for option, (name, value) in {
@@ -250,10 +250,7 @@ def assign(
     assignment, scope = found.assignment, found.scope
     if scope.remark is not None:
         note(f"warning: {scope.remark}" if scope.is_surprising else scope.remark, quiet=quiet)
-    from esdtool.assignment.remarks import geometry_remark, total_remark
-
-    for warning in filter(None, (geometry_remark(analysis, assignment), total_remark(assignment))):
-        note(f"warning: {warning}", quiet=quiet)
+    _warn(analysis, assignment, quiet=quiet)
     if names == "live":
         assignment = _with_live_names(assignment, analysis)
     if out is not None:
@@ -303,6 +300,8 @@ def _allocate(
     if found.scope.remark is not None:
         remark = found.scope.remark.replace("no decay", "no value")
         note(f"warning: {remark}" if found.scope.is_surprising else remark, quiet=quiet)
+    if found.allocation.decays is not None:
+        _warn(analysis, found.allocation.decays, quiet=quiet)
     if out is not None:
         how = WriteOptions(command=f"esdtool {shlex.join(sys.argv[1:])}", learning_rate=learning_rate)
         write_text(out, write_as(file_format, found.allocation, how), quiet=quiet)
@@ -312,6 +311,15 @@ def _allocate(
         print_allocation(found.allocation)
     if out is None:
         note("nothing was written: name a file with --out assignment.json", quiet=quiet)
+
+
+def _warn(analysis: Analysis, assignment: Assignment, *, quiet: bool) -> None:
+    """Say what a user should know before trusting the weight decays."""
+    from esdtool.assignment.remarks import geometry_remark, total_remark
+    from esdtool.cli.output import note
+
+    for warning in filter(None, (geometry_remark(analysis, assignment), total_remark(assignment))):
+        note(f"warning: {warning}", quiet=quiet)
 
 
 def _analysis(source: str | None, *, fits: tuple[str, ...], work: dict[str, Any], quiet: bool) -> Analysis:

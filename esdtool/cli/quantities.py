@@ -59,3 +59,27 @@ def settings_of(
             raise UsageError(f"--set {text!r}: {name!r} was not asked for; add --for {name}")
         found[name][setting.replace("-", "_")] = value
     return found
+
+
+def check_writing(quantities: Sequence[str], file_format: str, learning_rate: float | None) -> None:
+    """Refuse a format that cannot hold the quantities, and a learning rate that it would not hold.
+
+    Args:
+        quantities: names that were asked for.
+        file_format: the form to write.
+        learning_rate: that of the schedule, if given.
+
+    Raises:
+        UsageError: with the formats that can.
+    """
+    from esdtool.assignment.allocate import check_quantities
+    from esdtool.assignment.formats import FORMAT_NAMES
+    from esdtool.assignment.quantity import load_quantity
+    from esdtool.assignment.writer import WriteOptions, check_format, load_writer
+
+    check_quantities(quantities)
+    keys = ["weight_decay" if name == WEIGHT_DECAY else load_quantity(name).key for name in quantities]
+    check_format(file_format, keys, WriteOptions(learning_rate=learning_rate))
+    if learning_rate is not None and not load_writer(file_format).absolute:
+        able = [name for name in FORMAT_NAMES if load_writer(name).absolute]
+        raise UsageError(f"--learning-rate is only for formats with absolute rates: {', '.join(able)}")

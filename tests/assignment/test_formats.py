@@ -17,6 +17,7 @@ import yaml
 from torch import nn
 
 from esdtool.assignment.allocation import Allocation, ParameterValues, QuantityRecord, ValueDetail
+from esdtool.assignment.document import Default
 from esdtool.assignment.formats import FORMAT_NAMES
 from esdtool.assignment.options import AssignmentFormat
 from esdtool.assignment.writer import WriteOptions, load_writer, write_as
@@ -130,6 +131,36 @@ def test_fairseq2() -> None:
         assert config["groups"][index]["lr"] == pytest.approx(0.001 * ratio)
         assert config["groups"][index]["weight_decay"] == pytest.approx(ratio / 5)
     assert all(first_match(patterns, name) is None for name in OTHERS)
+
+
+def test_no_decay_for_what_is_not_listed_reaches_every_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedding has a learning rate and no decay of its own; norms have neither."""
+    embedding, norm = "model.embed_tokens.weight", "model.norm.weight"
+    parameters = BOTH.parameters | {embedding: ParameterValues(lr_ratio=5.0)}
+    default = Default.of("no-decay", 0.1)
+    document = BOTH.model_copy(update={"parameters": parameters, "default": default})
+
+    overrides = yaml.safe_load(write_as("nemo", document, HOW))["param_group_overrides"]
+    for name, lr in ((embedding, 5.0), (norm, 1.0)):
+        index = first_match([override["pattern"] for override in overrides], name)
+        assert index is not None
+        assert (overrides[index]["lr_mult"], overrides[index]["wd_mult"]) == (lr, 0.0)
+
+    monkeypatch.setitem(sys.modules, "torchtitan", types.ModuleType("torchtitan"))
+    for name in ("torchtitan.components", "torchtitan.components.optimizer"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["torchtitan.components.optimizer"].ParamGroupConfig = ParamGroupConfig  # type: ignore[attr-defined]
+    namespace: dict[str, Any] = {}
+    exec(write_as("torchtitan", document, HOW), namespace)
+    groups = namespace["param_groups"](lr=0.001, weight_decay=0.1)
+    for name, lr in ((embedding, 0.005), (norm, 0.001)):
+        index = first_match([group.pattern for group in groups], name)
+        assert index is not None
+        assert groups[index].optimizer_kwargs == {"lr": lr, "weight_decay": 0.0}
+
+    assert yaml.safe_load(write_as("fairseq2", document, HOW))["optimizer"]["config"]["weight_decay"] == 0.0
+    ends = [group for group in json.loads(write_as("torch-groups", document, HOW)) if embedding in group["params"]]
+    assert ends == [{"weight_decay": 0.0, "lr_ratio": 5.0, "params": [embedding]}]
 
 
 def axolotl_rate(config: dict[str, Any], name: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,9 @@ def test_formats(assign: Callable[..., Any]) -> None:
         (["--for", "sparsity", "--fit", "nonsense"], "unknown fit 'nonsense'"),
         (["--for", "sparsity", "--names", "live"], "--names live is for weight decays alone"),
         (["--for", "bits", "--format", "peft"], "the format peft cannot carry bits; choose from csv, json, llama"),
+        (["--for", "learning-rate", "--format", "fairseq2", "--learning-rate", "-1"], "must be above 0, not -1"),
+        (["--for", "learning-rate", "--learning-rate", "1"], "only for formats with absolute rates: axolotl, fairseq2"),
+        (["--learning-rate", "1"], "only for formats with absolute rates: axolotl, fairseq2"),
     ],
 )
 def test_refusals(assign: Callable[..., Any], arguments: list[str], message: str) -> None:
@@ -110,6 +114,40 @@ def test_refusals(assign: Callable[..., Any], arguments: list[str], message: str
         assign(*arguments)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--format", "axolotl"],
+        ["--for", "bits", "--format", "peft"],
+        ["--for", "learning-rate", "--format", "axolotl"],
+    ],
+)
+def test_a_format_is_refused_before_the_spectra(
+    arguments: list[str], assign: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sys.modules["esdtool.cli.assign"], "_analysis", lambda *_, **__: pytest.fail("computed spectra")
+    )
+    with pytest.raises(UsageError, match=f"{arguments[-1]} (cannot carry|reads absolute)"):
+        assign(*arguments)
+
+
+def test_what_is_said_of_weight_decays_is_said_beside_others_too(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for quantities in (["--min-ratio", "4"], ["--min-ratio", "4", "--for", "weight-decay", "--for", "lora-targets"]):
+        app(["assign", str(model), *quantities], prog_name="esdtool", standalone_mode=False)
+        said.append([line for line in capsys.readouterr().err.splitlines() if "warning: " in line])
+    assert said[0]
+    assert said[1] == said[0]
+
+
+def test_choices_are_counted(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    app(["assign", str(model), "--for", "lora-targets"], prog_name="esdtool", standalone_mode=False)
+    assert "lora_target: 2 of 14 parameters" in capsys.readouterr().out
 
 
 def test_an_analysis_file_lacks_whole_spectra(assign: Callable[..., Any], model: Path, tmp_path: Path) -> None:

@@ -63,4 +63,5 @@ WRITER = Writer(
     write=_write,
     reader="axolotl",
     why_not="its lr_groups know learning rates only",
+    absolute=True,
 )

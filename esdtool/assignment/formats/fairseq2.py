@@ -23,8 +23,8 @@ def _write(allocation: Allocation, options: WriteOptions) -> str:
     text = [comment(options), "optimizer:\n  name: adamw\n  config:\n"]
     if options.learning_rate is not None:
         text.append(f"    lr: {number(options.learning_rate)}\n")
-    if allocation.base_weight_decay is not None and allocation.default.unlisted == "base":
-        text.append(f"    weight_decay: {number(allocation.base_weight_decay)}\n")
+    if allocation.default.weight_decay is not None:
+        text.append(f"    weight_decay: {number(allocation.default.weight_decay)}\n")
     text.append("    groups:\n")
     for (ratio, decay), names in collapsed(values).items():
         if ratio is None and decay is None:
@@ -37,4 +37,4 @@ def _write(allocation: Allocation, options: WriteOptions) -> str:
     return "".join(text)
 
 
-WRITER = Writer(carries=frozenset({"weight_decay", "lr_ratio"}), write=_write, reader="fairseq2")
+WRITER = Writer(carries=frozenset({"weight_decay", "lr_ratio"}), write=_write, reader="fairseq2", absolute=True)

@@ -7,7 +7,17 @@ scheduler says.
 from __future__ import annotations
 
 from esdtool.assignment.allocation import Allocation
-from esdtool.assignment.writer import WriteOptions, Writer, anchored, collapsed, comment, multipliers, number, quoted
+from esdtool.assignment.writer import (
+    WriteOptions,
+    Writer,
+    anchored,
+    collapsed,
+    comment,
+    multipliers,
+    number,
+    quoted,
+    unlisted_multiplier,
+)
 
 
 def _write(allocation: Allocation, options: WriteOptions) -> str:
@@ -16,6 +26,9 @@ def _write(allocation: Allocation, options: WriteOptions) -> str:
         text.append(f"  - pattern: {quoted(anchored(names))}\n")
         text.append(f"    lr_mult: {number(1.0 if lr is None else lr)}\n")
         text.append(f"    wd_mult: {number(1.0 if decay is None else decay)}\n")
+    rest = unlisted_multiplier(allocation)
+    if rest is not None:
+        text.append(f'  - pattern: ".*"\n    lr_mult: 1.0\n    wd_mult: {number(rest)}\n')
     return "".join(text)
 
 

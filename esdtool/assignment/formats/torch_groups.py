@@ -12,8 +12,9 @@ from esdtool.support.json_text import escaped
 def _write(allocation: Allocation, options: WriteOptions) -> str:
     """Write a list of {"weight_decay": x, "lr_ratio": y, "params": [names]}; the command has no place in it."""
     del options
+    unlisted = allocation.default.weight_decay
     values = {
-        name: (entry.weight_decay, entry.lr_ratio)
+        name: (unlisted if entry.weight_decay is None else entry.weight_decay, entry.lr_ratio)
         for name, entry in allocation.parameters.items()
         if entry.weight_decay is not None or entry.lr_ratio is not None
     }

@@ -7,7 +7,16 @@ match first, and the whole keyword arguments of its optimizer; a pattern that ma
 from __future__ import annotations
 
 from esdtool.assignment.allocation import Allocation
-from esdtool.assignment.writer import WriteOptions, Writer, anchored, collapsed, comment, multipliers, quoted
+from esdtool.assignment.writer import (
+    WriteOptions,
+    Writer,
+    anchored,
+    collapsed,
+    comment,
+    multipliers,
+    quoted,
+    unlisted_multiplier,
+)
 
 _HEAD = '''
 from torchtitan.components.optimizer import ParamGroupConfig
@@ -33,8 +42,8 @@ def _write(allocation: Allocation, options: WriteOptions) -> str:
         f"    ({quoted(anchored(names))}, {1.0 if lr is None else lr!r}, {1.0 if decay is None else decay!r}),\n"
         for (lr, decay), names in collapsed(multipliers(allocation)).items()
     ]
-    rest = {"no-decay": "0.0"}.get(allocation.default.unlisted or "keep", "1.0")
-    last = f'    (".*", 1.0, {rest}),\n'
+    rest = unlisted_multiplier(allocation)
+    last = f'    (".*", 1.0, {1.0 if rest is None else rest!r}),\n'
     head = "# (pattern, learning rate over lr, weight decay over weight_decay)\n"
     return comment(options) + _HEAD.lstrip("\n") + head + "GROUPS = [\n" + "".join(lines) + last + "]\n"
 

@@ -1,4 +1,4 @@
-"""Show an assignment of several quantities in the terminal: the values of each parameter, and the mean of each."""
+"""Show an assignment of several quantities in the terminal: the values of each parameter, and a summary of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from esdtool.support.words import dimensions
 
 
 def print_allocation(allocation: Allocation, *, console: Console | None = None) -> None:
-    """Print the table of values, and the mean of each quantity weighted by size."""
+    """Print the table of values, and how many are chosen, or the range and the mean weighted by size."""
     console = console or new_console()
     methods = ", ".join(f"{name} ({record.method})" for name, record in allocation.quantities.items())
     table = new_table(methods)
@@ -29,6 +29,9 @@ def print_allocation(allocation: Allocation, *, console: Console | None = None) 
     console.print(table)
     for key in allocation.keys:
         values = allocation.values(key)
+        if all(isinstance(value, bool) for value in values.values()):
+            console.print(styled(f"{key}: {sum(values.values())} of {len(values)} parameters"))
+            continue
         sizes = [math.prod(allocation.parameters[name].shape or ()) for name in values]
         mean = weighted_mean([float(value) for value in values.values()], sizes)
         words = f"{key}: {len(values)} parameters, {min(values.values()):g} to {max(values.values()):g}"
