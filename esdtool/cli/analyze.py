@@ -120,7 +120,10 @@ def analyze(
         ),
     ] = None,
     esd_path: Annotated[
-        str | None, typer.Option("--esd", help="Write the eigenvalues of every module (.safetensors).", metavar="PATH")
+        str | None,
+        typer.Option(
+            "--esd", help="Write the eigenvalues of every module, not of heads (.safetensors).", metavar="PATH"
+        ),
     ] = None,
     html_path: HtmlOption = None,
     plots: Annotated[

@@ -37,7 +37,7 @@ from esdtool.report.tables.means import (
     role_mean_rows,
 )
 from esdtool.report.tables.runs import PAIRED_HEADINGS, paired_rows, policy_table
-from esdtool.report.tables.settings import settings_in_words
+from esdtool.report.tables.settings import left_to_files, settings_in_words
 from esdtool.report.tables.vectors import (
     LOCALISED_COLUMNS,
     ROLES_TITLE,
@@ -140,11 +140,13 @@ def trajectory_markdown(trajectory: Trajectory) -> str:
     ]
     headings = [("checkpoint", True), ("mean", False), *((code(role), False) for role in trajectory.roles)]
     table = _folded("alpha by role over the checkpoints", markdown_table(headings, rows), len(rows))
+    elsewhere = left_to_files(trajectory.analyses[-1].settings)
     return "\n\n".join(
         (
             *_findings(trajectory.analyses[-1]),
             "\n".join(words),
             table,
+            *([] if elsewhere is None else [elsewhere]),
             _settings(trajectory.created_by, trajectory.analyses[0].settings),
         )
     )

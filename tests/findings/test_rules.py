@@ -63,6 +63,8 @@ def test_traps_count_where_an_element_makes_half_of_the_largest_eigenvalue() -> 
     assert evidence.value == 0.5
     assert "[0, 3] = 9" in evidence.measure
     assert "2 such elements" in evidence.measure
+    (alone,) = find("traps", [trapped("alone", 50.0)])
+    assert "1 such element)" in alone.evidence[0].measure
 
 
 def test_traps_of_2000_modules_are_one_finding_with_the_clearest_three() -> None:

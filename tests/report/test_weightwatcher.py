@@ -79,6 +79,16 @@ def test_kernels_and_what_cannot_be_scored_have_rows(weights: dict[str, torch.Te
     assert [row["layer_id"] for row in rows.values()] == ["1", "2", "3"]
 
 
+def test_lambda_is_that_of_the_truncated_power_law() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = {"model.layers.0.mlp.up_proj.weight": torch.randn(60, 50, generator=generator).exp()}
+    analysis = esdtool.analyze(weights, fit=["ks", "tpl"])
+    (row,) = rows_of(weightwatcher_csv(analysis)).values()
+    assert float(row["Lambda"]) == analysis.modules[0].fits["tpl"].truncation_lambda
+    (row,) = rows_of(weightwatcher_csv(esdtool.analyze(weights, fit="ks"))).values()
+    assert row["Lambda"] == ""
+
+
 def test_another_alpha_is_refused(weights: dict[str, torch.Tensor]) -> None:
     with pytest.raises(UsageError, match="make ks the first --fit"):
         weightwatcher_csv(esdtool.analyze(weights))

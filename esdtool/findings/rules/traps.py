@@ -8,6 +8,7 @@ from esdtool.analysis.finding import Evidence, Severity
 from esdtool.findings.case import Case, Suspect
 from esdtool.findings.rule import Found, Rule
 from esdtool.spectra.trap_records import TrapElement
+from esdtool.support.words import counted
 
 _SHARE = 0.5
 """Least share of the largest eigenvalue that the largest element makes."""
@@ -25,7 +26,7 @@ def _find(case: Case) -> Iterator[Found]:
             evidence=tuple(
                 Evidence(
                     measure=f"eigenvalue that element [{element.row}, {element.column}] = {element.value:.3g} makes "
-                    f"alone, over the largest ({_count(suspect)} such elements)",
+                    f"alone, over the largest ({counted(_count(suspect), 'such element')})",
                     module=suspect.name,
                     value=share,
                     expected=0,
@@ -57,7 +58,8 @@ RULE = Rule(
     title="Single elements make the largest eigenvalue",
     evidence="An element lies so far from the mean that it makes an eigenvalue above the noise that a shuffle of all "
     "elements leaves (`num_traps` of the measures), and this eigenvalue is at least half the largest one. Both are "
-    "computed from the elements, without a random draw.",
+    "computed from the elements, without a random draw. A trap that the mean of all elements makes is counted there, "
+    "too, but is no finding: it is no outlying weight.",
     meaning="A correlation trap: the top of the spectrum, and the spectral norm, are those of an outlying weight and"
     " no pattern over many. The literature reads many of them as memorisation.",
     caveat="Good language models have such weights, mostly where a projection writes into the residual stream. That "

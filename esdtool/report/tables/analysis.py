@@ -110,8 +110,15 @@ def module_columns(analysis: Analysis, *, narrow: bool) -> list[Column[ModuleRes
         Column(heading="alpha", cell=lambda module: format_number(module.alpha, ".3f")),
         Column(heading="+-", cell=lambda module: format_number(module.alpha_stderr, ".2f")),
         *([estimated] if any(module.alpha_ci for module in analysis.modules) else []),
-        *([truncation] if "tpl" in fit and not narrow else []),
-        *(Column(heading=name, cell=other(name)) for name in fit[1:]),
+        *([truncation] if fit[0] == "tpl" and not narrow else []),
+        *(
+            column
+            for name in fit[1:]
+            for column in (
+                Column(heading=name, cell=other(name)),
+                *([truncation] if name == "tpl" and not narrow else []),
+            )
+        ),
         Column(heading="null", cell=lambda module: format_number(module.mp_alpha, ".2f")),
         *([] if narrow else rest),
         *distances,

@@ -12,6 +12,7 @@ from esdtool.report.tables.analysis import Column
 from esdtool.support.words import counted
 
 HEADS_TITLE = "alpha over the attention heads: smallest, median, largest"
+NARROW_HEADS_TITLE = "alpha over the attention heads: median"
 
 _KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "qk", "vo")
 
@@ -61,13 +62,13 @@ def nulls_words(analysis: Analysis) -> str | None:
     return f"Untrained: {', '.join(said)}." if said else None
 
 
-def block_columns(analysis: Analysis) -> list[Column[BlockRow]]:
-    """Return the columns of the table: those of the parts and products that there are."""
+def block_columns(analysis: Analysis, *, narrow: bool = False) -> list[Column[BlockRow]]:
+    """Return the columns of the table: those of the parts and products that there are; `narrow` keeps the medians."""
     there = {kind(head) for head in analysis.heads}
     return [
         Column(heading="attention", cell=lambda row: row.attention, is_text=True),
         Column(heading="heads", cell=lambda row: row.number),
-        *(Column(heading=name, cell=_three(name)) for name in _KINDS if name in there),
+        *(Column(heading=name, cell=_median(name) if narrow else _three(name)) for name in _KINDS if name in there),
     ]
 
 
@@ -83,5 +84,13 @@ def _three(name: str) -> Callable[[BlockRow], str]:
     def cell(row: BlockRow) -> str:
         alphas = row.alphas(name)
         return " ".join(f"{value:.2f}" for value in (min(alphas), median(alphas), max(alphas))) if alphas else "-"
+
+    return cell
+
+
+def _median(name: str) -> Callable[[BlockRow], str]:
+    def cell(row: BlockRow) -> str:
+        alphas = row.alphas(name)
+        return f"{median(alphas):.2f}" if alphas else "-"
 
     return cell

@@ -54,5 +54,18 @@ def settings_in_words(settings: Settings) -> list[SettingInWords]:
     return found
 
 
+def left_to_files(settings: Settings) -> str | None:
+    """Say where the results of several checkpoints are that no table over steps shows; None if there are none."""
+    asked = [
+        words
+        for words, is_asked in (("singular vectors", settings.vectors), ("attention heads", settings.per_head))
+        if is_asked
+    ]
+    if not asked:
+        return None
+    words = " and ".join(asked)
+    return f"{words.capitalize()}: each checkpoint's are in --json and --csv; one checkpoint at a time has tables."
+
+
 def _setting(term: str, value: str) -> SettingInWords:
     return SettingInWords(term=term, values=(value,))

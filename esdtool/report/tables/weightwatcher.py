@@ -30,6 +30,7 @@ COLUMNS: Final = (
     "name",
     "D",
     "ERG_gap",
+    "Lambda",
     "M",
     "N",
     "Q",
@@ -126,6 +127,7 @@ def _numbers(module: ModuleResult, analysis: Analysis, long: int) -> dict[str, A
         **{name: getattr(module, name) for name in _SAME},
         "D": module.ks_distance,
         "ERG_gap": module.measure("erg_gap"),
+        "Lambda": module.truncation_lambda,  # that tool says -1 where it fits no truncated law
         "W_scale": scale,
         "bulk_max": module.measure("mp_bulk_max"),
         "bulk_min": module.measure("mp_bulk_min"),

@@ -26,6 +26,7 @@ from esdtool.report.tables.analysis import (
 )
 from esdtool.report.tables.experts import Experts, starred
 from esdtool.report.tables.means import MEAN_COLUMNS, MEANS_TITLE, mean_rows
+from esdtool.report.tables.settings import left_to_files
 from esdtool.report.terminal.console import left_out_words, new_table
 from esdtool.report.terminal.findings import print_findings
 from esdtool.report.terminal.heads import print_heads
@@ -175,6 +176,9 @@ def print_trajectory(trajectory: Trajectory, *, sparklines: bool = False, consol
         console.print(trends(trajectory, console))
     for analysis in trajectory.analyses:
         console.print(styled(f"{analysis.source.checkpoint}: {closing_words(analysis)}"))
+    elsewhere = left_to_files(trajectory.analyses[-1].settings)
+    if elsewhere is not None:
+        console.print(elsewhere)
 
 
 def _modules(
