@@ -193,7 +193,7 @@ def test_the_error_of_any_rank_is_reported_once(tmp_path: Path, monkeypatch: pyt
         "if os.environ.get('RANK') == '1':\n"
         "    import esdtool.analysis.run\n"
         "    from esdtool.errors import CheckpointError\n"
-        "    def broken(checkpoint, module):\n"
+        "    def broken(checkpoint, module, **more):\n"
         "        raise CheckpointError(f'{module.parameter}: unreadable')\n"
         "    esdtool.analysis.run.read_matrices = broken\n"
     )
