@@ -64,7 +64,12 @@ def pages(analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.fixture(
     scope="module",
-    params=[(width, scheme) for width in (1400, 400) for scheme in ("light", "dark")],
+    params=[
+        (1400, "dark"),
+        (400, "light"),
+        pytest.param((1400, "light"), marks=pytest.mark.slow),
+        pytest.param((400, "dark"), marks=pytest.mark.slow),
+    ],
     ids=lambda combination: f"{combination[0]}-{combination[1]}",
 )
 def shown(request: pytest.FixtureRequest, browser: Any, pages: dict[str, Path]) -> Iterator[dict[str, Opened]]:
