@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,6 +62,21 @@ def load_allocation(path: str | Path) -> Assignment | Allocation:
         AssignmentError: as for `load_assignment`, but a file without weight decays is fine.
     """
     return _parsed(_text(path), where=str(path))
+
+
+@contextmanager
+def naming(source: object) -> Iterator[None]:
+    """Put the path of a file before what is wrong with its values on a model; anything but a path is not named.
+
+    Raises:
+        AssignmentError: the error of the block, with the path.
+    """
+    try:
+        yield
+    except AssignmentError as error:
+        if not isinstance(source, str | PathLike) or str(error).startswith(str(source)):
+            raise
+        raise AssignmentError(f"{source}: {error}") from error
 
 
 def _text(path: str | Path) -> str:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from esdtool.assignment.allocation import Allocation
-from esdtool.assignment.reading import load_allocation
+from esdtool.assignment.reading import load_allocation, naming
 from esdtool.errors import AssignmentError
 from esdtool.optim import groups
 from esdtool.optim.learning_rates import ScaledRates
@@ -36,7 +36,8 @@ def scale_by_file(model: nn.Module, optimizers: tuple[Optimizer, ...], path: str
     if rates is None:
         raise AssignmentError(f"{path}: holds no learning rates; make it with `esdtool assign --for learning-rate`")
     live = live_model(model)
-    found = resolve(live, fitted(rates, model), strict=True).decays
+    with naming(path):
+        found = resolve(live, fitted(rates, model), strict=True, values="learning-rate ratios").decays
     held = groups.optimized(optimizers)
     ratios = {parameter: ratio for parameter, ratio in found.items() if parameter in held}
     if not ratios:

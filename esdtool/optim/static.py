@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from esdtool.assignment.allocation import Allocation
 from esdtool.assignment.document import Assignment
 from esdtool.assignment.options import Unlisted
-from esdtool.assignment.reading import load_allocation
+from esdtool.assignment.reading import load_allocation, naming
 from esdtool.errors import AssignmentError
 from esdtool.optim import groups
 from esdtool.optim.live_names import fitted
@@ -221,16 +221,17 @@ class _Values:
         rates = None if isinstance(chosen, Assignment) else chosen.rates
         if decays is None and rates is None:
             raise AssignmentError("the file holds neither weight decays nor ratios of learning rates")
-        decays = None if decays is None else fitted(decays, model)
-        return cls(
-            live=live,
-            assignment=decays,
-            decays=None if decays is None else resolve(live, decays, strict=strict),
-            rates=None
-            if rates is None
-            else resolve(live, fitted(rates, model), strict=strict, values="learning-rate ratios"),
-            unlisted=unlisted,
-        )
+        with naming(assignment):
+            decays = None if decays is None else fitted(decays, model)
+            return cls(
+                live=live,
+                assignment=decays,
+                decays=None if decays is None else resolve(live, decays, strict=strict),
+                rates=None
+                if rates is None
+                else resolve(live, fitted(rates, model), strict=strict, values="learning-rate ratios"),
+                unlisted=unlisted,
+            )
 
     @property
     def resolutions(self) -> tuple[Resolution, ...]:

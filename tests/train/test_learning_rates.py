@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,10 @@ def test_rates_of_a_file(make_config: Config, tmp_path: Path) -> None:
     (line,) = _lines(found)
     assert {f"{name}.weight": module["ratio"] for name, module in line["modules"].items()} == names
     rehearse(make_config("again", **sections))
+    document["parameters"] = {"lm_head.weight": {"lr_ratio": 5.0, "shape": [1, 1]}}
+    path.write_text(json.dumps(document))
+    with pytest.raises(AssignmentError, match=rf"^{re.escape(str(path))}: lm_head.weight: shape .* another model"):
+        rehearse(make_config("misfit", **sections))
     document["parameters"] = {"lm_head.weight": {"train": True}}
     path.write_text(json.dumps(document))
     with pytest.raises(AssignmentError, match="holds no learning rates; make it with"):

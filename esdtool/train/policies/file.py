@@ -39,7 +39,7 @@ class FixedAssignment:
             AssignmentError: if it is invalid or does not fit the model.
             ConfigError: if it was made for the other kind of decay.
         """
-        from esdtool.assignment.reading import load_assignment
+        from esdtool.assignment.reading import load_assignment, naming
 
         self._target = target
         self._assignment = load_assignment(Path(settings.path))
@@ -50,7 +50,8 @@ class FixedAssignment:
                 f'but optimizer.name "{target.optimizer_name}" decays "{kind}"; '
                 "make another with `esdtool assign --optimizer`"
             )
-        self._apply()
+        with naming(settings.path):
+            self._apply()
 
     def _apply(self) -> None:
         from esdtool.optim import apply
