@@ -195,3 +195,16 @@ def test_rounding_of_a_quantised_matrix_and_of_a_difference() -> None:
     stored = {key: tensor.bfloat16() for key, tensor in base.items()}
     (found,) = findings(stored, base=base)
     assert (found.rule, found.severity, len(found.modules)) == ("rounding", Severity.WARNING, 7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merged_low_rank_update_is_no_rounding(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = {key: tensor.to(dtype) for key, tensor in healthy(layers=1).items()}
+    name = "model.layers.0.self_attn.q_proj.weight"
+    rows, columns = base[name].shape
+    update = torch.randn(rows, 1, generator=generator) @ torch.randn(1, columns, generator=generator)
+    update *= 0.3 * base[name].float().norm() / update.norm()
+    tuned = base | {name: (base[name].float() + update).to(dtype)}
+    assert all(finding.severity is Severity.INFO for finding in findings(tuned, base=base))
+    assert esdtool.analyze(tuned, base=base, jobs=1).observations[name.removesuffix(".weight")].storage_floor
