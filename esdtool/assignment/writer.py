@@ -159,6 +159,15 @@ def anchored(names: Iterable[str]) -> str:
     return f"^{escaped[0]}$" if len(escaped) == 1 else f"^(?:{'|'.join(escaped)})$"
 
 
+def unfrozen(name: str) -> str:
+    """Return a pattern of exactly this name for `unfrozen_parameters`: its readers escape dots, and only those.
+
+    >>> unfrozen("a.b(c)")
+    '^a.b\\\\(c\\\\)$'
+    """
+    return "^" + re.sub(r"([^A-Za-z0-9_/.-])", r"\\\1", name) + "$"
+
+
 def quoted(text: str) -> str:
     """Return text as a scalar that YAML, JSON and Python read alike."""
     return json.dumps(text)

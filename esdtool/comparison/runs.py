@@ -15,6 +15,7 @@ from esdtool.errors import ConfigError, UsageError
 from esdtool.support.csv_text import csv_text
 from esdtool.train.config.loading import load_run_config
 from esdtool.train.config.train_config import is_immaterial
+from esdtool.train.learning_rates import load_learning_rates
 from esdtool.train.run.log import AVERAGED, CONFIG, DECAY, METRICS, read_lines
 
 BASE: Final = "weight_decay.base"
@@ -251,13 +252,21 @@ def described(policy: str, setting: Mapping[str, Any]) -> str:
     >>> described("alphadecay", {"weight_decay.base": 0.1, "weight_decay.control": "mean", "weight_decay.path": None})
     'alphadecay, base 0.1, control mean'
     """
+    usual = _published(setting.get(RATES))
     parts = [
         f"{_short(key)} {_text(value)}"
-        for key, value in setting.items()
-        # Where nothing is done to the learning rate, nothing is said of it.
-        if value not in (None, "none") and (key, value) != (RATES, "uniform")
+        for key, value in sorted(setting.items(), key=lambda item: item[0] != RATES)
+        # Where nothing is done to the learning rate, nothing is said of it; nor of what its policy does anyway.
+        if value not in (None, "none") and (key, value) != (RATES, "uniform") and (key, value) not in usual
     ]
     return ", ".join([policy, *parts])
+
+
+def _published(policy: str | None) -> list[tuple[str, Any]]:
+    """Return the defaults of a policy of [learning_rate], besides its name, as settings of a run; none without one."""
+    model = load_learning_rates().get(policy or "")
+    fields = {} if model is None else model.model_fields
+    return [(f"learning_rate.{name}", field.default) for name, field in fields.items() if name != "policy"]
 
 
 def _short(key: str) -> str:

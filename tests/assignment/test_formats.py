@@ -196,6 +196,17 @@ def test_layers_to_train(name: str) -> None:
     assert found == {name for name, is_trained in zip(NAMES, trained, strict=True) if is_trained}
 
 
+@pytest.mark.parametrize("name", ["axolotl", "spectrum-yaml"])
+@pytest.mark.parametrize("strange", ["a+b.0.f(x).weight", "my proj$ #1: x.weight", "a|b.weight", "a[0]*.weight"])
+def test_strange_names_to_train(name: str, strange: str) -> None:
+    entries = {strange: ParameterValues(train=True)}
+    document = allocation(train=[True] * 6).model_copy(update={"parameters": entries})
+    patterns = yaml.safe_load(write_as(name, document, HOW))["unfrozen_parameters"]
+    assert axolotl_unfrozen(patterns, [strange, f"{strange}x", f"x.{strange}", "a", "b.weight", "aab.0.fx.weight"]) == {
+        strange
+    }
+
+
 def test_spectrum_json_lets_axolotl_choose_the_same() -> None:
     """The choice of `_generate_unfrozen_params_yaml`: in each type the int(count * fraction) largest scores."""
     scores = json.loads(write_as("spectrum-json", allocation(train=[True] * 6), HOW))

@@ -16,6 +16,7 @@ from esdtool.assignment.writer import (
     needed_learning_rate,
     number,
     quoted,
+    unfrozen,
 )
 from esdtool.errors import UsageError
 
@@ -42,7 +43,7 @@ def _write(allocation: Allocation, options: WriteOptions) -> str:
     train = allocation.values("train")
     if train:
         text.append("unfrozen_parameters:\n")
-        text += [f"  - {quoted(f'^{name}$')}\n" for name, trained in train.items() if trained]
+        text += [f"  - {quoted(unfrozen(name))}\n" for name, trained in train.items() if trained]
     return "".join(text)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from esdtool.assignment.allocation import Allocation
-from esdtool.assignment.writer import WriteOptions, Writer, comment
+from esdtool.assignment.writer import WriteOptions, Writer, comment, unfrozen
 from esdtool.support.words import visible
 
 
@@ -24,10 +24,10 @@ def _write(allocation: Allocation, options: WriteOptions) -> str:
         else:
             types[entry.role or "other"].append(name)
     text = [comment(options), "unfrozen_parameters:\n"]
-    text += [f"- ^{name}$\n" for name in ends]
+    text += [f"- {unfrozen(name)}\n" for name in ends]
     for kind, names in types.items():
         text.append(f"# {visible(kind)} layers\n")
-        text += [f"- ^{name}$\n" for name in names]
+        text += [f"- {unfrozen(name)}\n" for name in names]
     return "".join(text)
 
 
