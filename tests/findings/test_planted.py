@@ -173,6 +173,23 @@ def test_an_unused_head_is_no_error() -> None:
     ]
 
 
+def test_a_channel_that_is_one_element_is_told_from_a_large_row() -> None:
+    def measured(tensors: Tensors) -> list[str]:
+        found = next(finding for finding in findings(tensors) if finding.rule == "channel")
+        return [evidence.measure for evidence in found.evidence]
+
+    tensors = healthy(layers=1)
+    down = "model.layers.0.mlp.down_proj.weight"
+    weight = tensors[down].float()
+    alone, row = weight.clone(), weight.clone()
+    alone[5, 6] = 2 * weight.norm()
+    row[5] *= 40
+    said = measured(tensors | {down: alone})
+    assert {words.split(",")[0].rpartition(" in ")[2] for words in said} == {"row 5", "column 6"}
+    assert all(words.endswith("almost all of it in one element") for words in said)
+    assert all("one element" not in words for words in measured(tensors | {down: row}))
+
+
 def test_orthogonal_matrices_are_told_apart_from_random_ones() -> None:
     tensors = healthy()
     tensors[f"{QUERY}.weight"] = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0))).Q

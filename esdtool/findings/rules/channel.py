@@ -24,6 +24,9 @@ _WHOLE = 0.9
 _FEWEST = 20
 """Channels of which one can stand out."""
 
+_ONE = 0.9
+"""Share of a channel's squared weights from which one element is what makes it large."""
+
 _SHOWN = 3
 
 
@@ -38,7 +41,8 @@ def _find(case: Case) -> Iterator[Found]:
         modules=tuple(dict.fromkeys(suspect.name for suspect, _ in found)),
         evidence=tuple(
             Evidence(
-                measure=f"share of the squared weights in {kind} {channels.largest}",
+                measure=f"share of the squared weights in {kind} {channels.largest}"
+                + (", almost all of it in one element" if _is_one_element(suspect, kind, channels) else ""),
                 module=suspect.name,
                 value=channels.largest_share,
                 expected=1 / channels.count,
@@ -48,6 +52,16 @@ def _find(case: Case) -> Iterator[Found]:
         ),
         command=case.command(found[0][0].name, "--html report.html"),
     )
+
+
+def _is_one_element(suspect: Suspect, kind: str, channels: ChannelStatistics) -> bool:
+    """Tell whether a channel is large for a single element, which `traps` of the module names."""
+    traps, norm = suspect.result.traps, suspect.result.frobenius_norm
+    if traps is None or not traps.elements or not norm or not suspect.is_matrix:
+        return False
+    element = traps.elements[0]
+    place = element.row if kind == "row" else element.column
+    return place == channels.largest and (element.value / norm) ** 2 >= _ONE * channels.largest_share
 
 
 def _sides(suspect: Suspect) -> list[tuple[str, ChannelStatistics]]:
