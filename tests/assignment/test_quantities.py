@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -81,6 +81,7 @@ weights = st.lists(st.tuples(st.floats(1.01, 20), st.integers(1, 10**6)), min_si
 
 
 @given(weights, st.floats(0.01, 0.95), st.floats(0, 1), st.floats(0.95, 1))
+@example([(2.0, 1), (1.5, 2)], 0.5, 1.0, 1.0)
 def test_the_target_is_exact_and_no_sparsity_above_the_cap(
     units: list[tuple[float, int]], target: float, eps: float, cap: float
 ) -> None:

@@ -78,6 +78,9 @@ def sparsities(
         free = [index for index in range(len(ratios)) if index not in capped]
         left = total - cap * math.fsum(sizes[index] for index in capped)
         weight = math.fsum(sizes[index] * ratios[index] for index in free)
+        if free and not weight:  # eps 1: ratios of 0 say nothing of what the cap leaves to them, so all are alike
+            ratios = [1.0] * len(ratios)
+            continue
         scale = left / weight if weight else 0.0
         beyond = [index for index in free if ratios[index] * scale > cap]
         if not beyond:
