@@ -5,12 +5,8 @@ from __future__ import annotations
 from enum import Enum, auto
 from pathlib import Path
 
-from esdtool.analysis.document import FORMAT as ANALYSIS
-from esdtool.assignment.document import FORMAT as ASSIGNMENT
 from esdtool.checkpoint.layout import INDEX_SUFFIX
-from esdtool.comparison.trajectory import FORMAT as TRAJECTORY
 from esdtool.errors import CheckpointError
-from esdtool.optim.monitor_writers import FORMAT as MONITOR
 from esdtool.support.json_text import JsonTextError, parse_json
 from esdtool.train.run.log import CONFIG, METRICS
 
@@ -31,14 +27,6 @@ class SourceKind(Enum):
     """A JSONL file of `SpectralMonitor`."""
 
 
-_DOCUMENTS = {
-    ANALYSIS: SourceKind.ANALYSIS,
-    TRAJECTORY: SourceKind.TRAJECTORY,
-    ASSIGNMENT: SourceKind.ASSIGNMENT,
-    MONITOR: SourceKind.MONITOR_LOG,
-}
-
-
 def kind_of(source: str) -> SourceKind:
     """Recognise a source by its files.
 
@@ -50,7 +38,19 @@ def kind_of(source: str) -> SourceKind:
     document = format_of(source)
     if document is None or not document.startswith("esdtool."):
         return SourceKind.CHECKPOINT
-    return _DOCUMENTS.get(document, SourceKind.OTHER_DOCUMENT)
+    # The models of all formats take a tenth of a second to load, which most commands have no use for.
+    from esdtool.analysis.document import FORMAT as ANALYSIS
+    from esdtool.assignment.document import FORMAT as ASSIGNMENT
+    from esdtool.comparison.trajectory import FORMAT as TRAJECTORY
+    from esdtool.optim.monitor_writers import FORMAT as MONITOR
+
+    kinds = {
+        ANALYSIS: SourceKind.ANALYSIS,
+        TRAJECTORY: SourceKind.TRAJECTORY,
+        ASSIGNMENT: SourceKind.ASSIGNMENT,
+        MONITOR: SourceKind.MONITOR_LOG,
+    }
+    return kinds.get(document, SourceKind.OTHER_DOCUMENT)
 
 
 def format_of(source: str) -> str | None:

@@ -229,6 +229,21 @@ def test_help_imports_nothing_heavy() -> None:
     assert result.stdout.strip() == "[]"
 
 
+def test_a_plain_analysis_loads_no_more_than_it_needs(bundled: Path) -> None:
+    """Statistics, figures, and the models of what other commands read and write take a good part of a second."""
+    code = (
+        "import sys, contextlib, io\n"
+        "from esdtool.cli import app\n"
+        "with contextlib.redirect_stdout(io.StringIO()):\n"
+        f"    app(['analyze', {str(bundled)!r}, '--include', 'layers.0', '--quiet'], standalone_mode=False)\n"
+        "heavy = {'scipy.integrate', 'scipy.optimize', 'scipy.stats', 'powerlaw', 'matplotlib', 'pandas'}\n"
+        "heavy |= {'esdtool.train.config.train_config', 'esdtool.assignment.document', 'esdtool.optim', 'fsspec'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
 def test_python_m_and_import_are_clean() -> None:
     code = "import esdtool; esdtool.analyze; esdtool.hill; assert 'analyze' in dir(esdtool)"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True)

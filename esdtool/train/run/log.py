@@ -11,14 +11,16 @@ from collections import defaultdict
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from esdtool.errors import ConfigError, MissingExtraError
-from esdtool.modules import WeightModule
 from esdtool.support.files import atomic_write, atomic_write_text, naming_the_file
-from esdtool.train.config.train_config import TrainConfig
-from esdtool.train.learning_rate import RateRecord
-from esdtool.train.policy import DecayRecord
+
+if TYPE_CHECKING:
+    from esdtool.modules import WeightModule
+    from esdtool.train.config.train_config import TrainConfig
+    from esdtool.train.learning_rate import RateRecord
+    from esdtool.train.policy import DecayRecord
 
 METRICS: Final = "metrics.jsonl"
 DECAY: Final = "decay.jsonl"
