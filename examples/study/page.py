@@ -178,8 +178,10 @@ def block_answer() -> str:
             1,
             "With the same model, text and decay, layer-wise learning rates (LLR) ended "
             f"{abs(rates.mean):.1f} % {'below' if rates.mean < 0 else 'above'} uniform ones (exploratory; 95 % "
-            f"interval {interval(rates.low, rates.high)}, {rates.seeds} seeds); the balance between weight modules, "
-            f"with embedding and head left alone, {balance(looks['llr-modules', 'llr-modules-mean'])}.",
+            f"interval {interval(rates.low, rates.high)}, {rates.seeds} seeds). "
+            "It goes with embedding and head: without their larger rate LLR ended "
+            f"{-others['llr', 'llr-modules'].mean:.1f} % higher, and the balance between weight modules alone "
+            f"{balance(looks['llr-modules', 'llr-modules-mean'])}.",
         )
     return "\n".join(f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1))
 
