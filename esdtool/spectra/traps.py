@@ -156,7 +156,8 @@ def _outliers(matrix: torch.Tensor) -> _Outliers:
     for _, block in _blocks(matrix, exponent):
         low, high = min(low, float(block.min())), max(high, float(block.max()))
         total += float(torch.from_numpy(block).sum())
-        squares += float(block @ block)
+        # Not by BLAS, whose last digits depend on its threads.
+        squares += float(np.einsum("i,i->", block, block))
     count = rows * columns
     least_deviation = _least_deviation(rows, columns)
     places, values = np.zeros(0, dtype=np.int64), np.zeros(0)

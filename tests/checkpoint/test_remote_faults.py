@@ -64,6 +64,7 @@ def test_cut_connections_go_on_from_where_they_stopped(server, checkpoint, weigh
 
 
 def test_parts_of_a_large_tensor_go_on_each_by_itself(server, checkpoint, weight, monkeypatch):
+    monkeypatch.setattr("esdtool.checkpoint.remote.transfer._AT_ONCE", BYTES // 2)
     monkeypatch.setattr("esdtool.checkpoint.remote.transfer._PART", BYTES // 5 - 1)
     server.faults.extend([Fault(cut_after=300_000), Fault(), Fault(status=503), Fault(cut_after=0)])
     before = FETCHED.bytes

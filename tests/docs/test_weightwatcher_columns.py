@@ -15,7 +15,9 @@ def test_every_column_agrees_or_has_a_reason() -> None:
         name for name, column in RECORD["columns"].items() if column["reason"] is None and column["largest"] > 1e-9
     }
     assert differ == set()
-    assert {name for name, column in RECORD["columns"].items() if column["largest"] is not None} == set(COLUMNS)
+    # Without --fit tpl there is no Lambda to compare.
+    compared = {name for name, column in RECORD["columns"].items() if column["largest"] is not None}
+    assert compared == set(COLUMNS) - {"Lambda"}
 
 
 def test_every_column_is_on_the_page() -> None:

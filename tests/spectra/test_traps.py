@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 import esdtool
 from esdtool.errors import UsageError
@@ -135,3 +136,14 @@ def test_options_are_checked() -> None:
         ScoreOptions(traps="x")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="seed must be in"):
         ScoreOptions(seed=-1)
+
+
+def test_the_threads_of_blas_do_not_matter() -> None:
+    matrix = torch.randn(300, 400, generator=torch.Generator().manual_seed(0))
+    matrix[3, 4] = 60.0
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(limits=threads, user_api="blas"):
+            found.append(find_traps([matrix]))
+    assert found[0] == found[1]
+    assert found[0].elements

@@ -33,7 +33,7 @@ def bounded_fit(eigenvalues: npt.ArrayLike) -> TailFit:
 
     >>> fit = bounded_fit([1 / i**2 for i in range(1, 65)])
     >>> round(fit.alpha, 4), fit.law.xmax
-    (1.3854, 1.0)
+    (1.4869, 1.0)
 
     Args:
         eigenvalues: [n], any order. Zeros are left out: a power law has no mass there.
