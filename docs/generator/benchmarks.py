@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ def seconds(value: float) -> str:
     return f"{value:.0f} s" if value >= 9.95 else f"{value:.2g} s"
 
 
-def _spectra() -> str:
+def _spectra(name: str) -> str:
     rows = []
-    for row in _read("spectra")["rows"]:
+    for row in _read(name)["rows"]:
         base = row["svdvals float32"]["seconds"]
         ratios = [
             f"{base / row[name]['seconds']:.1f}" for name in ("svdvals float32, tall", "esdtool", "esdtool --fast")
@@ -165,14 +166,42 @@ _AGREE = 1e-9
 _THRESHOLD = "it leaves out eigenvalues of at most 1e-5, whatever the scale"
 
 
-def _machine() -> str:
-    machine = _read("spectra")["machine"]
-    versions = machine["versions"]
-    return (
-        f"{machine['processor']} (Sapphire Rapids), {machine['cores']} cores, Python {machine['python']}, "
-        f"torch {versions['torch']}, numpy {versions['numpy']}, scipy {versions['scipy']}, "
-        f"esdtool {versions['esdtool']}.\n"
-    )
+_PROCESSORS = {"Intel(R) Xeon(R) Processor": "Intel Xeon (Sapphire Rapids)", "AMD EPYC": "AMD EPYC (Zen 5)"}
+"""What the processors are that the machines' owners name so."""
+
+
+def _machines() -> str:
+    """Tell on which machine each result was recorded."""
+    results: dict[str, list[str]] = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        machine = _read(path.stem).get("machine")
+        if machine is not None:
+            processor = _PROCESSORS.get(machine["processor"], machine["processor"])
+            versions = machine["versions"]
+            described = (
+                f"{processor}, {machine['cores']} cores, Python {machine['python']}, torch {versions['torch']}, "
+                f"numpy {versions['numpy']}, scipy {versions['scipy']}"
+            )
+            results.setdefault(described, []).append(f"`{path.stem}`")
+    return table(["machine", "results"], [[described, ", ".join(names)] for described, names in results.items()])
+
+
+def _lapack() -> str:
+    """Name the solvers that the trial chose, by processor and order."""
+    words = {"torch": "MKL", "openblas-one-stage": "OpenBLAS, one stage", "openblas-two-stage": "OpenBLAS, two stages"}
+    rows = []
+    for name in ("spectra", "spectra-zen5"):
+        found = _read(name)
+        processor = _PROCESSORS[found["machine"]["processor"]]
+        for dtype, label in (("float64", "float64"), ("float32", "float32 (`--fast`)")):
+            rows.append(
+                [processor, label, *(words[found["lapack"][f"{dtype} {order}"]] for order in (256, 1024, 4096))]
+            )
+    return table(["processor", "", "256", "1024", "4096"], rows)
+
+
+def _startup() -> str:
+    return table(["", "seconds"], [[name, f"{value:.2f}"] for name, value in _read("startup")["seconds"].items()])
 
 
 def _percent(share: float) -> str:
@@ -180,8 +209,11 @@ def _percent(share: float) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "machine": _machine,
-    "spectra": _spectra,
+    "machines": _machines,
+    "spectra": partial(_spectra, "spectra"),
+    "spectra-zen5": partial(_spectra, "spectra-zen5"),
+    "lapack": _lapack,
+    "startup": _startup,
     "analyze-minilm": _minilm,
     "large-7b": _large,
     "growth": _growth,
