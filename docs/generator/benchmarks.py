@@ -55,9 +55,9 @@ def _minilm() -> str:
     )
 
 
-def _large() -> str:
+def _large(result: str) -> str:
     rows = []
-    for name, row in _read("large-7b")["rows"].items():
+    for name, row in _read(result)["rows"].items():
         predicted = seconds(row["predicted"]) if row.get("predicted") else ""
         memory = f"{row['anonymous_mib']:.0f} MiB" if "anonymous_mib" in row else ""
         rows.append([name, seconds(row["seconds"]), predicted, memory])
@@ -215,7 +215,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "lapack": _lapack,
     "startup": _startup,
     "analyze-minilm": _minilm,
-    "large-7b": _large,
+    "large-7b": partial(_large, "large-7b"),
+    "large-1b": partial(_large, "large-1b"),
     "growth": _growth,
     "refresh": _refresh,
     "slq": _slq,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from esdtool.spectra.lapack import solver_for
 from esdtool.spectra.scoring import score_matrices
 from esdtool.spectra.vectors import find_vectors
 from esdtool.support.threads import single_blas_workers
@@ -98,6 +99,10 @@ def calibrate(plan: Plan, *, orders: Sequence[int] = _ORDERS) -> Calibration:
 
         return work
 
+    if plan.device.type == "cpu":
+        # The trial of solvers, once for a machine, is no part of what a matrix takes.
+        for order in orders:
+            solver_for(order, np.float32 if plan.options.fast else np.float64)
     with single_blas_workers(plan.jobs) as pool:
         _time(pool, score(orders[0], orders[0]), plan.jobs)  # the first call loads libraries
         seconds = [_time(pool, score(order, order), plan.jobs) for order in orders]

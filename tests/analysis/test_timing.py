@@ -99,3 +99,14 @@ def test_fast_is_pointed_out_where_it_saves_a_wait(
 def test_what_is_short_in_any_case_is_not_predicted(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "calibrate", lambda _: pytest.fail("timed"))
     assert faster_choice(make_plan(bundled, ScoreOptions())) is None
+
+
+def test_the_trial_of_solvers_is_over_before_anything_is_timed(
+    llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    monkeypatch.setattr(calibration, "solver_for", lambda *_: happened.append("chosen"))
+    monkeypatch.setattr(calibration, "_time", lambda *_: happened.append("timed") or 1.0)
+    calibrate(make_plan(llama_dir, ScoreOptions()))
+    assert "chosen" in happened
+    assert "chosen" not in happened[happened.index("timed") :]
