@@ -17,6 +17,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -89,10 +90,7 @@ def _prepare(way: Way, gram: torch.Tensor) -> list[Matrix]:
         return list(gram.cpu().numpy())
     band = next(band for least, band in _BANDS if gram.shape[-1] >= least)
     # TF32 would ruin the products, and its setting belongs to the process: left alone where it has no effect.
-    if gram.dtype == torch.float32:
-        with full_precision_matmul():
-            banded = [reduce_to_band(matrix, band=band) for matrix in gram]
-    else:
+    with full_precision_matmul() if gram.dtype == torch.float32 else nullcontext():
         banded = [reduce_to_band(matrix, band=band) for matrix in gram]
     return [each.cpu().numpy() for each in banded]
 
