@@ -1,13 +1,15 @@
-"""Write what the runs of the study with little text left behind as CSV, small enough to keep.
+"""Write what the runs of the study left behind as CSV, small enough to keep.
 
-    python examples/study/record.py [runs/study/limited] [examples/study/results]
+    python examples/study/record.py [runs/study] [examples/study/results]
 
-limited-runs.csv has a line for each run, limited-curves.csv its losses, and limited-alphas.csv mean and spread of alpha
-over the weight modules: at each refresh of the policies that measure it, and of the final weights of every run.
+runs.csv has a line for each run, curves.csv its losses, and alphas.csv mean and spread of alpha over the weight modules:
+at each refresh of the policies that measure it, and of the final weights of every run. A run that is recorded already is
+replaced if its folder REGIME/SWEEP/SETTING/seed-N is there, and kept if not: so the record outlives the folders.
 """
 
 from __future__ import annotations
 
+import csv
 import statistics
 import sys
 from collections.abc import Iterable, Mapping
@@ -19,35 +21,66 @@ from esdtool.comparison.runs import Run, compare_runs, has_result, load_run
 from esdtool.support.csv_text import csv_text
 from esdtool.support.files import atomic_write_text
 
+PLACE = ("regime", "sweep", "setting", "seed")
+"""What names a run."""
 KEYS = (
+    "model.config",
+    "optimizer.name",
+    "optimizer.lr",
+    "schedule.steps",
     "weight_decay.policy",
     "weight_decay.base",
     "weight_decay.control",
-    "weight_decay.max_ratio",
+    "weight_decay.interval",
+    "weight_decay.assign",
     "learning_rate.policy",
     "learning_rate.control",
-    "optimizer.lr",
-    "schedule.steps",
 )
+RESULTS = (
+    "mean_decay",
+    "final_perplexity",
+    "averaged_perplexity",
+    "best_perplexity",
+    "best_step",
+    "train_seconds",
+    "refresh_seconds",
+)
+Line = Mapping[str, Any]
 
 
 def main(runs: Path, results: Path) -> None:
     """Read every finished run below a folder, and write the three files."""
-    found = [load_run(path.parent) for path in sorted(runs.rglob("metrics.jsonl")) if has_result(path.parent)]
-    found = [run for run in found if run.steps_done == run.settings["schedule.steps"] and (run.path / "final").is_dir()]
+    found = [run for run in (load_run(path.parent) for path in places(runs)) if is_finished(run)]
     if not found:
         sys.exit(f"{runs}: no finished run")
-    rows = [(place(run, runs), run) for run in found]
-    write(results / "limited-runs.csv", [where | summary(run) for where, run in rows])
-    write(results / "limited-curves.csv", [where | point for where, run in rows for point in curve(run)])
-    write(results / "limited-alphas.csv", [where | line for where, run in rows for line in alphas(run)])
+    placed = [(place(run, runs), run) for run in found]
+    write(results / "runs.csv", (*PLACE, *KEYS, *RESULTS), [where | summary(run) for where, run in placed])
+    write(
+        results / "curves.csv",
+        (*PLACE, "step", "split", "loss"),
+        [where | point for where, run in placed for point in curve(run)],
+    )
+    write(
+        results / "alphas.csv",
+        (*PLACE, "step", "alpha_mean", "alpha_deviation"),
+        [where | line for where, run in placed for line in alphas(run)],
+    )
     print(f"{len(found)} runs in {results}")
 
 
+def places(runs: Path) -> Iterable[Path]:
+    """The metrics of the runs that have a result."""
+    return (path for path in sorted(runs.glob("*/*/*/seed-*/metrics.jsonl")) if has_result(path.parent))
+
+
+def is_finished(run: Run) -> bool:
+    """Whether a run has done all its steps and written its weights."""
+    return bool(run.steps_done == run.settings["schedule.steps"]) and (run.path / "final").is_dir()
+
+
 def place(run: Run, runs: Path) -> dict[str, Any]:
-    """The sweep, the setting and the seed of a run, from its folder SWEEP/SETTING/seed-N."""
-    sweep, setting, _ = run.path.relative_to(runs).parts
-    return {"sweep": sweep, "setting": setting, "seed": run.settings["run.seed"]}
+    """The name of a run, from its folder REGIME/SWEEP/SETTING/seed-N."""
+    return dict(zip(PLACE, (*run.path.relative_to(runs).parts[:3], run.settings["run.seed"]), strict=True))
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -56,13 +89,26 @@ def summary(run: Run) -> dict[str, Any]:
     settings = {key: run.settings.get(key) for key in KEYS}
     if row.policy == "none":
         settings["weight_decay.base"] = None
+    refreshes = [line["seconds"] for line in run.decays if line.get("weights_step") is not None]
     return settings | {
         "mean_decay": row.mean_decay,
         "final_perplexity": row.final_perplexity,
         "averaged_perplexity": row.averaged_perplexity,
         "best_perplexity": row.best_perplexity,
         "best_step": row.best_step,
+        "train_seconds": round(train_seconds(run), 1),
+        "refresh_seconds": round(sum(refreshes), 2) if refreshes else None,
     }
+
+
+def train_seconds(run: Run) -> float:
+    """Seconds of the steps, from the speed of each stretch between two lines; those of the first step are left out."""
+    lines = [line for line in run.metrics if line["split"] == "train"]
+    return sum(
+        (later["tokens"] - earlier["tokens"]) / later["tokens_per_second"]
+        for earlier, later in zip(lines, lines[1:], strict=False)
+        if later["tokens_per_second"]
+    )
 
 
 def curve(run: Run) -> Iterable[dict[str, Any]]:
@@ -82,7 +128,7 @@ def alphas(run: Run) -> Iterable[dict[str, Any]]:
 
 
 def spread(step: int, measured: Iterable[float | None]) -> dict[str, Any]:
-    """One line of limited-alphas.csv."""
+    """One line of alphas.csv."""
     values = [value for value in measured if value is not None]
     return {
         "step": step,
@@ -91,11 +137,31 @@ def spread(step: int, measured: Iterable[float | None]) -> dict[str, Any]:
     }
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows with the same keys."""
+def write(path: Path, fields: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    """Write rows, beside those of other runs that the file has, ordered by the names of the runs."""
+    new = {name(row) for row in rows}
+    kept: list[Line] = [row for row in read(path) if name(row) not in new]
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, csv_text(list(rows[0]), rows))
+    atomic_write_text(path, csv_text(fields, sorted([*kept, *rows], key=order)))
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Read a CSV file, if it is there."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def name(row: Line) -> tuple[str, ...]:
+    """What names the run of a row."""
+    return tuple(str(row[key]) for key in PLACE)
+
+
+def order(row: Line) -> tuple[Any, ...]:
+    """Where a row stands: by name, and seeds by number; the rows of a run keep their order."""
+    return (*name(row)[:-1], int(row["seed"]))
 
 
 if __name__ == "__main__":
-    main(*map(Path, [*sys.argv[1:], *("runs/study/limited", "examples/study/results")[len(sys.argv) - 1 :]]))
+    main(*map(Path, [*sys.argv[1:], *("runs/study", "examples/study/results")[len(sys.argv) - 1 :]]))
