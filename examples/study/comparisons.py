@@ -6,6 +6,7 @@ Differences are those of the logarithms of the perplexities, in percent, paired 
 from __future__ import annotations
 
 import csv
+import json
 import math
 import statistics
 import tomllib
@@ -65,6 +66,25 @@ class Group:
         """An ordinary interval and t-test over the common seeds, or the first few of them."""
         ones, others = self.pairs(first, second, column=column)
         return difference(first, second, ones[:seeds], others[:seeds])
+
+
+    def parameters(self) -> int:
+        """The number of parameters of the model, a LLaMA whose head is not tied."""
+        (path,) = {line["model.config"] for line in self.lines()}
+        shape = json.loads((STUDY.parents[1] / path).read_text(encoding="utf-8"))
+        hidden, layers = shape["hidden_size"], shape["num_hidden_layers"]
+        block = 4 * hidden**2 + 3 * hidden * shape["intermediate_size"] + 2 * hidden
+        return int(2 * shape["vocab_size"] * hidden + layers * block + hidden)
+
+    def final_alphas(self, setting: str) -> tuple[list[float], list[float]]:
+        """Mean and spread of alpha over the modules of the final weights, each by seed."""
+        last: dict[str, Line] = {}
+        for line in ALPHAS:  # in the order of the steps
+            if (line["regime"], line["sweep"], line["setting"]) == (self.regime, self.sweep, setting):
+                last[line["seed"]] = line
+        return [float(line["alpha_mean"]) for line in last.values()], [
+            float(line["alpha_deviation"]) for line in last.values()
+        ]
 
 
 LIMITED = Group(regime="limited", sweep="compare")
