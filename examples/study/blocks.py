@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 import comparisons
-from comparisons import AVERAGED, LIMITED, ONE_PASS, SIZES, Difference, Group, Ruled, earlier, ruled
+from comparisons import AVERAGED, LIMITED, ONE_PASS, SIZES, Difference, Group, earlier, ruled
 
 from esdtool.comparison.paired import holm
 from esdtool.comparison.power import EFFECTS, power_of
@@ -58,28 +58,6 @@ def interval(low: float, high: float) -> str:
 def parameters(group: Group) -> str:
     """The size of a group's model, in thousands."""
     return f"{group.parameters() / 1000:.0f} thousand"
-
-
-def look_of(first: str, second: str, group: Group) -> Ruled:
-    """The last look at a comparison that had a rule."""
-    return next(
-        each for each in ruled() if (each.rule.first, each.rule.second, each.group) == (first, second, group)
-    )
-
-
-def reach(each: Ruled) -> str:
-    """Difference, interval and seeds of a look."""
-    look = each.look
-    return f"{look.difference:+.2f} % (95 % interval {interval(look.low, look.high)}, {look.seeds} seeds)"
-
-
-def outcome(each: Ruled, other: str) -> str:
-    """How a setting ended, compared with another one."""
-    if each.look.low > 0:
-        return f"ended above {other}: {reach(each)}"
-    if each.look.high < 0:
-        return f"ended below {other}: {reach(each)}"
-    return f"could not be told from {other}: {reach(each)}"
 
 
 def tried(group: Group) -> list[tuple[Difference, str, str]]:
@@ -135,7 +113,9 @@ def searched(group: Group, headings: Sequence[str]) -> str:
     }
     bases = ["none", *sorted((base for base in found if base != "none"), key=float)]
     cells = [f"{found[base]:.3f} ({100 * math.log(found[base] / found['none']):+.1f} %)" for base in bases]
-    return table([*headings, *(base if base == "none" else f"{float(base):g}" for base in bases)], [["perplexity", *cells]])
+    return table(
+        [*headings, *(base if base == "none" else f"{float(base):g}" for base in bases)], [["perplexity", *cells]]
+    )
 
 
 def block_regime() -> str:

@@ -67,7 +67,6 @@ class Group:
         ones, others = self.pairs(first, second, column=column)
         return difference(first, second, ones[:seeds], others[:seeds])
 
-
     def parameters(self) -> int:
         """The number of parameters of the model, a LLaMA whose head is not tied."""
         (path,) = {line["model.config"] for line in self.lines()}
