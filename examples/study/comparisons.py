@@ -21,7 +21,7 @@ from esdtool.comparison.stopping import Look, StoppingRule, look_at, parse_rule,
 
 STUDY = Path(__file__).resolve().parent
 FINAL, AVERAGED = "final_perplexity", "averaged_perplexity"
-RULED = ("limited/decay.toml", "limited/rates.toml", "onepass/compare.toml")
+RULED = ("limited/decay.toml", "limited/decay-retuned.toml", "onepass/compare.toml", "limited/rates.toml")
 """The sweeps with a rule that was fixed before their first run."""
 Line = dict[str, str]
 
