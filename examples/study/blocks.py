@@ -17,16 +17,19 @@ FAMILIES = {
         ("uniform", "none", "does tuned decay pay?"),
         ("alphadecay", "none", "does AlphaDecay pay?"),
         ("mean", "uniform", "is the total of AlphaDecay well chosen?"),
-        ("alphadecay", "shuffled", "is it which module gets which decay?"),
-        ("alphadecay", "reversed", "is it the order by alpha?"),
-        ("alphadecay-0.3", "mean-0.3", "the balance at twice the base"),
-        ("alphadecay-0.3", "uniform", "AlphaDecay at twice the base"),
+        ("mean-0.6", "uniform", "the same with the base tuned again"),
+        ("alphadecay-0.6", "shuffled-0.6", "is it which module gets which decay?"),
+        ("alphadecay-0.6", "reversed-0.6", "is it the order by alpha?"),
         ("awd", "uniform", "AWD"),
         ("adadecay", "uniform", "AdaDecay"),
+        ("uniform-everywhere", "uniform", "decay of embeddings, head and norms too"),
+        ("alphadecay-everywhere", "uniform-everywhere", "AlphaDecay, with those decaying at the base"),
     ),
     "rates": (
         ("llr", "uniform", "layer-wise learning rates (LLR)"),
         ("llr", "llr-mean", "LLR against its mean, embedding and head included"),
+        ("llr", "llr-shuffled", "is it which module gets which rate?"),
+        ("llr", "llr-reversed", "is it the order by alpha?"),
         ("llr", "llr-modules", "LLR's rate of embedding and head"),
         ("uniform-ends", "uniform", "that rate alone, without LLR"),
         ("llr", "uniform-ends", "LLR beyond that rate"),
@@ -126,6 +129,19 @@ def block_regime() -> str:
 def block_onepass() -> str:
     """Perplexity by uniform decay in one pass."""
     return searched(ONE_PASS, ["uniform decay"])
+
+
+def block_retuned() -> str:
+    """Perplexity by base over the seed that chose and those that were added."""
+    rows = []
+    for policy, sweep in (("uniform", "search"), ("alphadecay", "tune")):
+        more = Group(regime="limited", sweep="retune")
+        for setting in (name for name in more.settings() if name.startswith(f"{policy}-")):
+            first = Group(regime="limited", sweep=sweep).perplexities(setting)
+            found = first | more.perplexities(setting)
+            base = setting.rpartition("-")[2]
+            rows.append([policy, base, f"{first[100]:.3f}", with_error(list(found.values())), str(len(found))])
+    return table(["policy", "base", "seed 100", "all", "seeds"], rows)
 
 
 def block_tuning() -> str:

@@ -1,6 +1,7 @@
 """The recorded runs of the study, and what they say of two settings.
 
-Differences are those of the logarithms of the perplexities, in percent, paired by seed; negative is better for the first.
+Differences are those of the logarithms of the perplexities, in percent, paired by seed; negative is better for the
+first.
 """
 
 from __future__ import annotations

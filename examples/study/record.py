@@ -2,14 +2,16 @@
 
     python examples/study/record.py [runs/study] [examples/study/results]
 
-runs.csv has a line for each run, curves.csv its losses, and alphas.csv mean and spread of alpha over the weight modules:
-at each refresh of the policies that measure it, and of the final weights of every run. A run that is recorded already is
-replaced if its folder REGIME/SWEEP/SETTING/seed-N is there, and kept if not: so the record outlives the folders.
+runs.csv has a line for each run, curves.csv its losses, and alphas.csv mean and spread of alpha over the weight
+modules: at each refresh of the policies that measure it, and of the final weights of every run. A run that is recorded
+already is replaced if its folder REGIME/SWEEP/SETTING/seed-N is there, and kept if not: so the record outlives the
+folders.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import statistics
 import sys
 from collections.abc import Iterable, Mapping
@@ -106,7 +108,7 @@ def train_seconds(run: Run) -> float:
     lines = [line for line in run.metrics if line["split"] == "train"]
     return sum(
         (later["tokens"] - earlier["tokens"]) / later["tokens_per_second"]
-        for earlier, later in zip(lines, lines[1:], strict=False)
+        for earlier, later in itertools.pairwise(lines)
         if later["tokens_per_second"]
     )
 
