@@ -251,10 +251,10 @@ def block_cost() -> str:
             if lines:
                 shares = [100 * float(line["refresh_seconds"]) / float(line["train_seconds"]) for line in lines]
                 seconds = statistics.median(float(line["train_seconds"]) for line in lines)
-                interval_ = f"{lines[0]['weight_decay.interval']} of {lines[0]['schedule.steps']}"
-                cells = [interval_, f"{seconds:.0f} s", f"{statistics.median(shares):.1f} %", str(len(lines))]
+                every = f"{lines[0]['weight_decay.interval']} of {lines[0]['schedule.steps']} steps"
+                cells = [every, f"{seconds:.0f} s", f"{statistics.median(shares):.1f} %", str(len(lines))]
                 rows.append([WORDS[group.regime], parameters(group), *cells])
-    headings = ["regime", "parameters", "a refresh every ... steps", "steps in all", "refreshes", "runs"]
+    headings = ["regime", "parameters", "a refresh every", "time of the steps", "refreshes", "runs"]
     return table(headings, rows, words=2)
 
 

@@ -2,63 +2,114 @@
 
 from __future__ import annotations
 
-import importlib.util
+import csv
+import importlib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "study.md"
+RULED = {"answer", "primary", "averaged", "settings", "decays", "sizes", "power"}
+"""Places of the page that speak of AlphaDecay with little text."""
 
 
-@pytest.fixture(scope="module")
-def page() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("study_page", ROOT / "examples" / "study" / "page.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for it
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules[spec.name]
-    return module
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """The scripts of the study, which import each other by their names."""
+    names = ("comparisons", "blocks", "answer", "figure", "page", "record")
+    monkeypatch.syspath_prepend(ROOT / "examples" / "study")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.delitem(sys.modules, name, raising=False)
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
-def test_the_page_is_what_the_records_give(page: ModuleType) -> None:
-    text = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"<!-- (\w+) -->", text)) - {"end"} == set(page.BLOCKS)
-    assert page.filled(text) == text, "run `python examples/study/page.py`"
+def places(text: str) -> dict[str, str]:
+    """What stands at each place."""
+    return dict(re.findall(r"<!-- (?!end)(\w+) -->\n(.*?)\n<!-- end -->", text, re.DOTALL))
 
 
-def test_it_would_change_with_them(page: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_is_what_the_records_give(study: SimpleNamespace) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert places(text).keys() == set(study.page.WRITERS)
+    assert study.page.filled(text) == text, "run `python examples/study/page.py`"
+
+
+def test_it_would_change_with_them(study: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Worse results of one setting, by 3 %, show in the answer and in each table that the setting is in."""
-    text = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     worse = [
-        line | {"final_perplexity": str(1.03 * float(line["final_perplexity"]))}
-        if (line["sweep"], line["setting"]) == ("compare", "alphadecay")
+        line | {column: str(1.03 * float(line[column])) for column in ("final_perplexity", "averaged_perplexity")}
+        if (line["regime"], line["sweep"], line["setting"]) == ("limited", "compare", "alphadecay")
         else line
-        for line in page.RUNS
+        for line in study.comparisons.RUNS
     ]
-    before = {(first, second): look for first, second, _, look in page.primary()}
-    monkeypatch.setattr(page, "RUNS", worse)
-    after = {(first, second): look for first, second, _, look in page.primary()}
-    for pair, look in after.items():
-        shift = 2.956 if "alphadecay" in pair else 0.0  # 100 ln 1.03
-        assert look.difference == pytest.approx(before[pair].difference + shift, abs=0.01)
-    changed = page.filled(text)
-    for name in ("answer", "primary", "settings", "exploratory"):
-        found = [re.search(rf"<!-- {name} -->\n(.*?)\n<!-- end -->", each, re.DOTALL) for each in (text, changed)]
-        assert found[0] is not None
-        assert found[1] is not None
-        assert found[0][1] != found[1][1], name
+    before = study.comparisons.ruled()
+    monkeypatch.setattr(study.comparisons, "RUNS", worse)
+    after = study.comparisons.ruled()
+    for one, other in zip(before, after, strict=True):
+        concerned = one.group == study.comparisons.LIMITED and "alphadecay" in (one.rule.first, one.rule.second)
+        shift = 2.956 if concerned else 0.0  # 100 ln 1.03
+        assert other.look.difference == pytest.approx(one.look.difference + shift, abs=0.01)
+    was, now = places(text), places(study.page.filled(text))
+    assert {name for name in was if was[name] != now[name]} >= RULED
 
 
-def test_every_run_of_the_comparison_is_paired_and_recorded_once(page: ModuleType) -> None:
-    runs = [(line["sweep"], line["setting"], line["seed"]) for line in page.RUNS]
+def test_every_run_is_recorded_once_and_no_seed_that_chose_a_base_is_compared(study: SimpleNamespace) -> None:
+    runs = [tuple(line[key] for key in study.record.PLACE) for line in study.comparisons.RUNS]
     assert len(set(runs)) == len(runs)
-    tuned = {line["seed"] for line in page.RUNS if line["sweep"] in ("search", "tune")}
-    compared = {line["seed"] for line in page.RUNS if line["sweep"] == "compare"}
-    assert not tuned & compared  # no seed that chose a base decides between policies
+    chose = ("search", "tune", "retune", "tune-small", "tune-large")
+    tuned = {line["seed"] for line in study.comparisons.RUNS if line["sweep"] in chose}
+    assert not tuned & {line["seed"] for line in study.comparisons.RUNS if line["sweep"] not in chose}
+
+
+def test_every_comparison_of_a_rule_has_both_its_settings(study: SimpleNamespace) -> None:
+    found = study.comparisons.ruled()
+    assert {each.group.regime for each in found} == {"limited", "onepass"}
+    assert all(each.look.seeds >= 4 for each in found)
+
+
+def test_a_look_ends_where_all_intervals_are_narrow_enough(
+    study: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs beyond the seeds at which the rules were met are not looked at."""
+    rules = [study.comparisons.parse_rule("a - b: ci 1%")]
+    group = study.comparisons.Group(regime="r", sweep="s")
+
+    def lines(setting: str, values: list[float]) -> list[dict[str, str]]:
+        place = {"regime": "r", "sweep": "s", "setting": setting}
+        return [place | {"seed": str(seed), "final_perplexity": str(value)} for seed, value in enumerate(values)]
+
+    noisy, narrow = [2.0, 2.2, 2.0, 2.2, 2.0, 2.2], [2.0, 2.001, 2.0, 2.001, 2.0, 2.001]
+    for values, seeds in ((noisy, 6), (narrow, 4)):
+        monkeypatch.setattr(study.comparisons, "RUNS", [*lines("a", values), *lines("b", [2.0] * 6)])
+        assert study.comparisons.last_look(group, rules, (4, 6, 8)) == seeds
+    monkeypatch.setattr(study.comparisons, "RUNS", [*lines("a", noisy[:3]), *lines("b", [2.0] * 6)])
+    assert study.comparisons.last_look(group, rules, (4, 6, 8)) is None
+
+
+def test_the_record_outlives_the_folders(study: SimpleNamespace, tmp_path: Path) -> None:
+    record: ModuleType = study.record
+    path, fields = tmp_path / "runs.csv", (*record.PLACE, "loss")
+
+    def row(setting: str, seed: int, loss: float) -> dict[str, object]:
+        return {"regime": "limited", "sweep": "compare", "setting": setting, "seed": seed, "loss": loss}
+
+    record.write(path, fields, [row("b", 10, 1.0), row("b", 10, 0.5), row("b", 9, 2.0)])
+    record.write(path, fields, [row("b", 10, 3.0), row("a", 0, 4.0)])
+    with path.open(encoding="utf-8", newline="") as stream:
+        found = [(line["setting"], line["seed"], line["loss"]) for line in csv.DictReader(stream)]
+    assert found == [("a", "0", "4.0"), ("b", "9", "2.0"), ("b", "10", "3.0")]
+
+
+def test_the_figure_has_a_line_for_every_comparison(study: SimpleNamespace, tmp_path: Path) -> None:
+    rows = study.figure.rows()
+    assert len(rows) == len({row.label for row in rows})
+    assert len(rows) >= len(study.comparisons.ruled()) + len(study.blocks.tried(study.comparisons.LIMITED)) - 3
+    study.figure.draw(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
