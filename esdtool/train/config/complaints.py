@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -12,6 +12,9 @@ from pydantic_core import ErrorDetails
 from esdtool.train.config.layers import Layers, section_choices
 from esdtool.train.config.one_of import Choices, keys
 from esdtool.train.config.train_config import TrainConfig
+
+_WISH: Final = "Input should be "
+"""What pydantic begins with where a value is of the wrong type or out of range."""
 
 
 def first_complaint(error: ValidationError, layers: Layers, where: str) -> str:
@@ -22,14 +25,9 @@ def first_complaint(error: ValidationError, layers: Layers, where: str) -> str:
         layers: what was validated.
         where: the files, for what has no place of its own.
     """
-    details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")[0]
-    raw = tuple(str(part) for part in details["loc"])
-    choices = section_choices().get(raw[0]) if raw else None
-    # Behind the section's name pydantic has the choice that it made.
-    choice = raw[1] if choices is not None and len(raw) > 1 else None
-    location = raw if choice is None else (raw[0], *raw[2:])
-    # Behind a key that takes values of several types pydantic has the type that it tried.
-    location = (*location[:2], *(part for part in location[2:] if part.isdecimal()))
+    found = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
+    details = found[0]
+    location, choices, choice = _location(details)
     if details["type"] == "value_error":
         # Raised by a section's own check, which names its keys.
         return f"{where}: {details['ctx']['error']}"
@@ -38,11 +36,26 @@ def first_complaint(error: ValidationError, layers: Layers, where: str) -> str:
         value = _shown(details["input"][choices.selector])
         text = f"{'.'.join(location)} is {value}, but should be {_either([repr(name) for name in choices.models])}"
     else:
-        text = _complaint(location, details, choices, choice)
+        wishes = [each["msg"].removeprefix(_WISH) for each in found if _location(each)[0] == location]
+        text = _complaint(location, details, choices, choice, _either(wishes))
     return f"{layers.origin(location) or where}: {text}"
 
 
-def _complaint(location: tuple[str, ...], details: ErrorDetails, choices: Choices | None, choice: str | None) -> str:
+def _location(details: ErrorDetails) -> tuple[tuple[str, ...], Choices | None, str | None]:
+    """Return the keys down to a value, the choices of its section, and the one that was made."""
+    raw = tuple(str(part) for part in details["loc"])
+    choices = section_choices().get(raw[0]) if raw else None
+    # Behind the section's name pydantic has the choice that it made.
+    choice = raw[1] if choices is not None and len(raw) > 1 else None
+    location = raw if choice is None else (raw[0], *raw[2:])
+    # Behind a key that takes values of several types pydantic has the type that it tried.
+    return (*location[:2], *(part for part in location[2:] if part.isdecimal())), choices, choice
+
+
+def _complaint(
+    location: tuple[str, ...], details: ErrorDetails, choices: Choices | None, choice: str | None, wish: str
+) -> str:
+    """Say what is wrong with a value that should be `wish`."""
     name = ".".join(location)
     value = details["input"]
     match details["type"]:
@@ -55,7 +68,6 @@ def _complaint(location: tuple[str, ...], details: ErrorDetails, choices: Choice
         case "model_type" | "dict_type" | "model_attributes_type":
             return f"{name} must be a section [{name}], not {_shown(value)}"
         case _:
-            wish = details["msg"].removeprefix("Input should be ")
             return f"{name} is {_shown(value)}, but should be {wish}"
 
 

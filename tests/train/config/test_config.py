@@ -139,6 +139,10 @@ def test_a_later_choice_drops_what_belonged_to_the_earlier_one(tmp_path: Path) -
         ("optimizer.lr=fast", 'optimizer.lr is the string "fast", but should be a valid number'),
         ("optimizer.lr=0", "optimizer.lr is 0, but should be greater than 0"),
         ("optimizer.lr=nan", "optimizer.lr is nan, but should be a finite number"),
+        (  # a key of several types names them all
+            "weight_decay.base=powerlines",
+            "weight_decay.base is the string \"powerlines\", but should be a valid number or 'power-lines'",
+        ),
         ("optimizer.lr=true", "optimizer.lr is true, but should be a valid number"),
         ("schedule.steps=1e4", "schedule.steps is 10000.0, but should be a valid integer"),
         ("schedule.steps=0", "schedule.steps is 0, but should be greater than or equal to 1"),
