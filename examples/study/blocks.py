@@ -43,7 +43,10 @@ FAMILIES = {
     ),
 }
 """Comparisons with little text that no rule was fixed for: setting, the one that is subtracted, and the question."""
-ACROSS = (("uniform", "none"), ("alphadecay", "mean"), ("alphadecay", "uniform"))
+ACROSS = {
+    "limited": (("uniform", "none"), ("alphadecay-0.6", "mean-0.6"), ("alphadecay-0.6", "uniform")),
+    "onepass": (("uniform", "none"), ("alphadecay", "mean"), ("alphadecay", "uniform"), ("llr", "uniform")),
+}
 """What is compared at every size."""
 
 
@@ -136,7 +139,9 @@ def block_retuned() -> str:
     rows = []
     for policy, sweep in (("uniform", "search"), ("alphadecay", "tune")):
         more = Group(regime="limited", sweep="retune")
-        for setting in (name for name in more.settings() if name.startswith(f"{policy}-")):
+        for setting in more.settings():
+            if not setting.startswith(f"{policy}-"):
+                continue
             first = Group(regime="limited", sweep=sweep).perplexities(setting)
             found = first | more.perplexities(setting)
             base = setting.rpartition("-")[2]
@@ -219,7 +224,7 @@ def block_sizes() -> str:
     """What is compared at every size, with ordinary intervals."""
     rows = []
     for regime, groups in SIZES.items():
-        for first, second in ACROSS:
+        for first, second in ACROSS[regime]:
             for group in groups:
                 if len(group.pairs(first, second)[0]) > 1:
                     each = group.difference(first, second)
@@ -247,7 +252,7 @@ def block_cost() -> str:
     rows = []
     for groups in SIZES.values():
         for group in groups:
-            lines = [line for line in group.lines("alphadecay") if line["refresh_seconds"]]
+            lines = [line for line in group.lines() if line["refresh_seconds"] and line["train_seconds"]]
             if lines:
                 shares = [100 * float(line["refresh_seconds"]) / float(line["train_seconds"]) for line in lines]
                 seconds = statistics.median(float(line["train_seconds"]) for line in lines)

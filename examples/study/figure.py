@@ -38,7 +38,7 @@ def rows() -> list[Row]:
         found.append(Row(f"{name} ({look.seeds})", look.difference, look.low, look.high, RULED))
     for regime, groups in SIZES.items():
         for group in groups:
-            for first, second in ACROSS:
+            for first, second in ACROSS[regime]:
                 is_ruled = any((first, second, group) == (e.rule.first, e.rule.second, e.group) for e in ruled())
                 if len(group.pairs(first, second)[0]) > 1 and not is_ruled:
                     one = group.difference(first, second)
@@ -46,7 +46,7 @@ def rows() -> list[Row]:
                     found.append(Row(name, one.mean, one.low, one.high, TRIED if regime == "limited" else ONCE))
     for entries in FAMILIES.values():
         for first, second, _ in entries:
-            if len(LIMITED.pairs(first, second)[0]) > 1 and (first, second) not in ACROSS:
+            if len(LIMITED.pairs(first, second)[0]) > 1 and (first, second) not in ACROSS["limited"]:
                 one = LIMITED.difference(first, second)
                 found.append(Row(f"{first} - {second} ({one.seeds})", one.mean, one.low, one.high, TRIED))
     found += [Row(f"{e.first} - {e.second} ({e.seeds})", e.mean, e.low, e.high, FORMER) for e in earlier()]
