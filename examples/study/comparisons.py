@@ -91,7 +91,7 @@ LIMITED = Group(regime="limited", sweep="compare")
 ONE_PASS = Group(regime="onepass", sweep="compare")
 SIZES = {
     "limited": (Group(regime="limited", sweep="small"), LIMITED, Group(regime="limited", sweep="large")),
-    "onepass": (Group(regime="onepass", sweep="small"), ONE_PASS),
+    "onepass": (ONE_PASS,),
 }
 
 
