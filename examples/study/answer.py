@@ -8,36 +8,31 @@ from comparisons import LIMITED, ONE_PASS, Difference, Group, Ruled, ruled
 
 def block_answer() -> str:
     """The answer, each sentence with what it holds for."""
+    retuned = look_of("alphadecay-0.6", "uniform", LIMITED)
+    modules = look_of("llr-modules", "llr-modules-mean", LIMITED)
+    ends = "uniform ones with its rate of embedding and head"
     sentences = (
-        f"Where text is little and seen often (a LLaMA of {size(LIMITED)}, 93 kB seen 11 times), tuned uniform decay "
-        f"ends {gain(LIMITED.difference('uniform', 'none'))}; {policies(LIMITED)}; with its base tuned on four "
-        f"seeds in place of one, it {outcome(look_of('alphadecay-0.6', 'uniform', LIMITED), 'uniform decay')}.",
-        f"In one pass over text (the same model, 17.5 tokens a parameter), tuned uniform decay ends "
-        f"{gain(ONE_PASS.difference('uniform', 'none'))}; {policies(ONE_PASS)}.",
-        f"Layer-wise learning rates (LLR) with little text ended {against('uniform ones', 'llr', 'uniform')}, but "
-        "uniform rates with LLR's rate for embedding and head alone ended "
-        f"{against('those without', 'uniform-ends', 'uniform')}, and the balance between weight modules "
-        f"{change(look_of('llr-modules', 'llr-modules-mean', LIMITED))}.",
+        f"Where text is little and seen often (a LLaMA of {LIMITED.parameters() / 1000:.0f} thousand parameters, 93 kB "
+        f"seen 11 times), {policies(LIMITED)}; with its base tuned on four seeds in place of one, it ended "
+        f"{by(retuned, 'uniform decay')}.",
+        f"In one pass over text (the same model, 17.5 tokens a parameter), {policies(ONE_PASS)}.",
+        "Layer-wise learning rates (LLR) with little text ended "
+        f"{tried(LIMITED.difference('llr', 'uniform'), 'uniform ones')}, and "
+        f"{tried(LIMITED.difference('llr', 'uniform-ends'), ends)}, both exploratory; their balance between weight "
+        f"modules alone ended {by(modules, 'the mean of the rates')}.",
     )
     return "\n".join(f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1))
 
 
-def size(group: Group) -> str:
-    """The parameters of a group's model."""
-    return f"{group.parameters() / 1000:.0f} thousand parameters"
-
-
-def gain(each: Difference) -> str:
-    """How uniform decay ended, compared with none."""
-    return f"{abs(each.mean):.1f} % {'below' if each.mean < 0 else 'above'} none ({ordinary(each)})"
-
-
 def policies(group: Group) -> str:
-    """What a group says of AlphaDecay."""
+    """What a group says of uniform decay and of AlphaDecay."""
     balance, whole = look_of("alphadecay", "mean", group), look_of("alphadecay", "uniform", group)
+    gained = balance.look.high < 0 or whole.look.high < 0
     return (
-        "AlphaDecay's balance between modules, by which it differs from the same total decay spread evenly, "
-        f"{change(balance)}; AlphaDecay itself, at the base that was best for it, {outcome(whole, 'uniform decay')}"
+        f"tuned uniform decay ended {tried(group.difference('uniform', 'none'), 'none')}, and "
+        f"{'AlphaDecay gained' if gained else 'no gain of AlphaDecay showed'}: it ended {by(whole, 'uniform decay')}, "
+        f"each at the best base of its grid, and {by(balance, 'the same total decay spread evenly')}, from which only "
+        "its balance between modules tells it"
     )
 
 
@@ -46,33 +41,20 @@ def look_of(first: str, second: str, group: Group) -> Ruled:
     return next(each for each in ruled() if (each.rule.first, each.rule.second, each.group) == (first, second, group))
 
 
-def change(each: Ruled) -> str:
-    """What the balance between modules did."""
-    look = each.look
-    if look.low > 0 or look.high < 0:
-        return f"{'cost' if look.low > 0 else 'gained'} {abs(look.difference):.2f} % ({reach(each)})"
-    return f"changed the perplexity by {look.difference:+.2f} %, which cannot be told from 0 ({reach(each)})"
+def by(each: Ruled, other: str) -> str:
+    """How far from another setting one ended by a rule."""
+    return apart(each.look.difference, each.look.low, each.look.high, each.look.seeds, other)
 
 
-def outcome(each: Ruled, other: str) -> str:
-    """How a setting ended, compared with another one."""
-    look = each.look
-    if look.low > 0 or look.high < 0:
-        return f"ended {abs(look.difference):.2f} % {'above' if look.low > 0 else 'below'} {other} ({reach(each)})"
-    return f"could not be told from {other}: {look.difference:+.2f} % ({reach(each)})"
+def tried(each: Difference, other: str) -> str:
+    """How far from another setting one ended without a rule."""
+    return apart(each.mean, each.low, each.high, each.seeds, other)
 
 
-def reach(each: Ruled) -> str:
-    """Interval and seeds of a look."""
-    return f"95 % interval {interval(each.look.low, each.look.high)}, {each.look.seeds} seeds"
+def apart(mean: float, low: float, high: float, seeds: int, other: str) -> str:
+    """A difference with its 95 % interval.
 
-
-def against(other: str, first: str, second: str) -> str:
-    """How a setting without a rule ended, compared with another one."""
-    each = LIMITED.difference(first, second)
-    return f"{abs(each.mean):.1f} % {'below' if each.mean < 0 else 'above'} {other} (exploratory; {ordinary(each)})"
-
-
-def ordinary(each: Difference) -> str:
-    """An ordinary interval, and the seeds."""
-    return f"95 % interval {interval(each.low, each.high)}, {each.seeds} seeds"
+    >>> apart(-0.5, -1.0, 0.2, 8, "none")
+    '0.50 % below none (-1.00 to +0.20 %, 8 seeds)'
+    """
+    return f"{abs(mean):.2f} % {'below' if mean < 0 else 'above'} {other} ({interval(low, high)}, {seeds} seeds)"

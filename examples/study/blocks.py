@@ -43,11 +43,12 @@ FAMILIES = {
     ),
 }
 """Comparisons with little text that no rule was fixed for: setting, the one that is subtracted, and the question."""
+RATES = (("llr", "uniform"), ("uniform-ends", "uniform"), ("llr", "uniform-ends"))
 ACROSS = {
     "limited": (("uniform", "none"), ("alphadecay-0.6", "mean-0.6"), ("alphadecay-0.6", "uniform")),
-    "onepass": (("uniform", "none"), ("alphadecay", "mean"), ("alphadecay", "uniform"), ("llr", "uniform")),
+    "onepass": (("uniform", "none"), ("alphadecay", "mean"), ("alphadecay", "uniform"), *RATES),
 }
-"""What is compared at every size."""
+"""What is compared at every size of a regime."""
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> str:

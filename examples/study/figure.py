@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from blocks import ACROSS, FAMILIES, WORDS, parameters
-from comparisons import LIMITED, SIZES, earlier, ruled
+from blocks import ACROSS, WORDS, parameters
+from comparisons import SIZES, earlier, ruled
 
 from esdtool.report.figures.style import BULK, new_figure, nth_style, plain, set_title
 
@@ -30,7 +30,7 @@ RULED, TRIED, ONCE, FORMER = (
 
 
 def rows() -> list[Row]:
-    """Everything that was compared: by the rules, by size, the other settings, the earlier study."""
+    """What was compared by the rules, at every size, and in the earlier study; the page has the rest in tables."""
     found = []
     for each in ruled():
         name = f"{WORDS[each.group.regime]}, {parameters(each.group)}: {each.rule.first} - {each.rule.second}"
@@ -44,11 +44,6 @@ def rows() -> list[Row]:
                     one = group.difference(first, second)
                     name = f"{WORDS[regime]}, {parameters(group)}: {first} - {second} ({one.seeds})"
                     found.append(Row(name, one.mean, one.low, one.high, TRIED if regime == "limited" else ONCE))
-    for entries in FAMILIES.values():
-        for first, second, _ in entries:
-            if len(LIMITED.pairs(first, second)[0]) > 1 and (first, second) not in ACROSS["limited"]:
-                one = LIMITED.difference(first, second)
-                found.append(Row(f"{first} - {second} ({one.seeds})", one.mean, one.low, one.high, TRIED))
     found += [Row(f"{e.first} - {e.second} ({e.seeds})", e.mean, e.low, e.high, FORMER) for e in earlier()]
     return found
 
@@ -73,6 +68,7 @@ def draw(path: Path) -> None:
                 label=kind,
             )
         axes.set_yticks(range(len(found)), [plain(row.label) for row in reversed(found)], fontsize="small")
+        axes.set_ylim(-0.8, len(found) - 0.2)
         axes.set_xlabel("difference in perplexity, % (left is better for the first)")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0 + 0.9 / len(found)), fontsize="small", ncols=2)
         set_title(axes, "Paired differences (seeds in brackets), 95 % intervals")
