@@ -95,7 +95,7 @@ def test_the_page_on_use_repeats_the_figures_of_the_pages_that_it_cites() -> Non
 
     page = text("should-i-use-it")
     cited = {
-        "study": ("264 thousand parameters", "1.1 million parameters", "1.3 tokens per parameter"),
+        "study": ("272 thousand parameters", "17.5 tokens a parameter"),
         "training": ("0.9 % (60M)", "2.7 % (1B)"),
         "performance": ("0.8 %", "5.0 %", "every 20 steps", "0.26"),
         "concepts": ("0.216 at a base of 0.1",),
