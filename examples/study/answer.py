@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from blocks import interval
+from collections.abc import Mapping
+
+from blocks import interval, parameters
 from comparisons import LIMITED, ONE_PASS, Difference, Group, Ruled, ruled
+
+Looks = Mapping[tuple[str, str, Group], Ruled]
 
 
 def block_answer() -> str:
     """The answer, each sentence with what it holds for."""
-    retuned = look_of("alphadecay-0.6", "uniform", LIMITED)
-    modules = look_of("llr-modules", "llr-modules-mean", LIMITED)
-    ends = "uniform ones with its rate of embedding and head"
+    looks = {(each.rule.first, each.rule.second, each.group): each for each in ruled()}
+    retuned = looks["alphadecay-0.6", "uniform", LIMITED]
+    modules = looks["llr-modules", "llr-modules-mean", LIMITED]
+    ends = "uniform ones with LLR's rate of embedding and head"
     sentences = (
-        f"Where text is little and seen often (a LLaMA of {LIMITED.parameters() / 1000:.0f} thousand parameters, 93 kB "
-        f"seen 11 times), {policies(LIMITED)}; with its base tuned on four seeds in place of one, it ended "
+        f"Where text is little and seen often (a LLaMA of {parameters(LIMITED)} parameters, 93 kB "
+        f"seen 11 times), {policies(LIMITED, looks)}; with its base tuned on four seeds in place of one, it ended "
         f"{by(retuned, 'uniform decay')}.",
-        f"In one pass over text (the same model, 17.5 tokens a parameter), {policies(ONE_PASS)}.",
+        f"In one pass over text (the same model, 17.5 tokens a parameter), {policies(ONE_PASS, looks)}.",
         "Layer-wise learning rates (LLR) with little text ended "
         f"{tried(LIMITED.difference('llr', 'uniform'), 'uniform ones')}, and "
         f"{tried(LIMITED.difference('llr', 'uniform-ends'), ends)}, both exploratory; their balance between weight "
@@ -24,9 +29,9 @@ def block_answer() -> str:
     return "\n".join(f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1))
 
 
-def policies(group: Group) -> str:
+def policies(group: Group, looks: Looks) -> str:
     """What a group says of uniform decay and of AlphaDecay."""
-    balance, whole = look_of("alphadecay", "mean", group), look_of("alphadecay", "uniform", group)
+    balance, whole = looks["alphadecay", "mean", group], looks["alphadecay", "uniform", group]
     gained = balance.look.high < 0 or whole.look.high < 0
     return (
         f"tuned uniform decay ended {tried(group.difference('uniform', 'none'), 'none')}, and "
@@ -34,11 +39,6 @@ def policies(group: Group) -> str:
         f"each at the best base of its grid, and {by(balance, 'the same total decay spread evenly')}, from which only "
         "its balance between modules tells it"
     )
-
-
-def look_of(first: str, second: str, group: Group) -> Ruled:
-    """The last look at a comparison that had a rule."""
-    return next(each for each in ruled() if (each.rule.first, each.rule.second, each.group) == (first, second, group))
 
 
 def by(each: Ruled, other: str) -> str:

@@ -12,6 +12,8 @@ from comparisons import AVERAGED, LIMITED, ONE_PASS, SIZES, Difference, Group, e
 from esdtool.comparison.paired import holm
 from esdtool.comparison.power import EFFECTS, power_of
 
+WORDS = {"limited": "little text", "onepass": "one pass"}
+"""What the page calls the regimes."""
 FAMILIES = {
     "decays": (
         ("uniform", "none", "does tuned decay pay?"),
@@ -67,30 +69,17 @@ def parameters(group: Group) -> str:
     return f"{group.parameters() / 1000:.0f} thousand"
 
 
-def tried(group: Group) -> list[tuple[Difference, str, str]]:
-    """The comparisons of all families that have runs: difference, question, family."""
-    return [
-        (group.difference(first, second), question, family)
-        for family, entries in FAMILIES.items()
-        for first, second, question in entries
-        if len(group.pairs(first, second)[0]) > 1
-    ]
+def cells(each: Difference) -> list[str]:
+    """Seeds, difference and interval of a comparison."""
+    return [str(each.seeds), f"{each.mean:+.2f} %", interval(each.low, each.high)]
 
 
 def exploratory(family: str) -> str:
     """The comparisons of a family, with Holm's correction over them."""
-    found = [(each, question) for each, question, of in tried(LIMITED) if of == family]
+    found = [(LIMITED.difference(first, second), question) for first, second, question in FAMILIES[family]]
     corrected = holm([each.p_value for each, _ in found])
     rows = [
-        [
-            f"{each.first} - {each.second}",
-            question,
-            str(each.seeds),
-            f"{each.mean:+.2f} %",
-            interval(each.low, each.high),
-            f"{each.p_value:.2g}",
-            f"{adjusted:.2g}",
-        ]
+        [f"{each.first} - {each.second}", question, *cells(each), f"{each.p_value:.2g}", f"{adjusted:.2g}"]
         for (each, question), adjusted in zip(found, corrected, strict=True)
     ]
     return table(["comparison", "question", "seeds", "difference", "95 % interval", "p", "p (Holm)"], rows, words=2)
@@ -111,35 +100,33 @@ def block_adam() -> str:
     return exploratory("adam")
 
 
-def searched(group: Group, headings: Sequence[str]) -> str:
+def searched(group: Group) -> str:
     """Perplexity by uniform decay, on the seed of the search."""
     found = {
         line["weight_decay.base"] or "none": float(line[comparisons.FINAL])
         for line in Group(regime=group.regime, sweep="search").lines()
         if not line["setting"].startswith("lr-")
     }
-    bases = ["none", *sorted((base for base in found if base != "none"), key=float)]
-    cells = [f"{found[base]:.3f} ({100 * math.log(found[base] / found['none']):+.1f} %)" for base in bases]
-    return table(
-        [*headings, *(base if base == "none" else f"{float(base):g}" for base in bases)], [["perplexity", *cells]]
-    )
+    bases = ["none", *sorted(found.keys() - {"none"}, key=float)]
+    headings = ["none", *(f"{float(base):g}" for base in bases[1:])]
+    row = [f"{found[base]:.3f} ({100 * math.log(found[base] / found['none']):+.1f} %)" for base in bases]
+    return table(["uniform decay", *headings], [["perplexity", *row]])
 
 
 def block_regime() -> str:
     """Perplexity by uniform decay with little text."""
-    return searched(LIMITED, ["uniform decay"])
+    return searched(LIMITED)
 
 
 def block_onepass() -> str:
     """Perplexity by uniform decay in one pass."""
-    return searched(ONE_PASS, ["uniform decay"])
+    return searched(ONE_PASS)
 
 
 def block_retuned() -> str:
     """Perplexity by base over the seed that chose and those that were added."""
-    rows = []
+    rows, more = [], Group(regime="limited", sweep="retune")
     for policy, sweep in (("uniform", "search"), ("alphadecay", "tune")):
-        more = Group(regime="limited", sweep="retune")
         for setting in more.settings():
             if not setting.startswith(f"{policy}-"):
                 continue
@@ -166,9 +153,6 @@ def block_tuning() -> str:
     return table(["regime", "policy", "base", "learning rate", "perplexity"], rows, words=2)
 
 
-WORDS = {"limited": "little text", "onepass": "one pass"}
-
-
 def block_primary() -> str:
     """The comparisons of the rules."""
     rows = [
@@ -192,10 +176,7 @@ def block_averaged() -> str:
     rows = []
     for each in ruled():
         found = each.group.difference(each.rule.first, each.rule.second, column=AVERAGED, seeds=each.look.seeds)
-        name = f"{found.first} - {found.second}"
-        rows.append(
-            [WORDS[each.group.regime], name, str(found.seeds), f"{found.mean:+.2f} %", interval(found.low, found.high)]
-        )
+        rows.append([WORDS[each.group.regime], f"{found.first} - {found.second}", *cells(found)])
     return table(["regime", "comparison, averaged weights", "seeds", "difference", "95 % interval"], rows, words=2)
 
 
@@ -211,12 +192,12 @@ def block_settings() -> str:
     for group in (LIMITED, ONE_PASS):
         names = group.settings()
         for name in sorted(names, key=lambda name: statistics.fmean(group.perplexities(name).values())):
-            cells = [
+            results = [
                 with_error(list(group.perplexities(name, column=column).values()))
                 for column in (comparisons.FINAL, AVERAGED)
             ]
             decay = statistics.fmean(float(line["mean_decay"]) for line in group.lines(name))
-            rows.append([WORDS[group.regime], name, *cells, f"{decay:.2g}", str(len(group.lines(name)))])
+            rows.append([WORDS[group.regime], name, *results, f"{decay:.2g}", str(len(group.lines(name)))])
     headings = ["regime", "setting", "perplexity", "of averaged weights", "mean decay", "seeds"]
     return table(headings, rows, words=2)
 
@@ -227,10 +208,8 @@ def block_sizes() -> str:
     for regime, groups in SIZES.items():
         for first, second in ACROSS[regime]:
             for group in groups:
-                if len(group.pairs(first, second)[0]) > 1:
-                    each = group.difference(first, second)
-                    cells = [str(each.seeds), f"{each.mean:+.2f} %", interval(each.low, each.high)]
-                    rows.append([WORDS[regime], f"{first} - {second}", parameters(group), *cells])
+                each = group.difference(first, second)
+                rows.append([WORDS[regime], f"{first} - {second}", parameters(group), *cells(each)])
     return table(["regime", "comparison", "parameters", "seeds", "difference", "95 % interval"], rows, words=2)
 
 
@@ -241,8 +220,7 @@ def block_alphas() -> str:
         found = []
         for name in group.settings():
             means, spreads = group.final_alphas(name)
-            cells = [with_error(means), with_error(spreads)]
-            found.append([WORDS[group.regime], name, *cells, str(len(means))])
+            found.append([WORDS[group.regime], name, with_error(means), with_error(spreads), str(len(means))])
         rows += sorted(found, key=lambda row: row[3])
     headings = ["regime", "setting", "mean alpha", "spread of alpha over the modules", "seeds"]
     return table(headings, rows, words=2)
@@ -254,12 +232,11 @@ def block_cost() -> str:
     for groups in SIZES.values():
         for group in groups:
             lines = [line for line in group.lines() if line["refresh_seconds"] and line["train_seconds"]]
-            if lines:
-                shares = [100 * float(line["refresh_seconds"]) / float(line["train_seconds"]) for line in lines]
-                seconds = statistics.median(float(line["train_seconds"]) for line in lines)
-                every = f"{lines[0]['weight_decay.interval']} of {lines[0]['schedule.steps']} steps"
-                cells = [every, f"{seconds:.0f} s", f"{statistics.median(shares):.1f} %", str(len(lines))]
-                rows.append([WORDS[group.regime], parameters(group), *cells])
+            shares = [100 * float(line["refresh_seconds"]) / float(line["train_seconds"]) for line in lines]
+            seconds = statistics.median(float(line["train_seconds"]) for line in lines)
+            every = f"{lines[0]['weight_decay.interval']} of {lines[0]['schedule.steps']} steps"
+            cost = [every, f"{seconds:.0f} s", f"{statistics.median(shares):.1f} %", str(len(lines))]
+            rows.append([WORDS[group.regime], parameters(group), *cost])
     headings = ["regime", "parameters", "a refresh every", "time of the steps", "refreshes", "runs"]
     return table(headings, rows, words=2)
 
@@ -273,18 +250,15 @@ def block_power() -> str:
         found = power_of(each.rule.first, each.rule.second, ones[:count], others[:count])
         needed = [f"{few} ({many})" for few, many in zip(found.needed, found.needed_at_most, strict=True)]
         name = f"{found.first} - {found.second}"
-        cells = [str(found.seeds), f"{found.deviation:.2f} %", f"{found.detectable:.2f} %"]
-        rows.append([WORDS[each.group.regime], name, *cells, *needed])
+        known = [str(found.seeds), f"{found.deviation:.2f} %", f"{found.detectable:.2f} %"]
+        rows.append([WORDS[each.group.regime], name, *known, *needed])
     effects = [f"seeds for {effect:g} %" for effect in EFFECTS]
     return table(["regime", "comparison", "seeds", "spread", "detectable with them", *effects], rows, words=2)
 
 
 def block_earlier() -> str:
     """The earlier study."""
-    rows = [
-        [f"{each.first} - {each.second}", str(each.seeds), f"{each.mean:+.2f} %", interval(each.low, each.high)]
-        for each in earlier()
-    ]
+    rows = [[f"{each.first} - {each.second}", *cells(each)] for each in earlier()]
     return table(["one pass, 1.1 million parameters", "seeds", "difference", "95 % interval"], rows)
 
 

@@ -82,9 +82,10 @@ class Group:
         for line in ALPHAS:  # in the order of the steps
             if (line["regime"], line["sweep"], line["setting"]) == (self.regime, self.sweep, setting):
                 last[line["seed"]] = line
-        return [float(line["alpha_mean"]) for line in last.values()], [
-            float(line["alpha_deviation"]) for line in last.values()
-        ]
+        means, spreads = (
+            [float(line[column]) for line in last.values()] for column in ("alpha_mean", "alpha_deviation")
+        )
+        return means, spreads
 
 
 LIMITED = Group(regime="limited", sweep="compare")

@@ -31,16 +31,15 @@ RULED, TRIED, ONCE, FORMER = (
 
 def rows() -> list[Row]:
     """What was compared by the rules, at every size, and in the earlier study; the page has the rest in tables."""
-    found = []
-    for each in ruled():
+    found, decided = [], ruled()
+    for each in decided:
         name = f"{WORDS[each.group.regime]}, {parameters(each.group)}: {each.rule.first} - {each.rule.second}"
         look = each.look
         found.append(Row(f"{name} ({look.seeds})", look.difference, look.low, look.high, RULED))
     for regime, groups in SIZES.items():
         for group in groups:
             for first, second in ACROSS[regime]:
-                is_ruled = any((first, second, group) == (e.rule.first, e.rule.second, e.group) for e in ruled())
-                if len(group.pairs(first, second)[0]) > 1 and not is_ruled:
+                if not any((first, second, group) == (e.rule.first, e.rule.second, e.group) for e in decided):
                     one = group.difference(first, second)
                     name = f"{WORDS[regime]}, {parameters(group)}: {first} - {second} ({one.seeds})"
                     found.append(Row(name, one.mean, one.low, one.high, TRIED if regime == "limited" else ONCE))

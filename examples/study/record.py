@@ -10,13 +10,14 @@ folders.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from comparisons import read
 
 from esdtool import analyze
 from esdtool.comparison.runs import Run, compare_runs, has_result, load_run
@@ -126,33 +127,25 @@ def alphas(run: Run) -> Iterable[dict[str, Any]]:
         measured = [module["alpha"] for module in modules.values() if module.get("alpha") is not None]
         if measured:
             yield spread(line["weights_step"], measured)
-    yield spread(run.steps_done, [module.alpha for module in analyze(run.path / "final").scored])
+    final = [module.alpha for module in analyze(run.path / "final").scored]
+    yield spread(run.steps_done, [alpha for alpha in final if alpha is not None])
 
 
-def spread(step: int, measured: Iterable[float | None]) -> dict[str, Any]:
+def spread(step: int, measured: Sequence[float]) -> dict[str, Any]:
     """One line of alphas.csv."""
-    values = [value for value in measured if value is not None]
     return {
         "step": step,
-        "alpha_mean": round(statistics.fmean(values), 4),
-        "alpha_deviation": round(statistics.pstdev(values), 4),
+        "alpha_mean": round(statistics.fmean(measured), 4),
+        "alpha_deviation": round(statistics.pstdev(measured), 4),
     }
 
 
 def write(path: Path, fields: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
     """Write rows, beside those of other runs that the file has, ordered by the names of the runs."""
     new = {name(row) for row in rows}
-    kept: list[Line] = [row for row in read(path) if name(row) not in new]
+    kept: list[Line] = [row for row in read(path) if name(row) not in new] if path.exists() else []
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(path, csv_text(fields, sorted([*kept, *rows], key=order)))
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """Read a CSV file, if it is there."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def name(row: Line) -> tuple[str, ...]:
